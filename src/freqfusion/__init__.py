@@ -1,0 +1,18 @@
+"""Frequency-aware feature fusion (FreqFusion, TPAMI 2024) for dense prediction."""
+
+from freqfusion.fusion import FreqFusion, FusedFeatures, Fusion, create_fusion, list_fusions
+from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FreqFusion",
+    "FusedFeatures",
+    "Fusion",
+    "carafe",
+    "create_fusion",
+    "list_fusions",
+    "local_similarity",
+    "normalize_kernels",
+    "resample",
+]

@@ -1,0 +1,94 @@
+"""The contract of every fusion method: one coarse and one fine map in, two maps of the fine size out."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class FusedFeatures(NamedTuple):
+    """What a fusion returns.
+
+    A tuple, so that ``_, hr_feat, lr_feat = fusion(hr_feat=..., lr_feat=...)`` works.
+    """
+
+    lowpass_kernel: Tensor | None
+    """``(B, groups * k * k, H, W)`` reassembly kernels of the coarse map, or None where a method has none."""
+    hr_feat: Tensor
+    """``(B, hr_channels, H, W)`` fine map, refined where the method does so."""
+    lr_feat: Tensor
+    """``(B, lr_channels, H, W)`` coarse map at the fine size."""
+
+
+class Fusion(nn.Module, ABC):
+    """Base class of the fusion methods.
+
+    A subclass implements :meth:`fuse`; this class checks the inputs, so that every method answers wrong
+    input with the same words. Adding or concatenating the two returned maps is left to the decoder.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map.
+    """
+
+    def __init__(self, hr_channels: int, lr_channels: int) -> None:
+        super().__init__()
+        for name, value in (("hr_channels", hr_channels), ("lr_channels", lr_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.hr_channels = hr_channels
+        self.lr_channels = lr_channels
+
+    @abstractmethod
+    def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        """Fuse checked inputs; see :meth:`forward`."""
+
+    def forward(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        """Bring ``lr_feat`` to the size of ``hr_feat``.
+
+        Args:
+            hr_feat: ``(B, hr_channels, H, W)``, floating point.
+            lr_feat: ``(B, lr_channels, h, w)`` with ``1 <= h <= H`` and ``1 <= w <= W``, same device.
+
+        Returns:
+            :class:`FusedFeatures`; both maps have the size ``(H, W)`` and their own channel counts.
+
+        Raises:
+            TypeError: for integer maps.
+            ValueError: for wrong rank, channels, batch, device or size.
+        """
+        self._check(hr_feat, lr_feat)
+        return self.fuse(hr_feat, lr_feat)
+
+    def _check(self, hr_feat: Tensor, lr_feat: Tensor) -> None:
+        for name, feat, channels in (
+            ("hr_feat", hr_feat, self.hr_channels),
+            ("lr_feat", lr_feat, self.lr_channels),
+        ):
+            if feat.ndim != 4:
+                raise ValueError(
+                    f"{name} must have 4 dimensions (B, C, H, W), got {feat.ndim} with shape {tuple(feat.shape)}"
+                )
+            if not feat.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {feat.dtype}; convert it with .float()")
+            if feat.shape[1] != channels:
+                raise ValueError(
+                    f"{name} has {feat.shape[1]} channels, this {type(self).__name__} was built for "
+                    f"{channels}; build it with {name.replace('feat', 'channels')}={feat.shape[1]}"
+                )
+        if hr_feat.device != lr_feat.device:
+            raise ValueError(
+                f"hr_feat is on {hr_feat.device} and lr_feat on {lr_feat.device}; move them to one device"
+            )
+        if hr_feat.shape[0] != lr_feat.shape[0]:
+            raise ValueError(
+                f"batch sizes differ: hr_feat has {hr_feat.shape[0]}, lr_feat {lr_feat.shape[0]}"
+            )
+        size, coarse = hr_feat.shape[-2:], lr_feat.shape[-2:]
+        if coarse[0] > size[0] or coarse[1] > size[1]:
+            raise ValueError(
+                f"lr_feat of size {tuple(coarse)} is larger than hr_feat of size {tuple(size)}; "
+                "were the two maps swapped?"
+            )
+        if coarse[0] < 1 or coarse[1] < 1:
+            raise ValueError(f"lr_feat has an empty side: size {tuple(coarse)}; the input image is too small")

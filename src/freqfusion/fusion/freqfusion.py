@@ -1,0 +1,388 @@
+"""FreqFusion: adaptive low-pass filter, offset generator and adaptive high-pass filter."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from freqfusion.fusion.base import FusedFeatures, Fusion
+from freqfusion.fusion.interpolate import resize
+from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
+from freqfusion.ops._checks import check_groups, check_kernel_size
+
+DirectionFeat = Literal["sim_concat", "sim"]
+Init = Literal["paper", "official", "identity"]
+PaddingMode = Literal["zeros", "reflect"]
+UpsampleMode = Literal["nearest", "bilinear"]
+
+SIMILARITY_CHANNELS = 8
+"""A 3x3 neighbourhood without its centre."""
+
+
+class OffsetGenerator(nn.Module):
+    """Predicts where each fine pixel should read the coarse map, and reads it there.
+
+    Direction and magnitude are predicted from features of both resolutions and from the cosine similarity of
+    every pixel with its eight neighbours two pixels away: a pixel that differs from its neighbours is moved to
+    a more consistent place. Parameter names are the released code's; its constant ``init_pos`` is accepted in
+    a state dict and dropped, for the sub-pixel positions follow from the sizes here.
+
+    Args:
+        in_channels: channels of both compressed maps.
+        groups: groups of channels that move together.
+        kernel_size: odd side of the predicting convolutions.
+        use_direct_scale: predict magnitudes; otherwise offsets are a quarter of the direction.
+        norm: group normalisation (8 channels a group) of the compressed maps first.
+        direction_feat: ``"sim_concat"`` predicts from features and similarities, ``"sim"`` the direction from
+            the similarities alone and the magnitude from the features alone.
+
+    Source: Chen et al., TPAMI 2024, offset generator; sub-pixel layout after DySample's "lp" style
+    (Liu et al., ICCV 2023).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        groups: int = 4,
+        kernel_size: int = 1,
+        use_direct_scale: bool = True,
+        norm: bool = True,
+        direction_feat: DirectionFeat = "sim_concat",
+    ) -> None:
+        super().__init__()
+        check_kernel_size("kernel_size", kernel_size)
+        if direction_feat not in get_args(DirectionFeat):
+            raise ValueError(f'direction_feat must be "sim_concat" or "sim", got {direction_feat!r}')
+        if norm and (in_channels < 8 or in_channels % (in_channels // 8)):
+            raise ValueError(
+                f"{in_channels} compressed channels cannot be normalised in {in_channels // 8} groups (of 8 "
+                "channels); choose a multiple of 8 or switch the normalisation off (feature_resample_norm=False)"
+            )
+        self.groups = groups
+        self.direction_feat = direction_feat
+        features = in_channels + SIMILARITY_CHANNELS
+        direction_in = SIMILARITY_CHANNELS if direction_feat == "sim" else features
+        scale_in = in_channels if direction_feat == "sim" else features
+
+        def convolution(channels: int, out_channels: int) -> nn.Conv2d:
+            return nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+        # a coarse pixel predicts the offsets of its 2 x 2 sub-pixels
+        self.offset = convolution(direction_in, 2 * groups * 4)
+        self.direct_scale = convolution(scale_in, 2 * groups * 4) if use_direct_scale else None
+        self.hr_offset = convolution(direction_in, 2 * groups)
+        self.hr_direct_scale = convolution(scale_in, 2 * groups) if use_direct_scale else None
+        self.norm_hr = nn.GroupNorm(in_channels // 8, in_channels) if norm else None
+        self.norm_lr = nn.GroupNorm(in_channels // 8, in_channels) if norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small directions (normal, std 0.001) and zero scales (magnitude one half): sampling starts in place."""
+        for direction in (self.offset, self.hr_offset):
+            nn.init.normal_(direction.weight, std=0.001)
+            nn.init.zeros_(_bias(direction))
+        for scale in (self.direct_scale, self.hr_direct_scale):
+            if scale is not None:
+                nn.init.zeros_(scale.weight)
+                nn.init.zeros_(_bias(scale))
+
+    def offsets(self, hr_feat: Tensor, lr_feat: Tensor) -> Tensor:
+        """Offsets ``(B, 2 * groups, H, W)`` in coarse pixels: displacements along x of each group, then y.
+
+        Args:
+            hr_feat: ``(B, in_channels, H, W)`` compressed fine map.
+            lr_feat: ``(B, in_channels, h, w)`` compressed coarse map.
+        """
+        if self.norm_hr is not None and self.norm_lr is not None:
+            hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
+        hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
+        if self.direction_feat == "sim_concat":
+            hr_feat = hr_direction = torch.cat((hr_feat, hr_direction), dim=1)
+            lr_feat = lr_direction = torch.cat((lr_feat, lr_direction), dim=1)
+        size = hr_feat.shape[-2:]
+
+        def to_fine(predicted: Tensor) -> Tensor:
+            return resize(F.pixel_shuffle(predicted, 2), size, "nearest")
+
+        direction = to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)
+        if self.direct_scale is None or self.hr_direct_scale is None:
+            return direction * 0.25
+        magnitude = to_fine(self.direct_scale(lr_feat)) + self.hr_direct_scale(hr_feat)
+        return direction * magnitude.sigmoid()
+
+    def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
+        """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``."""
+        offsets = self.offsets(hr_feat, lr_feat)
+        height, width = lr_feat.shape[-2:]
+        return resample(feat_to_sample, offsets, self.groups, unit_size=(height, width))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "init_pos", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class FreqFusion(Fusion):
+    """Frequency-aware feature fusion of one coarse and one fine map.
+
+    Three parts work from compressed copies of both maps. The adaptive low-pass filter predicts a kernel for
+    every fine pixel and reassembles the coarse map with it, which smooths it inside objects while it is
+    upsampled. The offset generator then moves samples of that map to nearby places that are more consistent.
+    The adaptive high-pass filter adds the detail of the fine map that downsampling lost. Add or concatenate
+    the two maps afterwards; their channels are unchanged and may differ.
+
+    Works at any size of the fine map that is not smaller than the coarse one, odd sizes included; at exactly
+    twice the size it equals the released code, whose checkpoints load strictly.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map.
+        scale_factor: only 1, the released default; other values raise there too.
+        lowpass_kernel: odd side of the low-pass kernels.
+        highpass_kernel: odd side of the high-pass kernels.
+        up_group: groups of channels with kernels of their own; must divide all three channel counts.
+        encoder_kernel: odd side of the convolutions that predict kernels and offsets.
+        encoder_dilation: dilation of those that predict kernels.
+        compressed_channels: channels of the compressed maps.
+        align_corners: for ``upsample_mode="bilinear"``.
+        upsample_mode: plain interpolation used when ``semi_conv`` is off, and what ``init="identity"`` equals.
+        feature_resample: use the offset generator. On by default, as in the paper and all its experiments;
+            the released class has it off by default.
+        feature_resample_group: groups of channels that move together; must divide ``lr_channels``.
+        comp_feat_upsample: enhanced initial fusion: sharpen the compressed fine map with its own high-pass
+            kernels and upsample the coarse logits with low-pass kernels, instead of nearest interpolation.
+        use_high_pass: refine the fine map; off, it passes unchanged.
+        use_low_pass: only True; the released code has the argument and ignores it.
+        hr_residual: add the high-pass response to the fine map rather than replace it.
+        semi_conv: predict kernels at both resolutions and add them; off, from the sum of the compressed maps.
+        hamming_window: multiply kernels by a Hamming window. The published SegNeXt and Mask2Former models
+            have it off.
+        feature_resample_norm: normalise the compressed maps in the offset generator.
+        padding_mode: border of the reassembly: ``"zeros"`` as the published checkpoints were trained with,
+            ``"reflect"`` as the released pure-PyTorch fallback does.
+        direction_feat: ``"sim_concat"``, or ``"sim"`` as in the published SegNeXt; see
+            :class:`OffsetGenerator`.
+        use_checkpoint: recompute activations in the backward pass instead of keeping them.
+        init: ``"paper"`` starts with offsets near zero (direction std 0.001, zero scales) as the offset
+            generator's authors intended. ``"official"`` repeats the released constructor, whose last step, a
+            Xavier pass over every convolution, overwrites those small values, so that training starts from
+            large random offsets. ``"identity"`` starts from exactly what a host network had before, ``hr_feat``
+            and the interpolated ``lr_feat``: learnable gates (``hr_gate``, ``lr_gate``, one a channel, zero
+            at first) blend the fused maps in. Gates exist only in this mode.
+
+    Raises:
+        ValueError: for options that do not fit together; the message says which would.
+
+    Source: Chen, Fu, Gu, Yan, Harada, Huang, "Frequency-aware Feature Fusion for Dense Image Prediction",
+    TPAMI 2024, section 3; option names and parameter names from the authors' release.
+
+    >>> fusion = FreqFusion(hr_channels=16, lr_channels=32)
+    >>> _, hr_feat, lr_feat = fusion(hr_feat=torch.rand(1, 16, 27, 33), lr_feat=torch.rand(1, 32, 14, 17))
+    >>> tuple(hr_feat.shape), tuple(lr_feat.shape)
+    ((1, 16, 27, 33), (1, 32, 27, 33))
+    """
+
+    hamming_lowpass: Tensor
+    hamming_highpass: Tensor
+
+    def __init__(
+        self,
+        hr_channels: int,
+        lr_channels: int,
+        scale_factor: int = 1,
+        lowpass_kernel: int = 5,
+        highpass_kernel: int = 3,
+        up_group: int = 1,
+        encoder_kernel: int = 3,
+        encoder_dilation: int = 1,
+        compressed_channels: int = 64,
+        align_corners: bool = False,
+        upsample_mode: UpsampleMode = "nearest",
+        feature_resample: bool = True,
+        feature_resample_group: int = 4,
+        comp_feat_upsample: bool = True,
+        use_high_pass: bool = True,
+        use_low_pass: bool = True,
+        hr_residual: bool = True,
+        semi_conv: bool = True,
+        hamming_window: bool = True,
+        feature_resample_norm: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        direction_feat: DirectionFeat = "sim_concat",
+        use_checkpoint: bool = False,
+        init: Init = "paper",
+    ) -> None:
+        super().__init__(hr_channels, lr_channels)
+        for name, kernel in (
+            ("lowpass_kernel", lowpass_kernel),
+            ("highpass_kernel", highpass_kernel),
+            ("encoder_kernel", encoder_kernel),
+        ):
+            check_kernel_size(name, kernel)
+        for name, value, choices in (
+            ("upsample_mode", upsample_mode, get_args(UpsampleMode)),
+            ("padding_mode", padding_mode, get_args(PaddingMode)),
+            ("init", init, get_args(Init)),
+            ("scale_factor", scale_factor, (1,)),
+            ("use_low_pass", use_low_pass, (True,)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        for name, channels in (
+            ("hr_feat (up_group)", hr_channels),
+            ("lr_feat (up_group)", lr_channels),
+            ("the compressed maps (up_group)", compressed_channels),
+        ):
+            check_groups(name, channels, up_group)
+        if feature_resample:
+            check_groups("lr_feat (feature_resample_group)", lr_channels, feature_resample_group)
+
+        self.lowpass_kernel = lowpass_kernel
+        self.highpass_kernel = highpass_kernel
+        self.up_group = up_group
+        self.align_corners = align_corners
+        self.upsample_mode = upsample_mode
+        self.comp_feat_upsample = comp_feat_upsample
+        self.use_high_pass = use_high_pass
+        self.hr_residual = hr_residual
+        self.semi_conv = semi_conv
+        self.padding_mode = padding_mode
+        self.use_checkpoint = use_checkpoint
+
+        def encoder(kernel: int) -> nn.Conv2d:
+            padding = (encoder_kernel - 1) * encoder_dilation // 2
+            taps = kernel * kernel * up_group
+            return nn.Conv2d(
+                compressed_channels, taps, encoder_kernel, padding=padding, dilation=encoder_dilation
+            )
+
+        self.hr_channel_compressor = nn.Conv2d(hr_channels, compressed_channels, 1)
+        self.lr_channel_compressor = nn.Conv2d(lr_channels, compressed_channels, 1)
+        self.content_encoder = encoder(lowpass_kernel)
+        self.content_encoder2 = encoder(highpass_kernel) if use_high_pass else None
+        self.dysampler = (
+            OffsetGenerator(
+                compressed_channels,
+                feature_resample_group,
+                kernel_size=encoder_kernel,
+                norm=feature_resample_norm,
+                direction_feat=direction_feat,
+            )
+            if feature_resample
+            else None
+        )
+        self.register_buffer("hamming_lowpass", _window(lowpass_kernel, hamming_window))
+        self.register_buffer("hamming_highpass", _window(highpass_kernel, hamming_window))
+        self.hr_gate = (
+            nn.Parameter(torch.zeros(hr_channels)) if init == "identity" and use_high_pass else None
+        )
+        self.lr_gate = nn.Parameter(torch.zeros(lr_channels)) if init == "identity" else None
+        self._initialise(init)
+
+    def _initialise(self, init: Init) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(_bias(module))
+        for encoder in (self.content_encoder, self.content_encoder2):
+            if encoder is not None:
+                nn.init.normal_(encoder.weight, std=0.001)
+        if self.dysampler is not None and init != "official":
+            self.dysampler.reset_parameters()
+
+    def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return FusedFeatures(*checkpoint(self._fuse, hr_feat, lr_feat, use_reentrant=False))
+        return self._fuse(hr_feat, lr_feat)
+
+    def _fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        size = hr_feat.shape[-2:]
+        compressed_hr = self.hr_channel_compressor(hr_feat)
+        compressed_lr = self.lr_channel_compressor(lr_feat)
+        if not self.semi_conv:
+            lowpass, highpass_logits = self._kernels_from_sum(compressed_hr, compressed_lr)
+        elif self.comp_feat_upsample:
+            compressed_hr, lowpass, highpass_logits = self._kernels_enhanced(compressed_hr, compressed_lr)
+        else:
+            lowpass, highpass_logits = self._kernels_from_both(compressed_hr, compressed_lr)
+
+        fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
+        fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
+        fused_hr = hr_feat
+        if highpass_logits is not None:
+            detail = hr_feat - self._smooth(hr_feat, highpass_logits)
+            fused_hr = hr_feat + detail if self.hr_residual else detail
+        if self.dysampler is not None:
+            fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr)
+
+        if self.hr_gate is not None:
+            fused_hr = hr_feat + self.hr_gate[:, None, None] * (fused_hr - hr_feat)
+        if self.lr_gate is not None:
+            plain = self._interpolate(lr_feat, size)
+            fused_lr = plain + self.lr_gate[:, None, None] * (fused_lr - plain)
+        return FusedFeatures(lowpass, fused_hr, fused_lr)
+
+    def _kernels_enhanced(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Enhanced initial fusion: sharpened fine map, low-pass kernels and high-pass logits."""
+        highpass_logits: Tensor | None = None
+        if self.content_encoder2 is not None:
+            highpass_logits = self.content_encoder2(hr)  # of the map before it is sharpened
+            hr = hr + (hr - self._smooth(hr, highpass_logits))
+        lowpass_logits = self.content_encoder(hr)
+        initial = self._lowpass_kernels(lowpass_logits)
+        lowpass_logits = lowpass_logits + self._reassemble(
+            self.content_encoder(lr), initial, self.lowpass_kernel
+        )
+        lowpass = self._lowpass_kernels(lowpass_logits)
+        if self.content_encoder2 is not None and highpass_logits is not None:
+            coarse = self._reassemble(self.content_encoder2(lr), lowpass, self.lowpass_kernel)
+            highpass_logits = highpass_logits + coarse
+        return hr, lowpass, highpass_logits
+
+    def _kernels_from_both(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Plain initial fusion: logits of both resolutions, the coarse ones by nearest interpolation."""
+
+        def logits(encoder: nn.Module) -> Tensor:
+            return encoder(hr) + resize(encoder(lr), hr.shape[-2:], "nearest")
+
+        lowpass = self._lowpass_kernels(logits(self.content_encoder))
+        return lowpass, None if self.content_encoder2 is None else logits(self.content_encoder2)
+
+    def _kernels_from_sum(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the sum of both compressed maps."""
+        fused = hr + resize(lr, hr.shape[-2:], "nearest")
+        lowpass = self._lowpass_kernels(self.content_encoder(fused))
+        return lowpass, None if self.content_encoder2 is None else self.content_encoder2(fused)
+
+    def _lowpass_kernels(self, logits: Tensor) -> Tensor:
+        return self._normalise(logits, self.lowpass_kernel, self.hamming_lowpass)
+
+    def _smooth(self, x: Tensor, highpass_logits: Tensor) -> Tensor:
+        """Low-pass by the kernels that, subtracted from the identity, make the high-pass filter."""
+        kernels = self._normalise(highpass_logits, self.highpass_kernel, self.hamming_highpass)
+        return self._reassemble(x, kernels, self.highpass_kernel)
+
+    def _normalise(self, logits: Tensor, kernel_size: int, hamming: Tensor) -> Tensor:
+        window = hamming if hamming.numel() > 1 else None
+        return normalize_kernels(logits, kernel_size, self.up_group, window)
+
+    def _reassemble(self, x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
+        return carafe(x, kernels, kernel_size, self.up_group, self.padding_mode)
+
+    def _interpolate(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return resize(x, size, self.upsample_mode, self.align_corners)
+
+
+def _window(kernel_size: int, hamming: bool) -> Tensor:
+    """Hamming window ``(1, 1, k, k)`` as stored in the official checkpoints, or the ``(1,)`` one of "no window"."""
+    if not hamming:
+        return torch.ones(1)
+    line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64)
+    return torch.outer(line, line).float()[None, None]
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias

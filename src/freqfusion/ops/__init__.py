@@ -1,0 +1,17 @@
+"""Stateless tensor operators that the fusion methods are built from."""
+
+from freqfusion.ops.carafe import carafe, carafe_naive
+from freqfusion.ops.local_similarity import local_similarity, local_similarity_naive
+from freqfusion.ops.normalize_kernels import normalize_kernels, normalize_kernels_naive
+from freqfusion.ops.resample import resample, resample_naive
+
+__all__ = [
+    "carafe",
+    "carafe_naive",
+    "local_similarity",
+    "local_similarity_naive",
+    "normalize_kernels",
+    "normalize_kernels_naive",
+    "resample",
+    "resample_naive",
+]

@@ -1,0 +1,150 @@
+"""Public function of the reassembly, its registered operators and their derivatives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqfusion.ops._checks import (
+    accumulation_dtype,
+    check_groups,
+    check_kernel_size,
+    check_map,
+    check_pair,
+    check_taps,
+)
+from freqfusion.ops.carafe import phases
+from freqfusion.ops.carafe.naive import carafe_naive
+
+
+@torch.library.custom_op("freqfusion::carafe", mutates_args=())
+def _carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    return phases.forward(x, kernels, kernel_size, groups, reflect)
+
+
+@torch.library.custom_op("freqfusion::carafe_backward_x", mutates_args=())
+def _carafe_backward_x(
+    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
+) -> Tensor:
+    return phases.backward_x(kernels, grad, h, w, kernel_size, groups, reflect)
+
+
+@torch.library.custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
+def _carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    return phases.backward_kernels(x, grad, kernel_size, groups, reflect)
+
+
+@_carafe.register_fake
+def _(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    layout = torch.channels_last if phases.is_channels_last(x) else torch.contiguous_format
+    shape = (*x.shape[:2], *kernels.shape[-2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+@_carafe_backward_x.register_fake
+def _(kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    return torch.empty((*grad.shape[:2], h, w), dtype=grad.dtype, device=grad.device)
+
+
+@_carafe_backward_kernels.register_fake
+def _(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    shape = (x.shape[0], groups * kernel_size * kernel_size, *grad.shape[-2:])
+    return torch.empty(shape, dtype=accumulation_dtype(x, grad), device=x.device)
+
+
+# The reassembly is linear in x and in the kernels, so the derivatives of all three operators are the three
+# operators again, and any order of differentiation works. `rest` is (kernel_size, groups, reflect).
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, *rest = inputs
+    ctx.save_for_backward(first, second)
+    ctx.rest = rest
+
+
+def _carafe_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, kernels = ctx.saved_tensors
+    need_x, need_kernels = ctx.needs_input_grad[:2]
+    return (
+        _carafe_backward_x(kernels, grad, *x.shape[-2:], *ctx.rest) if need_x else None,
+        _carafe_backward_kernels(x, grad, *ctx.rest).to(kernels.dtype) if need_kernels else None,
+        *(None for _ in ctx.rest),
+    )
+
+
+def _backward_x_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    kernels, incoming = ctx.saved_tensors
+    rest = ctx.rest[2:]
+    need_kernels, need_incoming = ctx.needs_input_grad[:2]
+    return (
+        _carafe_backward_kernels(grad, incoming, *rest).to(kernels.dtype) if need_kernels else None,
+        _carafe(grad, kernels, *rest) if need_incoming else None,
+        *(None for _ in ctx.rest),
+    )
+
+
+def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, incoming = ctx.saved_tensors
+    need_x, need_incoming = ctx.needs_input_grad[:2]
+    return (
+        _carafe_backward_x(grad, incoming, *x.shape[-2:], *ctx.rest).to(x.dtype) if need_x else None,
+        _carafe(x, grad, *ctx.rest).to(incoming.dtype) if need_incoming else None,
+        *(None for _ in ctx.rest),
+    )
+
+
+_carafe.register_autograd(_carafe_derivative, setup_context=_save)
+_carafe_backward_x.register_autograd(_backward_x_derivative, setup_context=_save)
+_carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_context=_save)
+
+
+def carafe(
+    x: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1, padding_mode: str = "zeros"
+) -> Tensor:
+    """Content-aware reassembly: every output pixel is a weighted sum over a window of ``x``.
+
+    Output pixel ``(I, J)`` reads the ``kernel_size`` x ``kernel_size`` window of ``x`` centred at
+    ``(floor(I * h / H), floor(J * w / W))`` (integer arithmetic) with its own weights; all channels of a
+    group share them. At a whole-number ratio this is CARAFE; it is defined at every other size too.
+
+    Args:
+        x: ``(B, C, h, w)``, floating point; any memory layout, channels_last is kept.
+        kernels: ``(B, groups * kernel_size**2, H, W)``, floating point; channel
+            ``(group * kernel_size + row) * kernel_size + column``. Used as they are: normalise first, see
+            :func:`freqfusion.ops.normalize_kernels`.
+        kernel_size: odd side of the window.
+        groups: channel ``c`` of ``x`` uses group ``c // (C // groups)``.
+        padding_mode: ``"zeros"``: taps outside ``x`` count as zero (mmcv's operator, which the published
+            checkpoints were trained with); ``"reflect"``: they read the mirrored pixel (the fallback
+            of the released FreqFusion code).
+
+    Returns:
+        ``(B, C, H, W)`` of the dtype of ``x``. Half precision is accumulated in float32.
+
+    Raises:
+        TypeError: for integer tensors.
+        ValueError: for wrong rank, channels, groups, batch, device, kernel size or padding mode.
+
+    Source: Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, equation 4.
+
+    >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    >>> centre = torch.zeros(1, 9, 4, 4); centre[:, 4] = 1
+    >>> carafe(x, centre, kernel_size=3)[0, 0]
+    tensor([[0., 0., 1., 1.],
+            [0., 0., 1., 1.],
+            [2., 2., 3., 3.],
+            [2., 2., 3., 3.]])
+    """
+    check_map("x", x)
+    check_map("kernels", kernels)
+    check_pair("x", x, "kernels", kernels)
+    check_kernel_size("kernel_size", kernel_size)
+    check_groups("x", x.shape[1], groups)
+    check_taps("kernels", kernels.shape[1], kernel_size, groups)
+    if padding_mode not in ("zeros", "reflect"):
+        raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
+    if x.shape[-2] < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x has an empty side: shape {tuple(x.shape)}")
+    if torch.compiler.is_exporting():  # exporters know only torch's own operators
+        return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
+    return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect")

@@ -1,0 +1,82 @@
+"""Local cosine similarity: golden numbers, the oracle, zero vectors, dtypes, wrong input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freqfusion.ops import local_similarity, local_similarity_naive
+from support import assert_close, load_golden
+
+META, ARRAYS = load_golden("ops_similarity_a")
+COSINE_CASES = [case for case in META["cases"] if case["sim"] == "cos"]
+
+
+@pytest.mark.parametrize("case", COSINE_CASES, ids=lambda case: case["prefix"].strip("/"))
+def test_golden(case: dict) -> None:
+    prefix = case["prefix"]
+    x = ARRAYS[prefix + "in"].clone().requires_grad_()
+    out = local_similarity(x, case["k"], case["dilation"])
+    assert_close("out", out, ARRAYS[prefix + "out"], 1e-12)
+    if prefix + "grad" in ARRAYS:
+        out.backward(ARRAYS[prefix + "cot"])
+        assert x.grad is not None
+        assert_close("grad", x.grad, ARRAYS[prefix + "grad"], 1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(1, 6),
+    height=st.integers(1, 8),
+    width=st.integers(1, 8),
+    window=st.sampled_from([3, 5]),
+    dilation=st.integers(1, 3),
+)
+def test_equals_naive(channels: int, height: int, width: int, window: int, dilation: int) -> None:
+    x = torch.randn(2, channels, height, width, dtype=torch.float64, requires_grad=True)
+    out, oracle = (function(x, window, dilation) for function in (local_similarity, local_similarity_naive))
+    assert_close("out", out, oracle.detach(), 1e-12)
+    cotangent = torch.randn_like(oracle)
+    actual, expected = (torch.autograd.grad(value, x, cotangent)[0] for value in (out, oracle))
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_zero_vectors_have_similarity_zero() -> None:
+    x = torch.ones(1, 3, 5, 5)
+    x[:, :, 2, 2] = 0
+    out = local_similarity(x, dilation=1)
+    assert bool((out[0, :, 2, 2] == 0).all())
+    assert float(out[0, 7, 1, 1]) == 0  # its neighbour below right
+
+
+def test_gradcheck() -> None:
+    x = torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(local_similarity, (x,))
+    assert torch.autograd.gradgradcheck(local_similarity, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 64, 6, 7).to(dtype)
+    out = local_similarity(x)
+    assert out.dtype == dtype
+    assert_close("out", out, local_similarity(x.double()), 2 * torch.finfo(dtype).eps)
+
+
+def test_layouts_and_empty_batch() -> None:
+    x = torch.randn(2, 4, 6, 7)
+    expected = local_similarity(x)
+    assert torch.allclose(
+        local_similarity(x.contiguous(memory_format=torch.channels_last)), expected, atol=1e-6
+    )
+    assert torch.allclose(local_similarity(x.repeat(1, 1, 2, 1)[:, :, :6]), expected, atol=1e-6)
+    assert local_similarity(torch.zeros(0, 4, 6, 7)).shape == (0, 8, 6, 7)
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(ValueError, match="window must be odd"):
+        local_similarity(torch.zeros(1, 2, 3, 3), window=4)
+    with pytest.raises(ValueError, match="window must be at least 3 and dilation at least 1, got 1 and 2"):
+        local_similarity(torch.zeros(1, 2, 3, 3), window=1)
+    with pytest.raises(TypeError, match="floating point"):
+        local_similarity(torch.zeros(1, 2, 3, 3, dtype=torch.int64))

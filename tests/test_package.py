@@ -1,0 +1,39 @@
+"""The public surface and the weight of the import."""
+
+import subprocess
+import sys
+
+import freqfusion
+
+PUBLIC = {
+    "FreqFusion",
+    "FusedFeatures",
+    "Fusion",
+    "carafe",
+    "create_fusion",
+    "list_fusions",
+    "local_similarity",
+    "normalize_kernels",
+    "resample",
+}
+
+
+def test_public_names_are_frozen() -> None:
+    assert set(freqfusion.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(freqfusion, name).__doc__, f"{name} has no docstring"
+
+
+def test_import_is_lean() -> None:
+    """Importing takes torch alone: no optional package, no GPU, no dynamo, little time beyond torch's own."""
+    code = """
+import sys, time, torch
+before, start = set(sys.modules), time.perf_counter()
+import freqfusion
+seconds = time.perf_counter() - start
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+optional = {"torchvision", "timm", "lightning", "torchmetrics", "matplotlib", "PIL", "rich", "jinja2", "onnx"}
+print(sorted(new & optional), torch.cuda.is_initialized(), seconds < 3)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[0] == "[] False True"
