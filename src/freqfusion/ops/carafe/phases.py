@@ -18,32 +18,52 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _slots(fine: int, coarse: int, device: torch.device) -> Tensor:
+def _slots(fine: int, coarse: int) -> list[int]:
     """Place of each output row among the ``coarse * ceil(fine / coarse)`` rows of the phase layout."""
-    row = torch.arange(fine, device=device)
-    centre = row * coarse // fine
-    first = -(-centre * fine // coarse)  # first output row whose window is centred there
-    return centre * -(-fine // coarse) + row - first
+    scale = -(-fine // coarse)
+    slots = []
+    for row in range(fine):
+        centre = row * coarse // fine
+        first = -(-centre * fine // coarse)  # first output row whose window is centred there
+        slots.append(centre * scale + row - first)
+    return slots
+
+
+def _spread(x: Tensor, axis: int, coarse: int) -> Tensor:
+    """Put the rows of ``axis`` at their slots, zeros at the others; ``x`` itself at a whole-number ratio."""
+    fine = x.shape[axis]
+    full = coarse * -(-fine // coarse)
+    if fine == full:
+        return x
+    out = x.new_zeros(*x.shape[:axis], full, *x.shape[axis + 1 :])
+    slots = _slots(fine, coarse)
+    if slots[-1] == fine - 1:  # only the end is missing, as from a map of 2 h - 1 rows
+        out.narrow(axis, 0, fine).copy_(x)
+        return out
+    return out.index_copy_(axis, torch.tensor(slots, device=x.device), x)
+
+
+def _collect(x: Tensor, axis: int, fine: int, coarse: int) -> Tensor:
+    """Adjoint of :func:`_spread`: take the rows of ``axis`` from their slots."""
+    if fine == x.shape[axis]:
+        return x
+    slots = _slots(fine, coarse)
+    if slots[-1] == fine - 1:
+        return x.narrow(axis, 0, fine)
+    return x.index_select(axis, torch.tensor(slots, device=x.device))
 
 
 def _split(x: Tensor, h: int, w: int) -> Tensor:
     """``(B, N, H, W)`` to phases ``(B, N, sy, sx, h, w)``; a view where the ratios are whole numbers."""
-    height, width = x.shape[-2:]
-    sy, sx = -(-height // h), -(-width // w)
-    if (height, width) != (h * sy, w * sx):
-        padded = x.new_zeros(*x.shape[:2], h * sy, w * sx)
-        padded[:, :, _slots(height, h, x.device)[:, None], _slots(width, w, x.device)] = x
-        x = padded
-    return x.unflatten(3, (w, sx)).unflatten(2, (h, sy)).permute(0, 1, 3, 5, 2, 4)
+    x = _spread(_spread(x, 2, h), 3, w)
+    return x.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 1, 3, 5, 2, 4)
 
 
 def _merge(phases: Tensor, height: int, width: int) -> Tensor:
     """Phases ``(B, N, sy, sx, h, w)`` back to ``(B, N, H, W)``."""
     batch, channels, sy, sx, h, w = phases.shape
     x = phases.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, h * sy, w * sx)
-    if (height, width) != (h * sy, w * sx):
-        x = x[:, :, _slots(height, h, x.device)[:, None], _slots(width, w, x.device)]
-    return x
+    return _collect(_collect(x, 2, height, h), 3, width, w)
 
 
 def _fold_padding(padded: Tensor, radius: int, reflect: bool) -> Tensor:
