@@ -1,0 +1,70 @@
+"""Feature pyramid with top-down addition (Lin et al., CVPR 2017, arXiv 1612.03144)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from freqfusion.fusion import create_fusion
+
+
+class FPN(nn.Module):
+    """Joins backbone maps from coarse to fine by ``fine + upsampled coarse``.
+
+    Each map passes a 1x1 convolution, the fusion method brings the coarser result to the size of the
+    finer map (and may refine both), the two are added, and a 3x3 convolution makes each output.
+
+    Args:
+        in_channels: channels of the maps, fine to coarse.
+        channels: channels of every output.
+        fusion: a name of :func:`freqfusion.fusion.list_fusions`.
+        fusion_options: further arguments of the fusion method.
+        num_outputs: how many of the finest levels to return; all by default. The 3x3 convolutions of the
+            others are not built, so that no parameter stays without a gradient.
+
+    Raises:
+        ValueError: for fewer than two maps, an unknown fusion or an impossible ``num_outputs``.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        fusion: str = "bilinear",
+        fusion_options: Mapping[str, Any] | None = None,
+        num_outputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        levels = len(in_channels)
+        if levels < 2:
+            raise ValueError(f"in_channels must name at least two maps, got {tuple(in_channels)}")
+        num_outputs = levels if num_outputs is None else num_outputs
+        if not 1 <= num_outputs <= levels:
+            raise ValueError(f"num_outputs must be between 1 and {levels}, got {num_outputs}")
+        options = fusion_options or {}
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.fusions = nn.ModuleList(
+            create_fusion(fusion, channels, channels, **options) for _ in range(levels - 1)
+        )
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_outputs))
+        for conv in (*self.laterals, *self.outputs):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid levels, fine to coarse.
+
+        Args:
+            features: maps ``(B, in_channels[i], H_i, W_i)``, fine to coarse, any sizes.
+
+        Returns:
+            ``num_outputs`` maps ``(B, channels, H_i, W_i)``.
+        """
+        if len(features) != len(self.laterals):
+            raise ValueError(f"got {len(features)} maps, this FPN was built for {len(self.laterals)}")
+        laterals = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        merged = [laterals[-1]]
+        for fusion, fine in zip(self.fusions, reversed(laterals[:-1]), strict=True):
+            _, hr_feat, lr_feat = fusion(hr_feat=fine, lr_feat=merged[0])
+            merged.insert(0, hr_feat + lr_feat)
+        return [output(x) for output, x in zip(self.outputs, merged, strict=False)]

@@ -1,0 +1,100 @@
+"""A small segmentation network that trains in minutes on a processor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from freqfusion.decoders.fpn import FPN
+from freqfusion.models.base import Segmenter
+
+WIDTHS = (32, 48, 64, 96)
+FPN_CHANNELS = 48
+FREQFUSION_OPTIONS: dict[str, Any] = {"compressed_channels": 16}
+
+
+def _conv_norm(in_channels: int, channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SmallEncoder(nn.Module):
+    """Stages of 3x3 convolutions with batch norm and ReLU, each halving the size (rounded up).
+
+    Args:
+        widths: channels of the stages' maps, at strides 2, 4, 8, ...
+    """
+
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        self.out_channels = tuple(widths)
+        self.stages = nn.ModuleList()
+        previous = 3
+        for width in widths:
+            self.stages.append(nn.Sequential(_conv_norm(previous, width, stride=2), _conv_norm(width, width)))
+            previous = width
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(B, 3, H, W)`` to maps ``(B, widths[i], ceil(H / 2**(i+1)), ceil(W / 2**(i+1)))``."""
+        maps = []
+        x = image
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class FPNHead(nn.Module):
+    """An FPN of which the finest level is classified by a 1x1 convolution."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int,
+        fusion: str,
+        fusion_options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.fpn = FPN(in_channels, channels, fusion, fusion_options, num_outputs=1)
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """``(B, num_classes, H_0, W_0)`` at the size of the finest map."""
+        return self.conv_seg(self.fpn(features)[0])
+
+
+class FPNSegmenter(Segmenter):
+    """A small convolutional encoder with maps at strides 2, 4, 8 and 16, and an FPN that adds.
+
+    Args:
+        num_classes: number of classes K.
+        fusion: a name of :func:`freqfusion.fusion.list_fusions`.
+        channels: channels of the FPN.
+        fusion_options: arguments of the fusion method. FreqFusion gets ``compressed_channels=16``
+            unless told otherwise.
+
+    Raises:
+        ValueError: for an unknown fusion.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        fusion: str = "freqfusion",
+        *,
+        channels: int = FPN_CHANNELS,
+        fusion_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        backbone = SmallEncoder()
+        defaults = FREQFUSION_OPTIONS if fusion == "freqfusion" else {}
+        options = {**defaults, **(fusion_options or {})}
+        head = FPNHead(backbone.out_channels, num_classes, channels, fusion, options)
+        super().__init__(backbone, head, num_classes)
+
+    def decode(self, image: Tensor) -> Tensor:
+        """Class scores at stride 2: ``(B, num_classes, ceil(H / 2), ceil(W / 2))``."""
+        return self.decode_head(self.backbone(image))

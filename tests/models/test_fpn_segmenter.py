@@ -1,0 +1,53 @@
+"""The small FPN network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from freqfusion.fusion import list_fusions
+from freqfusion.models.fpn_segmenter import FPNSegmenter, SmallEncoder
+
+
+@pytest.mark.parametrize("fusion", list_fusions())
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (97, 31), (32, 64)])
+def test_any_image_size(fusion: str, size: tuple[int, int]) -> None:
+    model = FPNSegmenter(5, fusion).eval()
+    out = model(torch.randn(2, 3, *size))
+    assert out.shape == (2, 5, *size)
+    assert bool(torch.isfinite(out).all())
+
+
+def test_encoder_maps_halve() -> None:
+    maps = SmallEncoder((4, 6, 8)).eval()(torch.zeros(1, 3, 33, 20))
+    assert [tuple(x.shape[1:]) for x in maps] == [(4, 17, 10), (6, 9, 5), (8, 5, 3)]
+
+
+@pytest.mark.parametrize("fusion", ["bilinear", "freqfusion"])
+def test_every_parameter_learns(fusion: str) -> None:
+    torch.manual_seed(0)
+    model = FPNSegmenter(3, fusion)
+    F.cross_entropy(model(torch.randn(2, 3, 48, 32)), torch.randint(0, 3, (2, 48, 32))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+
+
+def test_overfits_one_picture() -> None:
+    torch.manual_seed(0)
+    model = FPNSegmenter(2, "freqfusion")
+    image = torch.randn(1, 3, 32, 32)
+    target = torch.zeros(1, 32, 32, dtype=torch.long)
+    target[:, 8:24, 12:28] = 1
+    image[:, 0] += 2 * target
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        F.cross_entropy(model(image), target).backward()
+        optimiser.step()
+    assert float((model(image).argmax(1) == target).float().mean()) > 0.98
+
+
+def test_fusion_options_override_the_defaults() -> None:
+    key = "decode_head.fpn.fusions.0.hr_channel_compressor.weight"
+    assert FPNSegmenter(2).state_dict()[key].shape[0] == 16
+    assert FPNSegmenter(2, fusion_options={"compressed_channels": 24}).state_dict()[key].shape[0] == 24
