@@ -1,0 +1,55 @@
+"""ADE20K scene parsing: indoor and outdoor scenes, 150 classes."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from freqfusion.data.base import FileDataset, Pair, Palette, voc_colour
+
+_FOLDERS = {"train": "training", "val": "validation"}
+
+_NAMES = (
+    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, "
+    "earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, "
+    "mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, "
+    "base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, "
+    "refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, "
+    "river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, "
+    "palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, "
+    "truck, tower, chandelier, awning, streetlight, booth, television, airplane, dirt track, apparel, "
+    "pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, "
+    "conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, "
+    "bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, "
+    "lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, "
+    "pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"
+)
+
+
+class ADE20K(FileDataset):
+    """The MIT scene parsing benchmark (ADEChallengeData2016): stored 1..150 are classes 0..149, 0 is ignored.
+
+    ``images/{training,validation}/*.jpg`` and ``annotations/{training,validation}/*.png`` in ``root`` or in
+    ``root/ADEChallengeData2016``. The labels of the test split are not public. Class names are the first
+    synonyms of the benchmark's list; colours are those of Pascal VOC's colour map from index 1 on. Data: Zhou
+    et al., "Scene parsing through ADE20K dataset", CVPR 2017. For arguments and errors see
+    :class:`~freqfusion.data.base.FileDataset`.
+    """
+
+    layout: ClassVar[str] = (
+        "ADE20K expects ROOT/images/{training,validation}/*.jpg and "
+        "ROOT/annotations/{training,validation}/*.png, or the same below ROOT/ADEChallengeData2016 "
+        "(ADEChallengeData2016.zip, unpacked)."
+    )
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    classes = tuple(_NAMES.split(", "))
+    palette: Palette = tuple(voc_colour(index + 1) for index in range(150))
+    values: Mapping[int, int] = {0: 255, **{index + 1: index for index in range(150)}}
+
+    def find(self) -> Iterator[Pair]:
+        """Every name with a picture or a label."""
+        inner = self.root / "ADEChallengeData2016"
+        top = inner if inner.is_dir() else self.root
+        images = self.require_folder(top / "images" / _FOLDERS[self.split])
+        masks = self.require_folder(top / "annotations" / _FOLDERS[self.split])
+        names = {path.stem for path in images.glob("*.jpg")} | {path.stem for path in masks.glob("*.png")}
+        for name in sorted(names):
+            yield Pair(name, images / f"{name}.jpg", masks / f"{name}.png")

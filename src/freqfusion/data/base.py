@@ -1,0 +1,219 @@
+"""What all datasets share: the sample, the checks of files and the choice of what to do with bad ones."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from freqfusion.data.images import BadSampleError, read_image, read_mask
+
+_log = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+Palette = tuple[tuple[int, int, int], ...]
+
+
+def voc_colour(index: int) -> tuple[int, int, int]:
+    """The colour of an index in Pascal VOC's colour map (VOC development kit, ``VOClabelcolormap``).
+
+    The bits of the index are dealt out to red, green and blue, from the top bit of each downwards, so that
+    any number of indices up to 255 get distinct colours.
+
+    Example:
+        >>> [voc_colour(index) for index in (0, 1, 2, 15)]
+        [(0, 0, 0), (128, 0, 0), (0, 128, 0), (192, 128, 128)]
+    """
+    red = green = blue = 0
+    for step in range(8):
+        red |= (index >> (3 * step) & 1) << (7 - step)
+        green |= (index >> (3 * step + 1) & 1) << (7 - step)
+        blue |= (index >> (3 * step + 2) & 1) << (7 - step)
+    return red, green, blue
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Base of the datasets.
+
+    A sample is a dict of ``image`` (``tv_tensors.Image``, ``(3, H, W)`` uint8), ``mask``
+    (``tv_tensors.Mask``, ``(H, W)`` uint8, classes ``0..K-1`` or ``ignore_index``) and ``name`` (str).
+    """
+
+    classes: tuple[str, ...]
+    """Names of the K classes, by index."""
+    palette: Palette
+    """One RGB colour a class, 0..255."""
+    ignore_index: int = 255
+    """The mask value of pixels without truth."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        raise NotImplementedError
+
+
+class Pair(NamedTuple):
+    """The files of one sample, existing or not."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+class FileDataset(SegmentationDataset):
+    """Base of the datasets that live in files.
+
+    A subclass says where the files are (:meth:`find`) and what a stored label value means (:attr:`values`);
+    this class checks them, so that every dataset answers a bad file with the same words.
+
+    Args:
+        root: folder of the data.
+        split: ``"train"``, ``"val"`` or ``"test"``, as far as the dataset has labels for it.
+        skip_bad: leave bad files out with a warning instead of raising :class:`BadSampleError`. Samples with
+            a missing file are dropped at the start. In ``train`` a sample found bad on reading is replaced by
+            the next good one; of the other splits every sample is read once at the start and dropped if bad,
+            so that no score counts a sample twice.
+
+    Raises:
+        ValueError: for a split that the dataset does not have.
+        FileNotFoundError: if a folder or list of the layout is missing.
+        BadSampleError: for a missing file, unless ``skip_bad``; while reading, for a broken, mismatched or
+            mislabelled one. The message names the file and the mend.
+    """
+
+    layout: ClassVar[str]
+    """One sentence on the expected files, for error messages."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    values: Mapping[int, int]
+    """Stored label value -> class index or ``ignore_index``."""
+
+    def __init__(self, root: str | Path, split: str, *, skip_bad: bool = False) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.skip_bad = skip_bad
+        self._replaces_bad = skip_bad and split == "train"
+        if split not in self.splits:
+            raise ValueError(
+                f"{type(self).__name__} has no labelled split {split!r}; "
+                f"choose one of {', '.join(self.splits)}"
+            )
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder. {self.layout}")
+        pairs = list(self.find())
+        if not pairs:
+            raise FileNotFoundError(f"{self.root}: no sample of the split {split!r} in it. {self.layout}")
+        self._classes_of_values = torch.full((256,), -1, dtype=torch.int16)
+        for value, label in self.values.items():
+            self._classes_of_values[value] = label
+        self._reported: set[str] = set()
+        self.pairs = [pair for pair in pairs if self._usable(pair)]
+        if not self.pairs:
+            raise BadSampleError(
+                f"{self.root}: none of the {len(pairs)} samples of the split {split!r} can be used; "
+                "see the warnings, or leave out skip_bad to see the first error."
+            )
+
+    def find(self) -> Iterable[Pair]:
+        """The files of every sample of the split, in a fixed order, whether they exist or not."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        for step in range(len(self)):
+            pair = self.pairs[(index + step) % len(self)]
+            try:
+                return self._read(pair)
+            except BadSampleError as error:
+                if not self._replaces_bad:
+                    raise
+                self._report(pair, error)
+        raise BadSampleError(f"{self.root}: none of the {len(self)} samples can be read; see the warnings.")
+
+    def require_folder(self, folder: Path) -> Path:
+        """``folder``, if it exists; else an error that names the layout."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder. {self.layout}")
+        return folder
+
+    def read_lines(self, path: Path) -> list[str]:
+        """The lines of a text file that are not blank; an error that names the layout if it is missing."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file. {self.layout}")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+    def _usable(self, pair: Pair) -> bool:
+        try:
+            for path, partner in ((pair.image, pair.mask), (pair.mask, pair.image)):
+                if not path.is_file():
+                    raise BadSampleError(
+                        f"{path}: missing, the partner of {partner}. Restore it, or remove the sample, or "
+                        "leave such samples out with skip_bad (--skip-bad)."
+                    )
+            if self.skip_bad and not self._replaces_bad:
+                self._read(pair)
+        except BadSampleError as error:
+            if not self.skip_bad:
+                raise
+            self._report(pair, error)
+            return False
+        return True
+
+    def _report(self, pair: Pair, error: BadSampleError) -> None:
+        if pair.name not in self._reported:
+            self._reported.add(pair.name)
+            _log.warning("left out the sample %s: %s", pair.name, error)
+
+    def _read(self, pair: Pair) -> Sample:
+        image = read_image(pair.image)
+        stored = read_mask(pair.mask)
+        if image.shape[1:] != stored.shape:
+            raise BadSampleError(
+                f"{pair.mask}: is {stored.shape[1]}x{stored.shape[0]} pixels, but its picture {pair.image} "
+                f"is {image.shape[2]}x{image.shape[1]}. Give them one size (resize labels with nearest "
+                "neighbour), or leave the sample out with skip_bad (--skip-bad)."
+            )
+        return {
+            "image": tv_tensors.Image(image),
+            "mask": tv_tensors.Mask(self._decode(stored, pair.mask)),
+            "name": pair.name,
+        }
+
+    def _decode(self, stored: Tensor, path: Path) -> Tensor:
+        known = stored.clamp(0, 255)
+        labels = self._classes_of_values[known]
+        strange = stored[(labels < 0) | (known != stored)]
+        if strange.numel():
+            raise BadSampleError(
+                f"{path}: holds the label values {_ranges(strange.unique().tolist())}, but "
+                f"{type(self).__name__} has only {_ranges(sorted(self.values))}. Was it written for another "
+                "label set, or saved in colours? Store the class indices, or leave the sample out with "
+                "skip_bad (--skip-bad)."
+            )
+        return labels.to(torch.uint8)
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Sorted integers as text with runs drawn together, at most ten of them.
+
+    Example:
+        >>> _ranges([0, 1, 2, 5, 255])
+        '0..2, 5, 255'
+    """
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = [str(first) if first == last else f"{first}..{last}" for first, last in runs]
+    return ", ".join(texts[:10]) + (", ..." if len(texts) > 10 else "")
