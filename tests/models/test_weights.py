@@ -69,7 +69,7 @@ def test_safetensors_without_the_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "plain.safetensors").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"pip install .freqfusion\[vision\]"):
+    with pytest.raises(ImportError, match=r"pip install .freqfusion\[hub\]"):
         load_backbone_weights(backbone, tmp_path / "plain.safetensors")
 
 

@@ -61,7 +61,7 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     if path.suffix == ".safetensors":
-        load = require("safetensors.torch", "vision").load_file
+        load = require("safetensors.torch", "hub").load_file
     else:
         load = _load_pickle
     try:
