@@ -1,0 +1,420 @@
+"""Pictures of segmentations: colour masks, overlays, legends, error maps, strips and learning curves.
+
+Images are ``(H, W, 3)`` uint8 RGB, masks ``(H, W)`` integer class indices; NumPy arrays, or CPU tensors
+of these shapes. Whatever is not a class of the palette (255, as a rule: ignored) is drawn in grey.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from freqfusion.analysis.files import write_atomically
+
+Array = NDArray[Any]
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+IGNORED_COLOUR: Colour = (128, 128, 128)
+WRONG_COLOUR: Colour = (255, 96, 32)
+CORRECT_COLOUR: Colour = (24, 24, 28)
+
+# Okabe and Ito's palette, told apart by every common kind of colour vision (jfly.uni-koeln.de/color, 2008);
+# each entry is (on white, on black), the second lighter where the first would sink into a dark page.
+_LINE_COLOURS = (
+    ("#0072B2", "#56B4E9"),
+    ("#D55E00", "#F28E2B"),
+    ("#009E73", "#2CC79B"),
+    ("#CC79A7", "#E3A5C7"),
+    ("#7A5C00", "#F0E442"),
+)
+_LINE_STYLES = ("-", "-", "--", "-.", ":")
+
+
+def _picture(image: Array | Tensor) -> Picture:
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ValueError(
+            f"expected an image of shape (H, W, 3) and dtype uint8, got shape {array.shape} and dtype "
+            f"{array.dtype}; move the channels of a tensor last with .permute(1, 2, 0)"
+        )
+    return array
+
+
+def _mask(mask: Array | Tensor) -> Array:
+    array = np.asarray(mask)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected a mask of shape (H, W) with integer class indices, got shape {array.shape} and "
+            f"dtype {array.dtype}"
+        )
+    return array
+
+
+def _same_size(first: Array, second: Array, names: str) -> None:
+    if first.shape[:2] != second.shape[:2]:
+        raise ValueError(f"{names} differ in size: {first.shape[:2]} and {second.shape[:2]}")
+
+
+def colour_mask(mask: Array | Tensor, palette: Sequence[Colour]) -> Picture:
+    """Paint every pixel in the colour of its class.
+
+    Args:
+        mask: ``(H, W)`` class indices.
+        palette: RGB of each class, 0 to 255.
+
+    Returns:
+        ``(H, W, 3)`` uint8; indices outside the palette are grey.
+    """
+    mask = _mask(mask)
+    colours = np.array([*palette, IGNORED_COLOUR], dtype=np.uint8)
+    inside = (mask >= 0) & (mask < len(palette))
+    return colours[np.where(inside, mask, len(palette))]
+
+
+def overlay(
+    image: Array | Tensor, mask: Array | Tensor, palette: Sequence[Colour], alpha: float = 0.55
+) -> Picture:
+    """Blend the colour mask over the image.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        mask: ``(H, W)`` class indices.
+        palette: RGB of each class.
+        alpha: weight of the colours, 0 (image alone) to 1 (mask alone). Ignored pixels keep the image.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    image, mask = _picture(image), _mask(mask)
+    _same_size(image, mask, "image and mask")
+    # Integer weights in 16 bits: float copies of a very large image would take twice the memory and more.
+    weight = np.uint16(round(alpha * 256))
+    blended = colour_mask(mask, palette).astype(np.uint16) * weight
+    blended += image.astype(np.uint16) * (np.uint16(256) - weight)
+    blended += np.uint16(128)
+    inside = (mask >= 0) & (mask < len(palette))
+    return np.where(inside[..., None], (blended >> 8).astype(np.uint8), image)
+
+
+def error_map(
+    pred: Array | Tensor,
+    target: Array | Tensor,
+    ignore_index: int = 255,
+    image: Array | Tensor | None = None,
+) -> Picture:
+    """Show where a prediction is wrong: bright orange on a dark ground, ignored pixels grey.
+
+    Args:
+        pred: ``(H, W)`` predicted class indices.
+        target: ``(H, W)`` true class indices.
+        ignore_index: value of ``target`` that is not judged.
+        image: ``(H, W, 3)`` uint8; where given, a dimmed greyscale of it is the ground.
+    """
+    pred, target = _mask(pred), _mask(target)
+    _same_size(pred, target, "prediction and truth")
+    if image is None:
+        result = np.full((*target.shape, 3), CORRECT_COLOUR, dtype=np.uint8)
+    else:
+        image = _picture(image)
+        _same_size(image, target, "image and truth")
+        grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.uint16)
+        dimmed = (CORRECT_COLOUR[0] + grey * 90 // 255).astype(np.uint8)
+        result = np.repeat(dimmed[..., None], 3, axis=2)
+    ignored = target == ignore_index
+    result[(pred != target) & ~ignored] = WRONG_COLOUR
+    result[ignored] = IGNORED_COLOUR
+    return result
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # Matplotlib ships DejaVu, which has the letters of most languages; no system font is relied on.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def legend(
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    shares: Sequence[float] | None = None,
+    *,
+    font_size: int = 14,
+    height: int | None = None,
+) -> Picture:
+    """Draw a legend on white: for each class a swatch, its name and its share of the pixels.
+
+    Args:
+        names: class names, in the order in which they are to appear.
+        colours: their RGB colours.
+        shares: their shares, 0 to 1; left out where None.
+        font_size: pixels.
+        height: height to fill; further columns are opened when the classes need more. None: one column.
+
+    Returns:
+        ``(height or as needed, W, 3)`` uint8. A ``height`` too small for eight rows grows to eight.
+    """
+    if len(names) != len(colours) or (shares is not None and len(shares) != len(names)):
+        raise ValueError(
+            f"names, colours and shares must be of one length, got {len(names)}, {len(colours)} and "
+            f"{'none' if shares is None else len(shares)}"
+        )
+    font = _font(font_size)
+    margin, swatch, row = font_size // 2 + 2, font_size, round(font_size * 1.6)
+    room = None if height is None else (height - 2 * margin) // row
+    rows = max(len(names), 1) if room is None else min(max(room, 8), max(len(names), 1))
+    needed = 2 * margin + rows * row
+    percents = [""] * len(names) if shares is None else [format_share(share) for share in shares]
+    columns = [slice(start, start + rows) for start in range(0, len(names), rows)]
+    name_widths = [max(round(font.getlength(name)) for name in names[column]) for column in columns]
+    share_widths = [max(round(font.getlength(text)) for text in percents[column]) for column in columns]
+    gap = font_size // 2
+    share_widths = [width + 2 * gap if width else 0 for width in share_widths]
+    widths = [
+        swatch + gap + name + share + 2 * gap for name, share in zip(name_widths, share_widths, strict=True)
+    ]
+    canvas = Image.new(
+        "RGB", (2 * margin + max(sum(widths) - 2 * gap, 1), max(needed, height or 0)), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(canvas)
+    left = margin
+    for column, width, name_width, share_width in zip(
+        columns, widths, name_widths, share_widths, strict=True
+    ):
+        right = left + swatch + gap + name_width + share_width
+        for index, (name, colour, percent) in enumerate(
+            zip(names[column], colours[column], percents[column], strict=True)
+        ):
+            top = margin + index * row + (row - swatch) // 2
+            box = (left, top, left + swatch - 1, top + swatch - 1)
+            draw.rectangle(box, fill=tuple(colour), outline=(90, 90, 90))
+            middle = top + swatch // 2
+            draw.text((left + swatch + gap, middle), name, font=font, fill=(20, 20, 20), anchor="lm")
+            if percent:
+                draw.text((right, middle), percent, font=font, fill=(90, 90, 90), anchor="rm")
+        left += width
+    return np.asarray(canvas)
+
+
+def format_share(share: float) -> str:
+    """A share as a percentage that never rounds something to nothing.
+
+    >>> format_share(0.1234), format_share(0.00001), format_share(0.0)
+    ('12.3%', '<0.1%', '0.0%')
+    """
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def beside(left: Picture, right: Picture, background: Colour = (255, 255, 255)) -> Picture:
+    """Two pictures side by side, both at the top, the lower one filled up with the background."""
+    height = max(left.shape[0], right.shape[0])
+    canvas = np.full((height, left.shape[1] + right.shape[1], 3), background, dtype=np.uint8)
+    canvas[: left.shape[0], : left.shape[1]] = left
+    canvas[: right.shape[0], left.shape[1] :] = right
+    return canvas
+
+
+def zoom(picture: Picture, factor: int) -> Picture:
+    """Enlarge by a whole factor, each pixel to a square (nearest neighbour), so that pixels can be seen."""
+    if factor < 1:
+        raise ValueError(f"factor must be at least 1, got {factor}")
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def draw_box(picture: Picture, box: tuple[int, int, int, int], colour: Colour = (255, 255, 255)) -> Picture:
+    """A copy with a one-pixel frame around ``(top, left, height, width)``, just inside the box."""
+    top, left, height, width = box
+    framed = Image.fromarray(_picture(picture))
+    ImageDraw.Draw(framed).rectangle((left, top, left + width - 1, top + height - 1), outline=tuple(colour))
+    return np.asarray(framed)
+
+
+def picture_strip(
+    rows: Sequence[Sequence[Picture]],
+    titles: Sequence[str],
+    *,
+    font_size: int = 16,
+    gap: int = 8,
+) -> Picture:
+    """Set pictures in a grid on white, a title over each column.
+
+    Args:
+        rows: pictures of each row; all of one row of one height, all of one column of one width.
+        titles: one for each column; a title wider than its column is set smaller until it fits.
+        font_size: largest size of the titles, pixels.
+        gap: pixels between and around the pictures.
+    """
+    if not rows or any(len(row) != len(titles) for row in rows):
+        raise ValueError(
+            f"each row needs one picture for each of the {len(titles)} titles, got rows of "
+            f"{[len(row) for row in rows]}"
+        )
+    widths = [picture.shape[1] for picture in rows[0]]
+    heights = [row[0].shape[0] for row in rows]
+    for row_index, row in enumerate(rows):
+        for column_index, picture in enumerate(row):
+            expected = (heights[row_index], widths[column_index])
+            if picture.shape[:2] != expected:
+                raise ValueError(
+                    f"the picture in row {row_index}, column {column_index} has size {picture.shape[:2]}, "
+                    f"its row and column need {expected}"
+                )
+    size = font_size
+    while size > 6 and any(_font(size).getlength(t) > w for t, w in zip(titles, widths, strict=True)):
+        size -= 1
+    header = round(size * 1.5) + gap
+    canvas = Image.new(
+        "RGB",
+        (gap + sum(w + gap for w in widths), header + sum(h + gap for h in heights)),
+        (255, 255, 255),
+    )
+    draw = ImageDraw.Draw(canvas)
+    left = gap
+    for column_index, (title, width) in enumerate(zip(titles, widths, strict=True)):
+        middle = left + width / 2
+        draw.text((middle, header // 2), title, font=_font(size), fill=(20, 20, 20), anchor="mm")
+        top = header
+        for row, height in zip(rows, heights, strict=True):
+            canvas.paste(Image.fromarray(_picture(row[column_index])), (left, top))
+            top += height + gap
+        left += width + gap
+    return np.asarray(canvas)
+
+
+def png_bytes(picture: Array, palette: Sequence[Colour] | None = None) -> bytes:
+    """A picture as PNG.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, ``(H, W)`` uint8 (greyscale, or indices where ``palette`` is given)
+            or ``(H, W)`` uint16.
+        palette: colours of a ``(H, W)`` uint8 picture, at most 256.
+    """
+    if not (
+        (picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8)
+        or (picture.ndim == 2 and picture.dtype in (np.uint8, np.uint16))
+    ):
+        raise ValueError(
+            "expected (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, got "
+            f"shape {picture.shape} and dtype {picture.dtype}"
+        )
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    if palette is not None:
+        if image.mode != "L" or len(palette) > 256:
+            raise ValueError(
+                f"a palette needs a (H, W) uint8 picture and at most 256 colours, got dtype {picture.dtype} "
+                f"and {len(palette)} colours"
+            )
+        image.putpalette([channel for colour in palette for channel in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(path: str | Path, picture: Array, palette: Sequence[Colour] | None = None) -> None:
+    """Write a PNG atomically; arguments as in :func:`png_bytes`."""
+    write_atomically(path, png_bytes(picture, palette))
+
+
+def save_index_png(path: str | Path, mask: Array | Tensor, palette: Sequence[Colour]) -> None:
+    """Write class indices as a PNG whose pixel values are the indices.
+
+    Up to 255 classes: 8 bits with the palette, so that viewers show the class colours. More: 16 bits grey.
+
+    Args:
+        path: the file.
+        mask: ``(H, W)`` class indices.
+        palette: RGB of each class; its length is the number of classes.
+    """
+    mask = _mask(mask)
+    wide = len(palette) > 255
+    largest = 65535 if wide else 255
+    if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) <= largest:
+        raise ValueError(f"indices must be 0 to {largest}, got {int(mask.min())} to {int(mask.max())}")
+    if wide:
+        save_png(path, mask.astype(np.uint16))
+    else:
+        rest = [IGNORED_COLOUR] * (256 - len(palette))
+        save_png(path, mask.astype(np.uint8), [*palette, *rest])
+
+
+def plot_curves(
+    histories: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str = "",
+    x_label: str = "step",
+    y_label: str = "",
+    dark: bool = False,
+    size: tuple[float, float] = (5.2, 3.4),
+) -> Figure:
+    """Plot named curves in one frame.
+
+    Args:
+        histories: for each name its points ``(step, value)``; few points get markers.
+        title: set above, on the left.
+        x_label, y_label: of the axes.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+        size: width and height in inches.
+    """
+    ink, faint = ("#E8E8EA", "#3A3B40") if dark else ("#222222", "#DDDDDD")
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(histories.items()):
+        axes.plot(
+            [step for step, _ in points],
+            [value for _, value in points],
+            label=name,
+            color=_LINE_COLOURS[index % len(_LINE_COLOURS)][dark],
+            linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+            linewidth=1.8,
+            marker="os^Dv"[index % 5] if len(points) <= 30 else None,
+            markersize=4.5,
+        )
+    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10, color=ink)
+    axes.set_ylabel(y_label, fontsize=10, color=ink)
+    axes.tick_params(colors=ink, labelsize=9, length=0)
+    axes.grid(color=faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(faint)
+    if histories:
+        axes.legend(fontsize=9, frameon=False, labelcolor=ink)
+    return figure
+
+
+def figure_bytes(figure: Figure, file_format: str = "png", *, transparent: bool = False) -> bytes:
+    """A Matplotlib figure as ``png``, ``svg`` or ``pdf``; no global state of pyplot is touched."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_format, transparent=transparent)
+    return buffer.getvalue()
+
+
+def learning_curve(
+    histories: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | Path,
+    *,
+    title: str = "",
+    x_label: str = "step",
+    y_label: str = "",
+) -> None:
+    """Plot named curves (see :func:`plot_curves`) on white and write them atomically.
+
+    Args:
+        histories: for each name its points ``(step, value)``.
+        path: the file; its suffix (``.png``, ``.svg``, ``.pdf``) is the format.
+        title: set above, on the left.
+        x_label, y_label: of the axes.
+    """
+    figure = plot_curves(histories, title=title, x_label=x_label, y_label=y_label)
+    write_atomically(path, figure_bytes(figure, Path(path).suffix.lstrip(".") or "png"))
