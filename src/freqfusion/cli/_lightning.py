@@ -1,0 +1,216 @@
+"""What fit, validate and test share: the typed command line of module, data and trainer, and its run folder."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from freqfusion.training import SegmentationData, SegmentationModule, create_trainer
+from freqfusion.training.checkpoints import BEST, LAST, read_checkpoint
+
+_NOISE = (
+    r".*treespec, LeafSpec.*",
+    r".*in eval mode at the start of training.*",
+    r".*`_get_pg_default_device` will be deprecated.*",
+    r"(?s).*Grad strides do not match bucket view strides.*",
+    r".*Trainer\(log_every_n_steps=.*",
+)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a command's description."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; the message is for the user."""
+
+
+class CommandLine(LightningCLI):
+    """Builds ``datamodule``, ``model`` and ``trainer`` from ``--config`` files and ``--key value`` pairs.
+
+    Args:
+        command: The command's name.
+        description: What the command does, with an example, for its help.
+        argv: The words after the command.
+    """
+
+    def __init__(self, command: str, description: str, argv: list[str]) -> None:
+        _be_quiet()
+        self.command = command
+        self.checkpoint = _value_of("--checkpoint", argv)
+        super().__init__(
+            SegmentationModule,
+            SegmentationData,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": f"freqfusion {command}",
+                "usage": f"freqfusion {command} [--config FILE ...] [--key value ...]",
+                "description": description,
+                "formatter_class": _HelpFormatter,
+                "exit_on_error": False,
+                "dump_header": ["the settings of this run; give the file to --config to repeat it"],
+            },
+            args=argv,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            "--seed",
+            type=int,
+            default=0,
+            help="Decides initial weights, order, augmentation and dropout.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.set_defaults({"trainer.logger": False})
+        parser.add_argument("--out", type=str | None, default=None, help=_OUT_HELP[self.command])
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_HELP[self.command])
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume", action="store_true", help="The same as --ckpt_path last, where there is one."
+            )
+            parser.add_argument(
+                "--checkpoint_steps", type=int, default=500, help="Optimiser steps between two last.ckpt."
+            )
+            parser.add_argument(
+                "--log_steps", type=int, default=50, help="Optimiser steps averaged in a row of metrics.csv."
+            )
+        else:
+            parser.add_argument(
+                "--checkpoint",
+                type=str | None,
+                default=None,
+                help="As --ckpt_path, and all settings come from it too; none need to be given.",
+            )
+        if self.checkpoint is not None:
+            parser.set_defaults(_settings_of(self.checkpoint))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(" ".join(str(error).split())) from error
+        self.out = self._choose_out(self.config)
+        self.ckpt_path = self._choose_checkpoint(self.config)
+
+    def before_instantiate_classes(self) -> None:
+        if self.command == "fit" and self.ckpt_path is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            last = self.out / LAST
+            if last.exists():
+                raise UsageError(
+                    f"{self.out} already holds a run: go on with it by adding --resume, or choose another "
+                    "folder with --out"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = {**self.config_init["trainer"], **kwargs}
+        options = {key: value for key, value in options.items() if value is not None}
+        if self.save_config_callback is not None:
+            config = self.config.clone()
+            config["out"], config["ckpt_path"], config["resume"] = str(self.out), None, False
+            save_config = self.save_config_callback(self.parser, config, **self.save_config_kwargs)
+            options["callbacks"] = [*options.get("callbacks", []), save_config]
+        steps = {key: self.config[key] for key in ("checkpoint_steps", "log_steps") if key in self.config}
+        return create_trainer(self.out, **steps, **options)
+
+    def _choose_out(self, config: Namespace) -> Path:
+        if config["out"]:
+            return Path(config["out"])
+        checkpoint = config.get("checkpoint") or config["ckpt_path"]
+        if self.command != "fit" and checkpoint not in (None, "last", "best"):
+            return Path(checkpoint).parent
+        if not config["config"]:
+            return Path("runs", config["data.dataset"], f"{config['model.network']}_{config['model.fusion']}")
+        path = Path(str(config["config"][-1]))
+        return Path("runs") / path.parent.name / path.stem
+
+    def _choose_checkpoint(self, config: Namespace) -> Path | None:
+        given = config.get("checkpoint") or config["ckpt_path"]
+        if given in ("last", "best") or config.get("resume"):
+            path = self.out / (BEST if given == "best" else LAST)
+            if config.get("resume") and not path.exists():
+                return None
+            given = str(path)
+        if given is None:
+            return None
+        if not Path(given).is_file():
+            raise UsageError(f"there is no checkpoint at {given}")
+        return Path(given)
+
+
+_OUT_HELP = {
+    "fit": "The run folder [runs/, then the names of the config's folder and file].",
+    "validate": "Folder of the results [that of the checkpoint].",
+    "test": "Folder of the results [that of the checkpoint].",
+}
+_CKPT_HELP = {
+    "fit": "Go on exactly from a checkpoint: a path, or 'last' for the run folder's last.ckpt.",
+    "validate": "The weights to judge: a path, or 'best' or 'last' of the run folder.",
+    "test": "The weights to judge: a path, or 'best' or 'last' of the run folder.",
+}
+
+
+def _settings_of(checkpoint: str) -> dict[str, Any]:
+    """The module's and the data's settings in a checkpoint, as defaults of the command line."""
+    try:
+        content = read_checkpoint(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    defaults: dict[str, Any] = {}
+    for group, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+        linked = {"num_classes", "seed"}
+        defaults |= {
+            f"{group}.{name}": value for name, value in content.get(key, {}).items() if name not in linked
+        }
+    return defaults
+
+
+def _value_of(option: str, argv: list[str]) -> str | None:
+    """The value of one option, before the parser exists."""
+    for index, word in enumerate(argv):
+        if word == option and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _be_quiet() -> None:
+    """Leave out what Lightning and torch tell developers: advertisements, hints on things chosen on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def report_usage_error(command: str, error: UsageError) -> int:
+    """Print the one line that says what is wrong; returns the exit code."""
+    print(f"freqfusion {command}: error: {error}", file=sys.stderr)
+    return 2
+
+
+def judge(command: str, description: str, argv: list[str]) -> int:
+    """The commands ``validate`` and ``test``; returns the exit code."""
+    try:
+        line = CommandLine(command, description, argv)
+        if line.ckpt_path is None:
+            raise UsageError("which weights? Give --checkpoint FILE (or --config FILE with --ckpt_path FILE)")
+    except UsageError as error:
+        return report_usage_error(command, error)
+    run = getattr(line.trainer, command)
+    run(line.model, line.datamodule, ckpt_path=str(line.ckpt_path), verbose=False)
+    return 0

@@ -1,0 +1,52 @@
+"""Train a network by a recipe; go on exactly after a stop with --resume."""
+
+from freqfusion._optional import require
+
+DESCRIPTION = """\
+Train a network by a recipe.
+
+example:
+  freqfusion fit --config recipes/camvid/segnext_t_freqfusion.yaml --data.root CAMVID_FOLDER
+
+Every setting of the recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
+The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop the same
+line with --resume goes on exactly where last.ckpt stood.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision", "rich", "matplotlib"):
+        require(module, "train")
+    from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
+    from freqfusion.training.checkpoints import BEST, LAST
+
+    try:
+        line = CommandLine("fit", DESCRIPTION, argv)
+    except UsageError as error:
+        return report_usage_error("fit", error)
+    trainer = line.trainer
+    if trainer.is_global_zero:
+        parameters = sum(p.numel() for p in line.model.network.parameters()) / 1e6
+        print(
+            f"{line.config['model.network']}, {line.config['model.fusion']}: {parameters:.2f} M parameters; "
+            f"run folder {line.out}",
+            flush=True,
+        )
+    try:
+        trainer.fit(
+            line.model, line.datamodule, ckpt_path=None if line.ckpt_path is None else str(line.ckpt_path)
+        )
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        last = line.out / LAST
+        if trainer.is_global_zero:
+            after = (
+                f"repeat the line with --resume to go on from {last}"
+                if last.exists()
+                else "nothing was saved yet"
+            )
+            print(f"\nstopped at step {trainer.global_step}; {after}")
+        return 130
+    if trainer.is_global_zero and (line.out / BEST).exists():
+        print(f"best checkpoint: {line.out / BEST}")
+    return 0

@@ -1,0 +1,22 @@
+"""Judge a checkpoint on the test images (data.test_split) and print its table."""
+
+from freqfusion._optional import require
+
+DESCRIPTION = """\
+Judge a checkpoint on the test images: those of --data.test_split, which is val unless told otherwise.
+
+example:
+  freqfusion test --checkpoint runs/camvid/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER
+
+All settings come from the checkpoint; any can be changed, e.g. --model.flip_test true. The figures are
+printed and written beside the checkpoint (or into --out).
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision", "rich", "matplotlib"):
+        require(module, "train")
+    from freqfusion.cli._lightning import judge
+
+    return judge("test", DESCRIPTION, argv)

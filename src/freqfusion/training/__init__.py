@@ -1,0 +1,30 @@
+"""Training and judging on Lightning: the only floor that knows it.
+
+Nothing heavy is imported until one of the names below is used (extra ``train``).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from freqfusion._optional import require
+
+if TYPE_CHECKING:
+    from freqfusion.training.checkpoints import load_checkpoint
+    from freqfusion.training.data import SegmentationData
+    from freqfusion.training.module import SegmentationModule
+    from freqfusion.training.run import create_trainer
+
+__all__ = ["SegmentationData", "SegmentationModule", "create_trainer", "load_checkpoint"]
+
+_HOMES = {
+    "SegmentationData": "data",
+    "SegmentationModule": "module",
+    "create_trainer": "run",
+    "load_checkpoint": "checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("lightning", "train")
+    return getattr(require(f"{__name__}.{_HOMES[name]}", "train"), name)

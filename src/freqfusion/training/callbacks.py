@@ -1,0 +1,353 @@
+"""What a run shows and leaves behind: its history, its curve, the figures of each class, its progress."""
+
+import csv
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from freqfusion.analysis.files import write_atomically
+
+HISTORY = "metrics.csv"
+CURVE = "learning_curve.png"
+COLUMNS = (
+    "step",
+    "epoch",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_miou",
+    "val_boundary_iou",
+    "val_pixel_accuracy",
+    "val_mean_accuracy",
+)
+
+
+class History(Callback):
+    """Keeps the figures of the run and writes ``metrics.csv`` and ``learning_curve.png``.
+
+    The history is part of the checkpoint: a run that goes on after a stop goes on writing where the
+    checkpoint stood, without gap or repetition.
+
+    Args:
+        folder: Where the files go.
+        every_steps: Optimiser steps over which the training loss is averaged into one row.
+    """
+
+    def __init__(self, folder: str | Path, every_steps: int = 50) -> None:
+        self.folder, self.every_steps = Path(folder), every_steps
+        self.rows: list[dict[str, float]] = []
+        self._loss_sum: Tensor | float = 0.0  # stays on the device: reading it waits for the GPU
+        self._loss_count = 0
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "loss_sum": float(self._loss_sum),
+            "loss_count": self._loss_count,
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+        self._loss_sum, self._loss_count = state_dict["loss_sum"], state_dict["loss_count"]
+        self._step = state_dict["step"]
+
+    def curve(self, column: str) -> list[tuple[float, float]]:
+        """``(step, value)`` of every row that has the column."""
+        return [(row["step"], row[column]) for row in self.rows if column in row]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self._loss_sum = self._loss_sum + whole_loss(trainer, outputs)
+        self._loss_count += 1
+        if trainer.global_step == self._step:
+            return  # this batch was accumulated without a step
+        self._step = trainer.global_step
+        if self._step % self.every_steps == 0:
+            self._add_training_row(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self._loss_count:
+            self._add_training_row(trainer)
+        row = self._row(trainer)
+        row |= {
+            column: float(trainer.callback_metrics[column])
+            for column in COLUMNS
+            if column.startswith("val_") and column in trainer.callback_metrics
+        }
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        self.write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._loss_count:
+            self._add_training_row(trainer)
+        self.write(trainer)
+
+    def write(self, trainer: L.Trainer) -> None:
+        """Write both files from the rows so far."""
+        if not trainer.is_global_zero:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / HISTORY, text.getvalue().encode())
+        if curve := self.curve("val_miou"):
+            from freqfusion.analysis.figures import learning_curve
+
+            percent = {
+                name: [(step, 100 * value) for step, value in points]
+                for name, points in (("mIoU", curve), ("boundary IoU", self.curve("val_boundary_iou")))
+            }
+            learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
+
+    def _row(self, trainer: L.Trainer) -> dict[str, float]:
+        return {"step": trainer.global_step, "epoch": trainer.current_epoch}
+
+    def _add_training_row(self, trainer: L.Trainer) -> None:
+        row = self._row(trainer)
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        mean = torch.as_tensor(self._loss_sum, device=trainer.strategy.root_device) / self._loss_count
+        row["train_loss"] = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._loss_sum, self._loss_count = 0.0, 0
+        self.rows.append(row)
+
+
+def whole_loss(trainer: L.Trainer, outputs: Any) -> Tensor:
+    """The loss of one batch, on its device (Lightning divides it by the number of accumulated batches)."""
+    loss: Tensor = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+    return loss
+
+
+class ClassReport(Callback):
+    """Writes the figures of every evaluation, class by class, and prints them at the end of the command.
+
+    Files: ``val_metrics.json`` and ``val_classes.csv`` (or ``test_...``).
+
+    Args:
+        folder: Where the files go.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._report(trainer, pl_module, "val", show=trainer.state.fn == "validate")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer, pl_module, "test", show=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if getattr(pl_module, "results", None) and trainer.is_global_zero:
+            print_results(pl_module, "last validation")
+
+    def _report(self, trainer: L.Trainer, pl_module: Any, stage: str, show: bool) -> None:
+        if not trainer.is_global_zero:
+            return
+        results = pl_module.results
+        rows = list(zip(pl_module.classes, results["iou"], results["boundary_iou_per_class"], strict=True))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["class", "iou", "boundary_iou"])
+        writer.writerows([name, _blank(iou), _blank(boundary)] for name, iou, boundary in rows)
+        write_atomically(self.folder / f"{stage}_classes.csv", text.getvalue().encode())
+        summary: dict[str, Any] = {key: value for key, value in results.items() if isinstance(value, float)}
+        if trainer.state.fn == "fit":
+            summary = {"step": trainer.global_step, **summary}
+        summary["classes"] = {
+            name: {"iou": _null(iou), "boundary_iou": _null(boundary)} for name, iou, boundary in rows
+        }
+        write_atomically(
+            self.folder / f"{stage}_metrics.json", (json.dumps(summary, indent=2) + "\n").encode()
+        )
+        if show:
+            print_results(pl_module, stage)
+
+
+def print_results(module: Any, title: str) -> None:
+    """Print the figures of the module's latest evaluation as a table: one row a class, and the means."""
+    results = module.results
+    table = Table(title=f"{title}, %", title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    table.add_column("boundary IoU", justify="right")
+    for name, iou, boundary in zip(
+        module.classes, results["iou"], results["boundary_iou_per_class"], strict=True
+    ):
+        table.add_row(name, _percent(iou), _percent(boundary))
+    table.add_section()
+    table.add_row("mean", _percent(results["miou"]), _percent(results["boundary_iou"]))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"mIoU {_percent(results['miou'])}   boundary IoU {_percent(results['boundary_iou'])}   "
+        f"pixel accuracy {_percent(results['pixel_accuracy'])}   "
+        f"mean accuracy {_percent(results['mean_accuracy'])}",
+        highlight=False,
+    )
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _blank(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run, with loss, last validation and time left; a line after each validation.
+
+    Where the output is no terminal only the lines are printed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._eval_task: TaskID | None = None
+        self._start = (0.0, 0)
+        self._loss: Tensor | None = None
+        self._miou = math.nan
+        self._shown = True
+        self._drawn = 0.0
+
+    def disable(self) -> None:
+        self._shown = False
+
+    def enable(self) -> None:
+        self._shown = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = (time.monotonic(), trainer.global_step)
+        total = trainer.estimated_stepping_batches
+        self._task = self._open().add_task(
+            "train", total=None if total == float("inf") else total, completed=trainer.global_step, info=""
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        loss = whole_loss(trainer, outputs)
+        self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.05)
+        now = time.monotonic()
+        if self._bar is not None and self._task is not None and now - self._drawn > 0.25:
+            self._drawn = now
+            self._bar.update(self._task, completed=trainer.global_step, info=self._info(trainer))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_evaluation(trainer, "validate", trainer.num_val_batches)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_evaluation(trainer, "test", trainer.num_test_batches)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance_evaluation()
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance_evaluation()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end_evaluation(trainer)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_shown(trainer):
+            return
+        metrics = trainer.callback_metrics
+        self._miou = float(metrics.get("val_miou", math.nan))
+        boundary = float(metrics.get("val_boundary_iou", math.nan))
+        self.console.print(
+            f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  loss {self._shown_loss()}  "
+            f"val mIoU {_percent(self._miou)}  boundary IoU {_percent(boundary)}  "
+            f"left {self._time_left(trainer)}",
+            highlight=False,
+        )
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end_evaluation(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _is_shown(self, trainer: L.Trainer) -> bool:
+        return self._shown and trainer.is_global_zero
+
+    def _open(self) -> Progress:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[info]}"),
+                console=self.console,
+                disable=not self._shown or not self.console.is_terminal,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._bar.start()
+        return self._bar
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start_evaluation(self, trainer: L.Trainer, name: str, batches: list[int | float]) -> None:
+        self._eval_task = self._open().add_task(name, total=sum(batches), info="")
+
+    def _advance_evaluation(self) -> None:
+        if self._bar is not None and self._eval_task is not None:
+            self._bar.advance(self._eval_task)
+
+    def _end_evaluation(self, trainer: L.Trainer) -> None:
+        if self._bar is not None and self._eval_task is not None:
+            self._bar.remove_task(self._eval_task)
+            self._eval_task = None
+        if trainer.state.fn != "fit":
+            self._close()
+
+    def _info(self, trainer: L.Trainer) -> str:
+        miou = "" if math.isnan(self._miou) else f"  val mIoU {_percent(self._miou)}"
+        return f"left {self._time_left(trainer)}  loss {self._shown_loss()}{miou}"
+
+    def _shown_loss(self) -> str:
+        return "?" if self._loss is None else f"{float(self._loss):.3f}"
+
+    def _time_left(self, trainer: L.Trainer) -> str:
+        """From the speed of this session so far, validations included."""
+        start, first = self._start
+        done = trainer.global_step - first
+        total = trainer.estimated_stepping_batches
+        if done < 1 or total == float("inf"):
+            return "?"
+        seconds = int((time.monotonic() - start) / done * (total - trainer.global_step))
+        hours, seconds = divmod(seconds, 3600)
+        return f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,306 @@
+"""The Lightning data module: which images, in which order, with which augmentation.
+
+Order and augmentation depend on ``(seed, epoch, index)`` alone: not on the number of workers or processes,
+and not on what was drawn before. So a run can start again in the middle of an epoch and go on exactly.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from freqfusion.data import create_dataset
+from freqfusion.data.transforms import eval_transform, train_transform
+from freqfusion.training.rng import cpu_seed, derive_seed
+
+Sample = dict[str, Any]
+
+
+class _Samples(Dataset[Sample]):
+    """Samples by ``(epoch, index)``: read, resized, transformed, with randomness from ``(seed, epoch, index)``."""
+
+    def __init__(
+        self, dataset: Any, transform: Callable[[Sample], Sample], resize: tuple[int, int] | None, seed: int
+    ) -> None:
+        self.dataset, self.transform, self.resize, self.seed = dataset, transform, resize, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        from torchvision.transforms import v2
+
+        epoch, index = key
+        with cpu_seed(derive_seed(self.seed, epoch, index)):
+            sample = self.dataset[index]
+            if self.resize is not None:
+                # tv_tensors: images are interpolated, masks take the nearest label
+                sample = v2.Resize(self.resize, antialias=True)(sample)
+            sample = self.transform(sample)
+        return {
+            "image": sample["image"].as_subclass(Tensor),
+            "mask": sample["mask"].as_subclass(Tensor).long(),
+            "name": sample["name"],
+        }
+
+
+def collate(samples: list[Sample]) -> Sample:
+    """Stack samples of one size; an empty list becomes a batch without images."""
+    sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ValueError(
+            f"a batch holds images of several sizes ({listed}): "
+            "set eval_batch_size to 1, or resize to bring all to one size"
+        )
+    batch: Sample = {"name": [sample["name"] for sample in samples]}
+    if samples:
+        batch["image"] = torch.stack([sample["image"] for sample in samples])
+        batch["mask"] = torch.stack([sample["mask"] for sample in samples])
+    return batch
+
+
+class TrainOrder(Sampler[list[tuple[int, int]]]):
+    """This process's share of the batches of one epoch, from any batch on.
+
+    All processes shuffle alike, cut the same whole batches and take their own slice of each, so that
+    together they see what a single process would. The last, incomplete batch is left out.
+
+    Attributes:
+        epoch: Which pass over the data.
+        first: The first batch of the pass to give out.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size {batch_size} cannot be shared by {world_size} processes: use a multiple of "
+                f"{world_size} (batch_size counts the images of all processes together)"
+            )
+        if length < batch_size:
+            raise ValueError(
+                f"the training set has {length} images, fewer than one batch of {batch_size}: "
+                f"set batch_size to {length} or less"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.share = rank, batch_size // world_size
+        self.epoch = 0
+        self.first = 0
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for batch in range(self.first, len(self)):
+            start = batch * self.batch_size + self.rank * self.share
+            yield [(self.epoch, index) for index in order[start : start + self.share]]
+
+
+class EvalOrder(Sampler[list[tuple[int, int]]]):
+    """This process's share of the images in their own order, each exactly once over all processes.
+
+    Every process gives out the same number of batches (they meet once a batch); where the images run out
+    the batch is empty.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.length // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in range(len(self)):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(0, index) for index in range(start, min(start + self.batch_size, self.length))]
+
+
+class _TrainBatches:
+    """The training batches from the trainer's own position on, looked up when the first one is asked for.
+
+    Lightning makes iterators before it has restored its counters and never tells them how far the epoch had
+    come; its total count of batches is the single thing both sides agree on.
+    """
+
+    def __init__(self, loader: DataLoader[Sample], order: TrainOrder, trainer: L.Trainer) -> None:
+        self.loader, self.order, self.trainer = loader, order, trainer
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Sample]:
+        done = self.trainer.fit_loop.total_batch_idx + 1
+        self.order.epoch, self.order.first = divmod(done, int(self.trainer.num_training_batches))
+        yield from self.loader
+
+    # Tells Lightning, which would warn otherwise, that this loader can go on in mid-epoch.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore: the trainer knows the position."""
+
+
+class _EvalBatches:
+    """A loader that Lightning takes as it is (it would replace the sampler of a plain one)."""
+
+    def __init__(self, loader: DataLoader[Sample]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.loader)
+
+
+def default_workers() -> int:
+    """Loading processes for this machine: none on up to two cores, where they would only take turns."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores <= 2 else min(8, cores // 2)
+
+
+class SegmentationData(L.LightningDataModule):
+    """Images and masks for training, validation and test.
+
+    Args:
+        dataset: A name of `freqfusion.data.create_dataset`: ade20k, cityscapes, voc, camvid, folder, synthetic.
+        root: The data set's folder.
+        dataset_options: Further arguments of `freqfusion.data.create_dataset`.
+        train_split: The part to train on.
+        val_split: The part to judge on during training.
+        test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
+        resize: Height and width that every image and mask is brought to when read; as they are if not given.
+        crop_size: Height and width of the training crops.
+        base_size: Height and width that the random scale refers to; the image's own if not given.
+        ratio_range: Smallest and largest random scale.
+        flip: Chance of a mirrored training image.
+        photometric: Vary brightness, contrast, saturation and hue of training images.
+        batch_size: Images an optimiser step, over all processes together, before accumulation.
+        eval_batch_size: Images of one size judged at once, a process.
+        workers: Loading processes a training process; chosen by the number of cores if not given.
+        seed: Decides order and augmentation.
+        skip_bad: Leave out unreadable samples with a warning where the default is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "synthetic",
+        root: str | None = None,
+        dataset_options: dict[str, Any] | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+        resize: tuple[int, int] | None = None,
+        crop_size: tuple[int, int] = (512, 512),
+        base_size: tuple[int, int] | None = None,
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        flip: float = 0.5,
+        photometric: bool = True,
+        batch_size: int = 16,
+        eval_batch_size: int = 1,
+        workers: int | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(
+                f"batch_size and eval_batch_size must be at least 1, got {batch_size} and {eval_batch_size}"
+            )
+        self.save_hyperparameters()
+        self._datasets: dict[str, Any] = {}
+
+    def dataset(self, split: str) -> Any:
+        """The data set of one split, opened once."""
+        if split not in self._datasets:
+            options = self.hparams
+            self._datasets[split] = create_dataset(
+                options["dataset"],
+                options["root"],
+                split,
+                skip_bad=options["skip_bad"],
+                **(options["dataset_options"] or {}),
+            )
+        return self._datasets[split]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.dataset(self.hparams["val_split"]).classes)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """One RGB colour a class."""
+        return tuple(self.dataset(self.hparams["val_split"]).palette)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    def setup(self, stage: str) -> None:
+        """Open the data sets that the stage needs, so that what is missing is said before the work begins."""
+        options = self.hparams
+        if stage == "fit":
+            self.dataset(options["train_split"])
+        self.dataset(options["test_split" if stage == "test" else "val_split"])
+
+    def train_dataloader(self) -> _TrainBatches:
+        options = self.hparams
+        dataset = self.dataset(options["train_split"])
+        transform = train_transform(
+            crop_size=options["crop_size"],
+            ratio_range=options["ratio_range"],
+            base_size=options["base_size"],
+            flip=options["flip"],
+            photometric=options["photometric"],
+        )
+        trainer = self._require_trainer()
+        order = TrainOrder(
+            len(dataset), options["batch_size"], options["seed"], trainer.global_rank, trainer.world_size
+        )
+        return _TrainBatches(self._loader(dataset, transform, order), order, trainer)
+
+    def val_dataloader(self) -> _EvalBatches:
+        return self._eval_batches(self.hparams["val_split"])
+
+    def test_dataloader(self) -> _EvalBatches:
+        return self._eval_batches(self.hparams["test_split"])
+
+    def _eval_batches(self, split: str) -> _EvalBatches:
+        dataset = self.dataset(split)
+        trainer = self._require_trainer()
+        order = EvalOrder(
+            len(dataset), self.hparams["eval_batch_size"], trainer.global_rank, trainer.world_size
+        )
+        return _EvalBatches(self._loader(dataset, eval_transform(), order))
+
+    def _loader(
+        self, dataset: Any, transform: Callable[[Sample], Sample], order: Sampler[list[tuple[int, int]]]
+    ) -> DataLoader[Sample]:
+        workers = self.hparams["workers"]
+        workers = default_workers() if workers is None else workers
+        return DataLoader(
+            _Samples(dataset, transform, self.hparams["resize"], self.hparams["seed"]),
+            batch_sampler=order,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # without its own generator a loader draws from the global one whenever it is iterated
+            generator=torch.Generator(),
+        )
+
+    def _require_trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError(
+                "SegmentationData makes its loaders for a Trainer: pass it to fit, validate or test"
+            )
+        return self.trainer

@@ -1,0 +1,223 @@
+"""The Lightning module: one network, its loss, the published schedule, and how it is judged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from freqfusion.metrics import SegmentationMetrics
+from freqfusion.models import create_model
+from freqfusion.models.inference import predict_logits
+from freqfusion.training.rng import fixed_randomness, get_rng_state, set_rng_state
+from freqfusion.training.schedule import parameter_groups, poly_with_warmup
+
+IGNORE_INDEX = 255
+SCALARS = ("miou", "boundary_iou", "pixel_accuracy", "mean_accuracy")
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains and judges a semantic segmentation network. The defaults are the published SegNeXt schedule.
+
+    The loss is cross entropy averaged over all pixels of the batch, ignored ones counting zero, as in the
+    published runs (mmsegmentation's ``avg_non_ignore=False``): so a batch split over processes or over
+    accumulated steps gives the gradient of the whole batch.
+
+    Args:
+        network: A name of `freqfusion.models.list_models`.
+        fusion: How coarse and fine features are joined: a name of `freqfusion.fusion.list_fusions`.
+        num_classes: Number of classes; on the command line it comes from the data.
+        network_options: Further arguments of `freqfusion.models.create_model`.
+        class_weights: One weight a class in the loss.
+        lr: Peak learning rate of the backbone.
+        head_lr_factor: The head's learning rate relative to the backbone's.
+        betas: AdamW's decay rates of the two moments.
+        weight_decay: AdamW's weight decay; normalisation layers have none.
+        warmup_steps: Optimiser steps of linear warm-up.
+        warmup_ratio: Share of the learning rate at the first step of the warm-up.
+        poly_power: Power of the decay to zero over the run.
+        window: Side(s) in pixels of the sliding window at evaluation; whole images when not given.
+        stride: Step(s) of the sliding window.
+        scales: Image scales whose predictions are averaged at evaluation.
+        flip_test: Average with the prediction of the mirrored image at evaluation.
+        boundary_width: Width of the band of boundary IoU: pixels (int) or a share of the image's diagonal.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: str = "segnext_t",
+        fusion: str = "freqfusion",
+        num_classes: int = 0,
+        network_options: dict[str, Any] | None = None,
+        class_weights: list[float] | None = None,
+        lr: float = 6e-5,
+        head_lr_factor: float = 10.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        warmup_steps: int = 1500,
+        warmup_ratio: float = 1e-6,
+        poly_power: float = 1.0,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip_test: bool = False,
+        boundary_width: int | float = 0.02,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(
+                f"num_classes is {num_classes}, expected at least 1: pass the data's class count"
+            )
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights has {len(class_weights)} values for {num_classes} classes: give one a class"
+            )
+        scales = tuple(scales)
+        self.save_hyperparameters()
+        try:
+            self.network = create_model(network, num_classes, fusion=fusion, **(network_options or {}))
+        except TypeError as error:
+            raise ValueError(f"network_options {network_options} do not fit {network!r}: {error}") from error
+        self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
+        self.mean_loss = MeanMetric()
+        self.classes: tuple[str, ...] = tuple(f"class {index}" for index in range(num_classes))
+        self.palette: tuple[tuple[int, int, int], ...] = tuple(
+            (level, level, level) for level in torch.linspace(0, 255, num_classes).int().tolist()
+        )
+        self.resize: tuple[int, int] | None = None
+        """Height and width that images were brought to before training; set by ``load_checkpoint``."""
+        self.results: dict[str, Any] = {}
+        """Figures of the latest evaluation as plain numbers, with ``iou`` and ``boundary_iou`` a class."""
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self._rng_states: list[dict[str, Any]] | None = None
+
+    def setup(self, stage: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "classes"):
+            return
+        if len(data.classes) != self.hparams["num_classes"]:
+            raise ValueError(
+                f"the network predicts {self.hparams['num_classes']} classes, the data has "
+                f"{len(data.classes)}: use the data set that the network was made for"
+            )
+        self.classes, self.palette = tuple(data.classes), tuple(data.palette)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``(B, num_classes, H, W)`` of normalised images ``(B, 3, H, W)``."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Cross entropy of logits ``(B, K, H, W)`` and masks ``(B, H, W)``, averaged over all pixels."""
+        total = F.cross_entropy(
+            logits.float(), mask, self.class_weights, ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        return total / mask.numel()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch["image"]), batch["mask"])
+        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._sum_up("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._sum_up("test")
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Scores ``(B, num_classes, H, W)`` of normalised images with this module's inference settings.
+
+        Logits after a single pass; log probabilities after several (scales, mirrored).
+        """
+        options = self.hparams
+        with fixed_randomness(images.device):
+            scores = predict_logits(
+                self.network,
+                images,
+                window=options["window"],
+                stride=options["stride"],
+                scales=options["scales"],
+                flip=options["flip_test"],
+            )
+        if len(options["scales"]) > 1 or options["flip_test"]:
+            scores = scores.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return scores
+
+    def _judge(self, batch: dict[str, Any], stage: str) -> None:
+        if not batch["name"]:  # this process has no image left while another has one
+            return
+        scores = self.predict(batch["image"])
+        self.metrics.update(scores.argmax(dim=1), batch["mask"])
+        self.mean_loss.update(self.loss(scores, batch["mask"]), weight=len(batch["name"]))
+
+    def _sum_up(self, stage: str) -> None:
+        values = self.metrics.compute()
+        self.metrics.reset()
+        # Both metrics have summed over all processes; Lightning's own mean rounds where these differ in images.
+        figures = {"loss": self.mean_loss.compute(), **{key: values[key].float() for key in SCALARS}}
+        self.mean_loss.reset()
+        self.log_dict({f"{stage}_{key}": value for key, value in figures.items()}, sync_dist=True)
+        self.results = {key: float(values[key]) for key in SCALARS}
+        self.results["iou"] = values["iou"].tolist()
+        self.results["boundary_iou_per_class"] = values["boundary_iou_per_class"].tolist()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        options = self.hparams
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
+        if steps <= options["warmup_steps"]:
+            rank_zero_warn(
+                f"the warm-up of {options['warmup_steps']} steps is as long as the whole run of {int(steps)}: "
+                "the learning rate never reaches its peak; lower warmup_steps"
+            )
+        groups = parameter_groups(
+            self.network, options["lr"], options["weight_decay"], options["head_lr_factor"]
+        )
+        optimizer = torch.optim.AdamW(groups, lr=options["lr"], betas=tuple(options["betas"]))
+        factor = poly_with_warmup(
+            int(steps), options["poly_power"], options["warmup_steps"], options["warmup_ratio"]
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Weights to start from have served: the checkpoint must not need their file.
+        options = dict(self.hparams["network_options"] or {})
+        options.pop("backbone_weights", None)
+        checkpoint["hyper_parameters"]["network_options"] = options or None
+        checkpoint["classes"] = list(self.classes)
+        checkpoint["palette"] = [list(colour) for colour in self.palette]
+        # Every process draws its own numbers: an exact resume needs the state of each.
+        states: list[Any] = [get_rng_state(self.device)]
+        if self.trainer.world_size > 1:
+            states *= self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["rng_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rng_states = checkpoint.get("rng_states")
+
+    def on_train_start(self) -> None:
+        # The last hook before the first batch: whatever drew random numbers while starting is undone here.
+        rank = self.trainer.global_rank
+        if self._rng_states is not None and rank < len(self._rng_states):
+            set_rng_state(self._rng_states[rank], self.device)
+        elif rank > 0:
+            torch.manual_seed(torch.initial_seed() + rank)
+        self._rng_states = None

@@ -1,0 +1,45 @@
+"""The trainer with all that a run of this project needs."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from freqfusion.training.callbacks import ClassReport, History, RunProgress
+from freqfusion.training.checkpoints import AtomicCheckpointIO, Checkpoints
+
+
+def create_trainer(
+    out: str | Path, checkpoint_steps: int = 500, log_steps: int = 50, **options: Any
+) -> L.Trainer:
+    """A Lightning trainer that writes a run folder.
+
+    The folder gets ``last.ckpt`` and ``best.ckpt``, ``metrics.csv``, ``learning_curve.png``, and the figures
+    of each class as ``val_metrics.json`` and ``val_classes.csv`` (``test_...`` for a test).
+
+    Args:
+        out: The run folder; made where it is missing.
+        checkpoint_steps: Optimiser steps between two of ``last.ckpt``.
+        log_steps: Optimiser steps over which the training loss is averaged into one row of ``metrics.csv``.
+        **options: Further arguments of ``lightning.Trainer``; callbacks and plugins are added to ours.
+    """
+    options = {
+        "default_root_dir": str(out),
+        "logger": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        **options,
+    }
+    callbacks = [*_listed(options.pop("callbacks", None)), History(out, log_steps), ClassReport(out)]
+    if options.get("enable_checkpointing") is not False:
+        callbacks.append(Checkpoints(out, checkpoint_steps))
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(RunProgress())
+    plugins = [*_listed(options.pop("plugins", None)), AtomicCheckpointIO()]
+    return L.Trainer(callbacks=callbacks, plugins=plugins, **options)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,174 @@
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+
+from freqfusion.cli.main import main
+from freqfusion.training.callbacks import History
+
+CONFIG = {
+    "model": {"network": "fpn_small", "fusion": "bilinear", "lr": 1e-3, "warmup_steps": 2},
+    "data": {
+        "dataset": "synthetic",
+        "dataset_options": {"length": 6, "size": [32, 48]},
+        "crop_size": [32, 48],
+        "batch_size": 2,
+        "workers": 0,
+    },
+    "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+}
+
+
+def write_config(folder, **changes):
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    out = folder / "run"
+    assert main(["fit", "--config", str(write_config(folder)), "--out", str(out), "--seed", "3"]) == 0
+    return out
+
+
+def figures(path):
+    content = json.loads(path.read_text())
+    content.pop("step", None)
+    return content
+
+
+def test_run_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "best.ckpt",
+        "config.yaml",
+        "last.ckpt",
+        "learning_curve.png",
+        "metrics.csv",
+        "val_classes.csv",
+        "val_metrics.json",
+    }
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["lr"] == 1e-3
+    assert saved["seed_everything"] == 3
+    assert saved["out"] == str(run)
+    assert saved["resume"] is False
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert content["datamodule_hyper_parameters"]["seed"] == 3
+    lines = (run / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "3", "6"]
+
+
+@pytest.mark.parametrize("command, stage", [("validate", "val"), ("test", "test")])
+def test_a_checkpoint_gives_the_same_figures_again(run, tmp_path, capsys, command, stage):
+    assert main([command, "--checkpoint", str(run / "last.ckpt"), "--out", str(tmp_path)]) == 0
+    assert figures(tmp_path / f"{stage}_metrics.json") == figures(run / "val_metrics.json")
+    text = capsys.readouterr().out
+    assert f"mIoU {100 * figures(run / 'val_metrics.json')['miou']:.2f}" in text
+    assert "pole" in text
+
+
+def test_settings_of_a_checkpoint_can_be_changed(run, tmp_path):
+    argv = ["test", "--checkpoint", str(run / "last.ckpt"), "--out", str(tmp_path)]
+    assert (
+        main([*argv, "--model.flip_test", "true", "--data.dataset_options", "{length: 3, size: [32, 48]}"])
+        == 0
+    )
+    assert figures(tmp_path / "test_metrics.json") != figures(run / "val_metrics.json")
+
+
+def test_with_a_config_and_a_path(run, tmp_path):
+    config = write_config(tmp_path)
+    argv = ["test", "--config", str(config), "--ckpt_path", str(run / "last.ckpt"), "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert figures(tmp_path / "test_metrics.json") == figures(run / "val_metrics.json")
+
+
+def test_a_run_is_not_overwritten_but_goes_on(run, tmp_path, capsys):
+    config = write_config(tmp_path)
+    argv = ["fit", "--config", str(config), "--out", str(run)]
+    before = (run / "last.ckpt").read_bytes()
+    assert main(argv) == 2
+    assert "already holds a run: go on with it by adding --resume" in capsys.readouterr().err
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys):
+    argv = ["fit", "--config", str(write_config(tmp_path)), "--out", str(tmp_path / "run")]
+    argv += ["--checkpoint_steps", "2", "--seed", "1"]
+    handler = signal.getsignal(signal.SIGINT)
+
+    def stop(self, trainer, *args, **kwargs):
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_batch_start", stop, raising=False)
+        assert main(argv) == 130
+    signal.signal(signal.SIGINT, handler)
+    out = capsys.readouterr().out
+    assert (
+        f"stopped at step 5; repeat the line with --resume to go on from {tmp_path / 'run' / 'last.ckpt'}"
+        in out
+    )
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert main([*argv, "--resume"]) == 0
+    resumed = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    whole = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], value), key
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "argv, code, words",
+    [
+        (["--config", "missing.yaml"], 2, "missing.yaml"),
+        (["--model.learning", "3"], 2, "--model.learning"),
+        (["--model.lr", "fast"], 2, "model.lr"),
+        (["--data.dataset", "camvid", "--data.root", "no/such/folder"], 1, "no/such/folder: no such folder"),
+        (["--data.dataset", "sinthetic"], 1, "unknown dataset 'sinthetic'"),
+        (["--model.network", "segnext_x"], 1, "unknown model 'segnext_x'"),
+        (["--model.network_options", "{colour: 1}"], 1, "network_options {'colour': 1} do not fit"),
+        (["--ckpt_path", "none.ckpt"], 2, "there is no checkpoint at none.ckpt"),
+        (["--ckpt_path", "last"], 2, "no checkpoint at"),
+    ],
+)
+def test_wrong_lines_get_one_clear_line(tmp_path, capsys, argv, code, words):
+    assert main(["fit", "--out", str(tmp_path / "run"), *argv]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("freqfusion fit: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_key_in_a_config(tmp_path, capsys):
+    config = write_config(tmp_path, model={"netwrok": "fpn_small"})
+    assert main(["fit", "--config", str(config), "--out", str(tmp_path / "run")]) == 2
+    assert "netwrok" in capsys.readouterr().err
+
+
+def test_judging_needs_weights_that_can_be_read(tmp_path, capsys):
+    assert main(["test"]) == 2
+    assert "which weights? Give --checkpoint FILE" in capsys.readouterr().err
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"PK")
+    assert main(["test", "--checkpoint", str(broken)]) == 2
+    assert "broken.ckpt is not a complete checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_shows_an_example(capsys, command):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  freqfusion {command} --c" in text
+    assert text.startswith(f"usage: freqfusion {command} ")
+    assert "--data.crop_size" in text
+    assert "Peak learning rate of the backbone" in text

@@ -1,0 +1,76 @@
+import subprocess
+import sys
+
+import pytest
+
+from freqfusion.cli import main as main_module
+from freqfusion.cli.main import list_commands, main
+
+
+def test_overview_names_every_command_with_a_line(capsys):
+    commands = list_commands()
+    assert {"fit", "validate", "test", "predict", "quickstart"} <= set(commands)
+    assert all(5 < len(line) < 120 for line in commands.values())
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0
+        text = capsys.readouterr().out
+        for name, line in commands.items():
+            assert f"  {name}" in text
+            assert line in text
+
+
+def test_unknown_command(capsys):
+    assert main(["fot"]) == 2
+    assert capsys.readouterr().err == "freqfusion: error: there is no command 'fot'; did you mean 'fit'?\n"
+    assert main(["xyzzy"]) == 2
+    assert "choose one of fit, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (FileNotFoundError("no folder a/b"), 1, "freqfusion fit: error: no folder a/b\n"),
+        (ValueError("bad"), 1, "freqfusion fit: error: bad\n"),
+        (ImportError("install it"), 1, "freqfusion fit: error: install it\n"),
+        (KeyboardInterrupt(), 130, "\nfreqfusion fit: stopped\n"),
+        (SystemExit(2), 2, ""),
+        (SystemExit(None), 0, ""),
+        (SystemExit("text"), 1, ""),
+    ],
+)
+def test_errors_become_one_line_and_a_code(monkeypatch, capsys, error, code, words):
+    import freqfusion.cli.fit
+
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(freqfusion.cli.fit, "run", fail)
+    assert main(["fit"]) == code
+    assert capsys.readouterr().err == words
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    import freqfusion.cli.fit
+
+    def fail(argv: list[str]) -> int:
+        raise ValueError("bad") if argv else RuntimeError("a bug")
+
+    monkeypatch.setattr(freqfusion.cli.fit, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["fit"])
+    monkeypatch.setenv("FREQFUSION_DEBUG", "1")
+    with pytest.raises(ValueError, match="bad"):
+        main(["fit", "--seed", "1"])
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "freqfusion", "nothing"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "there is no command 'nothing'" in done.stderr
+    assert main_module.overview().startswith("usage: freqfusion COMMAND")

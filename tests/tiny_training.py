@@ -1,0 +1,102 @@
+"""Tiny networks and runs for the tests of training; as a script, runs that end by kill -9 or use two processes."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+import freqfusion.training.module
+from freqfusion.training import SegmentationData, SegmentationModule, create_trainer
+
+
+class NoisyNet(nn.Module):
+    """Everything that makes an exact resume hard: batch statistics, dropout, random numbers in each pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3)
+        )
+        self.decode_head = nn.Conv2d(6, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.backbone(image)
+        return self.decode_head(x * (1 + 0.2 * torch.rand(x.shape[0], x.shape[1], 1, 1)))
+
+
+class PlainNet(nn.Module):
+    """No batch statistics and no randomness: the gradient of a batch is the mean of its images'."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.GELU())
+        self.decode_head = nn.Conv2d(6, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.decode_head(self.backbone(image))
+
+
+NETWORKS = {"noisy": NoisyNet, "plain": PlainNet}
+
+
+def create_tiny(name: str, num_classes: int, fusion: str = "", **options: Any) -> nn.Module:
+    """Stands in for ``create_model``."""
+    return NETWORKS[name](num_classes, **options)
+
+
+def tiny_data(length: int = 22, **options: Any) -> SegmentationData:
+    settings = {"crop_size": (16, 24), "batch_size": 4, "workers": 0, **options}
+    return SegmentationData("synthetic", dataset_options={"length": length, "size": (24, 32)}, **settings)
+
+
+def tiny_fit(
+    out: Path,
+    network: str,
+    *,
+    resume: Path | None = None,
+    data: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[dict[str, Tensor], L.Trainer]:
+    """Train; returns the final weights and the trainer."""
+    torch.manual_seed(0 if resume is None else 99)  # what comes from the checkpoint must not depend on it
+    datamodule = tiny_data(**(data or {}))
+    module = SegmentationModule(network, num_classes=datamodule.num_classes, lr=1e-2, warmup_steps=2)
+    trainer = create_trainer(
+        out,
+        **{
+            "checkpoint_steps": 1,
+            "log_steps": 1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            **options,
+        },
+    )
+    trainer.fit(module, datamodule, ckpt_path=None if resume is None else str(resume))
+    return {key: value.clone() for key, value in module.state_dict().items()}, trainer
+
+
+class Kill(L.Callback):
+    """``kill -9`` after some batches."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    freqfusion.training.module.create_model = create_tiny  # type: ignore[assignment]
+    folder = Path(sys.argv[2])
+    if sys.argv[1] == "killed":
+        tiny_fit(folder, "noisy", max_epochs=3, checkpoint_steps=2, callbacks=[Kill(after=8)])
+    else:
+        tiny_fit(folder, "plain", data={"length": 11}, max_epochs=2, strategy="ddp", devices=2)
