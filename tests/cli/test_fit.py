@@ -172,3 +172,11 @@ def test_help_shows_an_example(capsys, command):
     assert text.startswith(f"usage: freqfusion {command} ")
     assert "--data.crop_size" in text
     assert "Peak learning rate of the backbone" in text
+
+
+def test_skip_bad_is_short_for_the_setting_of_the_data(monkeypatch):
+    from freqfusion.cli._lightning import CommandLine
+
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
+    assert CommandLine("fit", "", ["--skip-bad"]).config["data.skip_bad"] is True
+    assert CommandLine("fit", "", []).config["data.skip_bad"] is False

@@ -43,6 +43,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, description: str, argv: list[str]) -> None:
         _be_quiet()
+        argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
         self.command = command
         self.checkpoint = _value_of("--checkpoint", argv)
         super().__init__(

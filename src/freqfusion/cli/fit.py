@@ -9,6 +9,7 @@ example:
   freqfusion fit --config recipes/camvid/segnext_t_freqfusion.yaml --data.root CAMVID_FOLDER
 
 Every setting of the recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
+--skip-bad (short for --data.skip_bad true) leaves out broken samples with a warning.
 The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop the same
 line with --resume goes on exactly where last.ckpt stood.
 """
