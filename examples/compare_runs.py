@@ -96,7 +96,7 @@ def draw_curves(methods: dict[str, list[Path]], out: Path) -> None:
 
 
 def draw_strips(methods: dict[str, list[Path]], data_root: str | None, out: Path) -> None:
-    """Image, truth, then prediction and errors of each method's first run."""
+    """Truth, then prediction and errors of each method's first run (photographs are the data set's to show)."""
     modules = {method: load_checkpoint(runs[0] / "last.ckpt")[0] for method, runs in methods.items()}
     first = next(iter(methods.values()))[0]
     data = read_checkpoint(first / "last.ckpt")["datamodule_hyper_parameters"]
@@ -110,14 +110,13 @@ def draw_strips(methods: dict[str, list[Path]], data_root: str | None, out: Path
                 ("mask", TF.InterpolationMode.NEAREST),
             ):
                 sample[key] = TF.resize(sample[key], list(data["resize"]), mode)
-        image = torch.as_tensor(sample["image"]).permute(1, 2, 0).numpy()
         truth = torch.as_tensor(sample["mask"]).numpy()
-        row = [image, colour_mask(truth, dataset.palette)]
+        row = [colour_mask(truth, dataset.palette)]
         for module in modules.values():
             prediction = module.predict(eval_transform()(sample)["image"][None]).argmax(1)[0].numpy()
-            row += [colour_mask(prediction, dataset.palette), error_map(prediction, truth, image=image)]
+            row += [colour_mask(prediction, dataset.palette), error_map(prediction, truth)]
         rows.append([zoom(picture, 2) for picture in row])
-    titles = ["image", "truth"]
+    titles = ["truth"]
     for method in methods:
         titles += [method, f"{method}: errors"]
     save_png(out / "strips.png", picture_strip(rows, titles, font_size=28))
