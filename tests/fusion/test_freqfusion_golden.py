@@ -46,3 +46,11 @@ def test_outputs_and_gradients(case: str, dtype: torch.dtype) -> None:
         actual = gradients[name]
         assert actual is not None
         assert_close(f"grad {name}", actual, value, grad_tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_windows_are_those_of_the_released_code(case: str) -> None:
+    meta, arrays = load_golden(case)
+    module = FreqFusion(**{"feature_resample": False, **meta["kwargs"]})
+    for name in ("hamming_lowpass", "hamming_highpass"):
+        assert torch.equal(getattr(module, name).double(), arrays[f"buffer/{name}"]), name
