@@ -11,10 +11,12 @@ PUBLIC = {
     "Fusion",
     "carafe",
     "create_fusion",
+    "describe_fusions",
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
     "resample",
+    "window_similarity",
 }
 
 

@@ -1,7 +1,14 @@
 """Frequency-aware feature fusion (FreqFusion, TPAMI 2024) for dense prediction."""
 
-from freqfusion.fusion import FreqFusion, FusedFeatures, Fusion, create_fusion, list_fusions
-from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
+from freqfusion.fusion import (
+    FreqFusion,
+    FusedFeatures,
+    Fusion,
+    create_fusion,
+    describe_fusions,
+    list_fusions,
+)
+from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, window_similarity
 
 __version__ = "0.1.0"
 
@@ -11,8 +18,10 @@ __all__ = [
     "Fusion",
     "carafe",
     "create_fusion",
+    "describe_fusions",
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
     "resample",
+    "window_similarity",
 ]

@@ -3,20 +3,109 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from freqfusion import FusedFeatures, create_fusion, list_fusions
+from freqfusion import FusedFeatures, Fusion, create_fusion, describe_fusions, list_fusions
+from support import relative_error
+
+HR_CHANNELS, LR_CHANNELS = 32, 64
+METHODS = list_fusions()
+TRAINED = [name for name in METHODS if name not in ("nearest", "bilinear")]
 
 
-@pytest.mark.parametrize("name", list_fusions())
-@pytest.mark.parametrize(("hr_size", "lr_size"), [((8, 10), (4, 5)), ((27, 33), (14, 17)), ((4, 4), (4, 4))])
-def test_contract(name: str, hr_size: tuple[int, int], lr_size: tuple[int, int]) -> None:
-    fusion = create_fusion(name, 8, 12)
-    hr, lr = torch.randn(2, 8, *hr_size), torch.randn(2, 12, *lr_size)
+def build(name: str) -> Fusion:
+    """With weights large enough that every branch matters."""
+    fusion = create_fusion(name, HR_CHANNELS, LR_CHANNELS)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    return fusion
+
+
+def random_maps(hr_size: tuple[int, int], lr_size: tuple[int, int], batch: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hr = torch.randn(batch, HR_CHANNELS, *hr_size, generator=generator)
+    return hr, torch.randn(batch, LR_CHANNELS, *lr_size, generator=generator)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("hr_size", "lr_size"),
+    [
+        ((8, 10), (4, 5)),
+        ((27, 33), (14, 17)),
+        ((27, 33), (13, 16)),
+        ((12, 8), (3, 2)),
+        ((4, 5), (4, 5)),
+        ((2, 3), (1, 1)),
+    ],
+)
+def test_any_size(name: str, hr_size: tuple[int, int], lr_size: tuple[int, int]) -> None:
+    fusion = build(name)
+    hr, lr = (tensor.requires_grad_() for tensor in random_maps(hr_size, lr_size))
     fused = fusion(hr_feat=hr, lr_feat=lr)
     assert isinstance(fused, FusedFeatures)
-    _, fused_hr, fused_lr = fused
-    assert fused_hr.shape == hr.shape
-    assert fused_lr.shape == (2, 12, *hr_size)
+    assert fused.hr_feat.shape == hr.shape
+    assert fused.lr_feat.shape == (2, LR_CHANNELS, *hr_size)
+    (fused.hr_feat.square().sum() + fused.lr_feat.square().sum()).backward()
+    for tensor in (fused.lr_feat, lr.grad, *(parameter.grad for parameter in fusion.parameters())):
+        assert tensor is not None
+        assert bool(torch.isfinite(tensor).all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_empty_batch_and_channels_last(name: str) -> None:
+    fusion = build(name).eval()
+    hr, lr = random_maps((8, 10), (4, 5))
+    expected = fusion(hr, lr)
+    last = fusion(*(tensor.contiguous(memory_format=torch.channels_last) for tensor in (hr, lr)))
+    assert relative_error(last.lr_feat, expected.lr_feat) < 1e-4
+    assert fusion(hr[:0], lr[:0]).lr_feat.shape == (0, LR_CHANNELS, 8, 10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = create_fusion(name, HR_CHANNELS, LR_CHANNELS).eval()
+    hr, lr = random_maps((16, 20), (8, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fusion(hr, lr)
+    assert relative_error(half.lr_feat.float(), fusion(hr, lr).lr_feat) < 2e-2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compiles_and_exports_whole(name: str) -> None:
+    fusion = build(name).eval()
+    hr, lr = random_maps((9, 11), (5, 6))
+    expected = fusion(hr, lr).lr_feat
+    torch._dynamo.reset()
+    compiled = torch.compile(fusion, fullgraph=True, backend="eager")
+    assert relative_error(compiled(hr, lr).lr_feat, expected) < 1e-5
+    exported = torch.export.export(fusion, (hr, lr))
+    assert not [node for node in exported.graph.nodes if "freqfusion" in str(node.target)]
+    assert relative_error(exported.module()(hr, lr).lr_feat, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_state_dict_round_trip(name: str) -> None:
+    fusion, other = build(name).eval(), create_fusion(name, HR_CHANNELS, LR_CHANNELS).eval()
+    hr, lr = random_maps((8, 10), (4, 5))
+    assert relative_error(other(hr, lr).lr_feat, fusion(hr, lr).lr_feat) > 1e-3
+    other.load_state_dict(fusion.state_dict())
+    assert torch.equal(other(hr, lr).lr_feat, fusion(hr, lr).lr_feat)
+
+
+@pytest.mark.parametrize("name", ["dysample", "dysample+", "dysample-s", "dysample-s+"])
+@pytest.mark.parametrize(("hr_size", "lr_size"), [((8, 10), (4, 5)), ((27, 33), (14, 17))])
+def test_dysample_without_offsets_is_bilinear(
+    name: str, hr_size: tuple[int, int], lr_size: tuple[int, int]
+) -> None:
+    fusion = create_fusion(name, HR_CHANNELS, LR_CHANNELS)
+    torch.nn.init.zeros_(fusion.get_parameter("offset.weight"))
+    hr, lr = random_maps(hr_size, lr_size)
+    bilinear = create_fusion("bilinear", HR_CHANNELS, LR_CHANNELS)(hr, lr).lr_feat
+    assert relative_error(fusion(hr, lr).lr_feat, bilinear) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["nearest", "bilinear"])
@@ -28,10 +117,75 @@ def test_interpolations_leave_the_fine_map_alone(name: str) -> None:
     assert torch.equal(fused_lr, F.interpolate(lr, size=(9, 7), mode=name))
 
 
-def test_unknown_name_and_option() -> None:
-    with pytest.raises(
-        ValueError, match="unknown fusion 'carrafe'; choose one of: nearest, bilinear, freqfusion"
-    ):
-        create_fusion("carrafe", 8, 8)
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # the panoptic table's column: three sites of a 256-channel FPN
+        ("deconv", 1_770_240),
+        ("pixel_shuffle", 7_080_960),
+        ("carafe", 222_444),
+        ("indexnet", 6_300_672),
+        ("a2u", 32_370),
+        ("fade", 141_771),
+        ("sapa", 52_416),
+        ("dysample", 24_672),
+        ("dysample+", 49_248),
+        ("dysample-s", 3_120),
+        ("dysample-s+", 6_192),
+    ],
+)
+def test_parameters_of_three_sites(name: str, parameters: int) -> None:
+    assert (
+        3 * sum(parameter.numel() for parameter in create_fusion(name, 256, 256).parameters()) == parameters
+    )
+
+
+def test_a2u_counts_29k_weights() -> None:
+    """The published +29.2K leaves out biases and norm affines."""
+    weights = [
+        parameter.numel() for parameter in create_fusion("a2u", 256, 256).parameters() if parameter.ndim > 1
+    ]
+    assert 3 * sum(weights) == 29_184
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("carrafe", {}, "unknown fusion 'carrafe'; choose one of: nearest, bilinear"),
+        ("deconv", {"kernel_size": 5}, "kernel_size must be 3 or 4"),
+        ("pixel_shuffle", {"upsample_kernel": 2}, "upsample_kernel must be odd"),
+        ("carafe", {"up_group": 5}, "groups must divide the channels of lr_feat"),
+        ("indexnet", {"kind": "o2o"}, "kind must be one of"),
+        ("indexnet", {"kind": "depthwise_o2o"}, "hr_channels == lr_channels, got 32 and 64"),
+        ("a2u", {"encode_kernel": 5}, "encode_kernel must be even"),
+        ("fade", {"gating": True}, "hr_channels == lr_channels, got 32 and 64; use gating=False"),
+        ("sapa", {"norm": "batch"}, "norm must be one of"),
+        ("dysample", {"style": "x"}, 'style must be "lp" or "pl"'),
+        ("dysample", {"groups": 5}, "groups must divide the channels of lr_feat"),
+    ],
+)
+def test_wrong_options(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_fusion(name, HR_CHANNELS, LR_CHANNELS, **options)
+
+
+def test_option_of_another_method() -> None:
     with pytest.raises(TypeError, match="groups"):
         create_fusion("bilinear", 8, 8, groups=2)
+
+
+def test_descriptions() -> None:
+    lines = {line.name: line for line in describe_fusions()}
+    assert list(lines) == METHODS
+    assert {name for name, line in lines.items() if line.guided} == {
+        "indexnet",
+        "a2u",
+        "fade",
+        "sapa",
+        "freqfusion",
+    }
+    assert lines["freqfusion"].parameters == 104_690
+    for name, line in lines.items():
+        hr, lr = random_maps((8, 10), (4, 5))
+        fusion = build(name).eval()
+        changed = fusion(hr.flip(0), lr).lr_feat
+        assert torch.equal(changed, fusion(hr, lr).lr_feat) != line.guided, name

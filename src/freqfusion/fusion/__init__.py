@@ -1,8 +1,34 @@
 """Fusion methods: each joins one coarse and one fine feature map."""
 
+from freqfusion.fusion.a2u import A2U
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.catalog import create_fusion, list_fusions
+from freqfusion.fusion.carafe import CARAFE
+from freqfusion.fusion.catalog import FusionInfo, create_fusion, describe_fusions, list_fusions
+from freqfusion.fusion.deconv import Deconv
+from freqfusion.fusion.dysample import DySample
+from freqfusion.fusion.fade import FADE
 from freqfusion.fusion.freqfusion import FreqFusion
+from freqfusion.fusion.indexnet import IndexNet
 from freqfusion.fusion.interpolate import Bilinear, Nearest
+from freqfusion.fusion.pixel_shuffle import PixelShuffle
+from freqfusion.fusion.sapa import SAPA
 
-__all__ = ["Bilinear", "FreqFusion", "FusedFeatures", "Fusion", "Nearest", "create_fusion", "list_fusions"]
+__all__ = [
+    "A2U",
+    "CARAFE",
+    "FADE",
+    "SAPA",
+    "Bilinear",
+    "Deconv",
+    "DySample",
+    "FreqFusion",
+    "FusedFeatures",
+    "Fusion",
+    "FusionInfo",
+    "IndexNet",
+    "Nearest",
+    "PixelShuffle",
+    "create_fusion",
+    "describe_fusions",
+    "list_fusions",
+]

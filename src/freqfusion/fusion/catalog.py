@@ -1,21 +1,85 @@
 """Fusion methods by name."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
+
+from freqfusion.fusion.a2u import A2U
 from freqfusion.fusion.base import Fusion
+from freqfusion.fusion.carafe import CARAFE
+from freqfusion.fusion.deconv import Deconv
+from freqfusion.fusion.dysample import DySample
+from freqfusion.fusion.fade import FADE
 from freqfusion.fusion.freqfusion import FreqFusion
+from freqfusion.fusion.indexnet import IndexNet
 from freqfusion.fusion.interpolate import Bilinear, Nearest
+from freqfusion.fusion.pixel_shuffle import PixelShuffle
+from freqfusion.fusion.sapa import SAPA
 
-_METHODS: dict[str, type[Fusion]] = {"nearest": Nearest, "bilinear": Bilinear, "freqfusion": FreqFusion}
+
+class FusionInfo(NamedTuple):
+    """What a fusion method is, for tables."""
+
+    name: str
+    """As :func:`create_fusion` takes it."""
+    guided: bool
+    """Whether the fine map helps to upsample the coarse one."""
+    parameters: int
+    """Learnable numbers of one module with 256 channels on both sides and default options."""
+    paper: str
+    year: int
+
+
+class _Method(NamedTuple):
+    build: Callable[..., Fusion]
+    guided: bool
+    paper: str
+    year: int
+
+
+_DYSAMPLE = "Liu et al., Learning to Upsample by Learning to Sample, ICCV"
+_METHODS = {
+    "nearest": _Method(Nearest, False, "interpolation", 0),
+    "bilinear": _Method(Bilinear, False, "interpolation", 0),
+    "deconv": _Method(Deconv, False, "Noh et al., Learning Deconvolution Network, ICCV", 2015),
+    "pixel_shuffle": _Method(PixelShuffle, False, "Shi et al., Sub-Pixel CNN, CVPR", 2016),
+    "carafe": _Method(CARAFE, False, "Wang et al., CARAFE, ICCV", 2019),
+    "indexnet": _Method(IndexNet, True, "Lu et al., Indices Matter, ICCV", 2019),
+    "a2u": _Method(A2U, True, "Dai et al., Learning Affinity-Aware Upsampling, CVPR", 2021),
+    "fade": _Method(FADE, True, "Lu et al., FADE, ECCV", 2022),
+    "sapa": _Method(SAPA, True, "Lu et al., SAPA, NeurIPS", 2022),
+    "dysample": _Method(DySample, False, _DYSAMPLE, 2023),
+    "dysample+": _Method(partial(DySample, dyscope=True), False, _DYSAMPLE, 2023),
+    "dysample-s": _Method(partial(DySample, style="pl", groups=8), False, _DYSAMPLE, 2023),
+    "dysample-s+": _Method(partial(DySample, style="pl", groups=8, dyscope=True), False, _DYSAMPLE, 2023),
+    "freqfusion": _Method(FreqFusion, True, "Chen et al., Frequency-aware Feature Fusion, TPAMI", 2024),
+}
 
 
 def list_fusions() -> list[str]:
     """Names that :func:`create_fusion` takes.
 
-    >>> list_fusions()
-    ['nearest', 'bilinear', 'freqfusion']
+    >>> ", ".join(list_fusions())
+    'nearest, bilinear, deconv, pixel_shuffle, carafe, indexnet, a2u, fade, sapa, dysample, dysample+, \
+dysample-s, dysample-s+, freqfusion'
     """
     return list(_METHODS)
+
+
+def describe_fusions() -> list[FusionInfo]:
+    """A line on every method, in the order of :func:`list_fusions`.
+
+    >>> describe_fusions()[4]
+    FusionInfo(name='carafe', guided=False, parameters=74148, paper='Wang et al., CARAFE, ICCV', year=2019)
+    """
+    lines = []
+    for name, method in _METHODS.items():
+        with torch.device("meta"):  # only counted
+            parameters = sum(parameter.numel() for parameter in method.build(256, 256).parameters())
+        lines.append(FusionInfo(name, method.guided, parameters, method.paper, method.year))
+    return lines
 
 
 def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any) -> Fusion:
@@ -33,4 +97,4 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
     """
     if name not in _METHODS:
         raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")
-    return _METHODS[name](hr_channels, lr_channels, **options)
+    return _METHODS[name].build(hr_channels, lr_channels, **options)

@@ -18,6 +18,18 @@ def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = Fals
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
 
 
+def fit(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring an upsampled map ``(B, C, h, w)`` to ``size``.
+
+    A surplus of one row or column, as x2 leaves where the fine side is odd, is cropped at the bottom or right
+    (as mmdetection's CARAFE neck does); other sizes are interpolated bilinearly.
+    """
+    height, width = size
+    if 0 <= x.shape[-2] - height <= 1 and 0 <= x.shape[-1] - width <= 1:
+        return x[..., :height, :width]
+    return resize(x, size, "bilinear")
+
+
 class Nearest(Fusion):
     """Nearest-neighbour upsampling of the coarse map; the fine map passes unchanged."""
 
@@ -26,7 +38,18 @@ class Nearest(Fusion):
 
 
 class Bilinear(Fusion):
-    """Bilinear upsampling of the coarse map (half-pixel centres); the fine map passes unchanged."""
+    """Bilinear upsampling of the coarse map; the fine map passes unchanged.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map.
+        align_corners: let the centres of the corner pixels coincide, instead of the maps' borders.
+    """
+
+    def __init__(self, hr_channels: int, lr_channels: int, align_corners: bool = False) -> None:
+        super().__init__(hr_channels, lr_channels)
+        self.align_corners = align_corners
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        return FusedFeatures(None, hr_feat, resize(lr_feat, hr_feat.shape[-2:], "bilinear"))
+        size = hr_feat.shape[-2:]
+        return FusedFeatures(None, hr_feat, resize(lr_feat, size, "bilinear", self.align_corners))

@@ -4,6 +4,7 @@ from freqfusion.ops.carafe import carafe, carafe_naive
 from freqfusion.ops.local_similarity import local_similarity, local_similarity_naive
 from freqfusion.ops.normalize_kernels import normalize_kernels, normalize_kernels_naive
 from freqfusion.ops.resample import resample, resample_naive
+from freqfusion.ops.window_similarity import window_similarity, window_similarity_naive
 
 __all__ = [
     "carafe",
@@ -14,4 +15,6 @@ __all__ = [
     "normalize_kernels_naive",
     "resample",
     "resample_naive",
+    "window_similarity",
+    "window_similarity_naive",
 ]

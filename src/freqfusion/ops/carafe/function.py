@@ -148,3 +148,17 @@ def carafe(
     if torch.compiler.is_exporting():  # exporters know only torch's own operators
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
     return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect")
+
+
+def kernel_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
+    """Derivative of the reassembly in its kernels (one group, zero padding): what a window's taps correlate to.
+
+    Args:
+        x: ``(B, C, h, w)``.
+        grad: ``(B, C, H, W)``.
+        kernel_size: odd side of the window.
+
+    Returns:
+        ``(B, kernel_size**2, H, W)``, float32 at least; itself differentiable.
+    """
+    return _carafe_backward_kernels(x, grad, kernel_size, 1, False)

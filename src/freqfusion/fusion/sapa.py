@@ -1,0 +1,84 @@
+"""SAPA: kernels from the similarity of fine queries and coarse keys."""
+
+import math
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from freqfusion.fusion.base import FusedFeatures, Fusion
+from freqfusion.ops import carafe, normalize_kernels, window_similarity
+from freqfusion.ops._checks import check_kernel_size
+
+Norm = Literal["group", "layer", "none"]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel of ``(B, C, H, W)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SAPA(Fusion):
+    """Upsamples the coarse map by similarity: a fine pixel takes from those coarse neighbours that it resembles.
+
+    This is SAPA-B. Neighbours outside the map have similarity zero, not minus infinity: they take a share of
+    the softmax and contribute nothing, as in the authors' code.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map; may differ.
+        up_kernel_size: odd side of the neighbourhood.
+        embedding_dim: channels of queries and keys.
+        qkv_bias: whether their projections have a bias.
+        norm: of both maps before the projections: ``"group"`` (32 groups, or as many as divide the
+            channels), ``"layer"`` (over the channels of each pixel, the authors' first form) or ``"none"``.
+
+    Raises:
+        ValueError: for an even kernel or an unknown norm.
+
+    Source: Lu et al., "SAPA: Similarity-Aware Point Affiliation for Feature Upsampling", NeurIPS 2022. Weights
+    of the authors' first form, stored as matrices, load too. Start: normal with std 0.02, biases zero.
+    """
+
+    def __init__(
+        self,
+        hr_channels: int,
+        lr_channels: int,
+        up_kernel_size: int = 5,
+        embedding_dim: int = 32,
+        qkv_bias: bool = True,
+        norm: Norm = "group",
+    ) -> None:
+        super().__init__(hr_channels, lr_channels)
+        check_kernel_size("up_kernel_size", up_kernel_size)
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
+        self.up_kernel_size = up_kernel_size
+
+        def normalisation(channels: int) -> nn.Module:
+            if norm == "group":
+                return nn.GroupNorm(math.gcd(32, channels), channels)
+            return ChannelNorm(channels) if norm == "layer" else nn.Identity()
+
+        self.norm_y = normalisation(hr_channels)
+        self.norm_x = normalisation(lr_channels)
+        self.q = nn.Conv2d(hr_channels, embedding_dim, 1, bias=qkv_bias)
+        self.k = nn.Conv2d(lr_channels, embedding_dim, 1, bias=qkv_bias)
+        for projection in (self.q, self.k):
+            nn.init.normal_(projection.weight, std=0.02)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        self.register_load_state_dict_pre_hook(_matrices_to_convolutions)
+
+    def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        query, key = self.q(self.norm_y(hr_feat)), self.k(self.norm_x(lr_feat))
+        kernels = normalize_kernels(window_similarity(query, key, self.up_kernel_size), self.up_kernel_size)
+        return FusedFeatures(kernels, hr_feat, carafe(lr_feat, kernels, self.up_kernel_size))
+
+
+def _matrices_to_convolutions(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    for name in ("q.weight", "k.weight"):
+        weight = state_dict.get(prefix + name)
+        if weight is not None and weight.ndim == 2:
+            state_dict[prefix + name] = weight[:, :, None, None]
