@@ -15,6 +15,7 @@ PUBLIC = {
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
+    "register_fusion",
     "resample",
     "window_similarity",
 }

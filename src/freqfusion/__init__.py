@@ -7,6 +7,7 @@ from freqfusion.fusion import (
     create_fusion,
     describe_fusions,
     list_fusions,
+    register_fusion,
 )
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, window_similarity
 
@@ -22,6 +23,7 @@ __all__ = [
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
+    "register_fusion",
     "resample",
     "window_similarity",
 ]

@@ -1,16 +1,18 @@
 """Fusions by name, and the contract that every one of them keeps."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion import FusedFeatures, Fusion, create_fusion, describe_fusions, list_fusions
+from freqfusion import Fusion, create_fusion, describe_fusions, list_fusions, register_fusion
+from freqfusion.testing import check_fusion
 from support import relative_error
 
 HR_CHANNELS, LR_CHANNELS = 32, 64
 METHODS = list_fusions()
-TRAINED = [name for name in METHODS if name not in ("nearest", "bilinear")]
 
 
 def build(name: str) -> Fusion:
@@ -30,70 +32,8 @@ def random_maps(hr_size: tuple[int, int], lr_size: tuple[int, int], batch: int =
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    ("hr_size", "lr_size"),
-    [
-        ((8, 10), (4, 5)),
-        ((27, 33), (14, 17)),
-        ((27, 33), (13, 16)),
-        ((12, 8), (3, 2)),
-        ((4, 5), (4, 5)),
-        ((2, 3), (1, 1)),
-    ],
-)
-def test_any_size(name: str, hr_size: tuple[int, int], lr_size: tuple[int, int]) -> None:
-    fusion = build(name)
-    hr, lr = (tensor.requires_grad_() for tensor in random_maps(hr_size, lr_size))
-    fused = fusion(hr_feat=hr, lr_feat=lr)
-    assert isinstance(fused, FusedFeatures)
-    assert fused.hr_feat.shape == hr.shape
-    assert fused.lr_feat.shape == (2, LR_CHANNELS, *hr_size)
-    (fused.hr_feat.square().sum() + fused.lr_feat.square().sum()).backward()
-    for tensor in (fused.lr_feat, lr.grad, *(parameter.grad for parameter in fusion.parameters())):
-        assert tensor is not None
-        assert bool(torch.isfinite(tensor).all())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_empty_batch_and_channels_last(name: str) -> None:
-    fusion = build(name).eval()
-    hr, lr = random_maps((8, 10), (4, 5))
-    expected = fusion(hr, lr)
-    last = fusion(*(tensor.contiguous(memory_format=torch.channels_last) for tensor in (hr, lr)))
-    assert relative_error(last.lr_feat, expected.lr_feat) < 1e-4
-    assert fusion(hr[:0], lr[:0]).lr_feat.shape == (0, LR_CHANNELS, 8, 10)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_autocast(name: str) -> None:
-    torch.manual_seed(0)
-    fusion = create_fusion(name, HR_CHANNELS, LR_CHANNELS).eval()
-    hr, lr = random_maps((16, 20), (8, 10))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = fusion(hr, lr)
-    assert relative_error(half.lr_feat.float(), fusion(hr, lr).lr_feat) < 2e-2
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_compiles_and_exports_whole(name: str) -> None:
-    fusion = build(name).eval()
-    hr, lr = random_maps((9, 11), (5, 6))
-    expected = fusion(hr, lr).lr_feat
-    torch._dynamo.reset()
-    compiled = torch.compile(fusion, fullgraph=True, backend="eager")
-    assert relative_error(compiled(hr, lr).lr_feat, expected) < 1e-5
-    exported = torch.export.export(fusion, (hr, lr))
-    assert not [node for node in exported.graph.nodes if "freqfusion" in str(node.target)]
-    assert relative_error(exported.module()(hr, lr).lr_feat, expected) < 1e-5
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_state_dict_round_trip(name: str) -> None:
-    fusion, other = build(name).eval(), create_fusion(name, HR_CHANNELS, LR_CHANNELS).eval()
-    hr, lr = random_maps((8, 10), (4, 5))
-    assert relative_error(other(hr, lr).lr_feat, fusion(hr, lr).lr_feat) > 1e-3
-    other.load_state_dict(fusion.state_dict())
-    assert torch.equal(other(hr, lr).lr_feat, fusion(hr, lr).lr_feat)
+def test_contract(name: str) -> None:
+    check_fusion(partial(create_fusion, name), HR_CHANNELS, LR_CHANNELS)
 
 
 @pytest.mark.parametrize("name", ["dysample", "dysample+", "dysample-s", "dysample-s+"])
@@ -189,3 +129,8 @@ def test_descriptions() -> None:
         fusion = build(name).eval()
         changed = fusion(hr.flip(0), lr).lr_feat
         assert torch.equal(changed, fusion(hr, lr).lr_feat) != line.guided, name
+
+
+def test_a_taken_name() -> None:
+    with pytest.raises(ValueError, match="the fusion 'carafe' exists already"):
+        register_fusion("carafe", Fusion)

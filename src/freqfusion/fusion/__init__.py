@@ -3,7 +3,13 @@
 from freqfusion.fusion.a2u import A2U
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.carafe import CARAFE
-from freqfusion.fusion.catalog import FusionInfo, create_fusion, describe_fusions, list_fusions
+from freqfusion.fusion.catalog import (
+    FusionInfo,
+    create_fusion,
+    describe_fusions,
+    list_fusions,
+    register_fusion,
+)
 from freqfusion.fusion.deconv import Deconv
 from freqfusion.fusion.dysample import DySample
 from freqfusion.fusion.fade import FADE
@@ -31,4 +37,5 @@ __all__ = [
     "create_fusion",
     "describe_fusions",
     "list_fusions",
+    "register_fusion",
 ]

@@ -40,7 +40,7 @@ class _Method(NamedTuple):
 
 
 _DYSAMPLE = "Liu et al., Learning to Upsample by Learning to Sample, ICCV"
-_METHODS = {
+_METHODS: dict[str, _Method] = {
     "nearest": _Method(Nearest, False, "interpolation", 0),
     "bilinear": _Method(Bilinear, False, "interpolation", 0),
     "deconv": _Method(Deconv, False, "Noh et al., Learning Deconvolution Network, ICCV", 2015),
@@ -66,6 +66,27 @@ def list_fusions() -> list[str]:
 dysample-s, dysample-s+, freqfusion'
     """
     return list(_METHODS)
+
+
+def register_fusion(
+    name: str, build: Callable[..., Fusion], *, guided: bool = False, paper: str = "", year: int = 0
+) -> None:
+    """Make a method of your own known by name, to :func:`create_fusion` and to all that takes such a name.
+
+    Args:
+        name: a new name.
+        build: called as ``build(hr_channels, lr_channels, **options)``; a subclass of
+            :class:`~freqfusion.fusion.base.Fusion`, as a rule.
+        guided: whether the fine map helps to upsample the coarse one.
+        paper: where it comes from, for tables.
+        year: of the paper.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _METHODS:
+        raise ValueError(f"the fusion {name!r} exists already; choose another name")
+    _METHODS[name] = _Method(build, guided, paper, year)
 
 
 def describe_fusions() -> list[FusionInfo]:
