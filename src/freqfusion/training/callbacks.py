@@ -342,7 +342,7 @@ class RunProgress(ProgressBar):
         return "?" if self._loss is None else f"{float(self._loss):.3f}"
 
     def _time_left(self, trainer: L.Trainer) -> str:
-        """From the speed of this session so far, validations included."""
+        """From the speed since training began or was resumed, validations included."""
         start, first = self._start
         done = trainer.global_step - first
         total = trainer.estimated_stepping_batches
