@@ -15,7 +15,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from torchvision.transforms.v2 import functional as TF
 
 from freqfusion.analysis.figures import (
     Picture,
@@ -26,9 +25,8 @@ from freqfusion.analysis.figures import (
     save_png,
     zoom,
 )
-from freqfusion.data import create_dataset
 from freqfusion.data.transforms import eval_transform
-from freqfusion.training import load_checkpoint
+from freqfusion.training import SegmentationData, load_checkpoint
 from freqfusion.training.checkpoints import read_checkpoint
 
 FIGURES = {"val_miou": "mIoU", "val_boundary_iou": "boundary IoU", "val_pixel_accuracy": "pixel accuracy"}
@@ -99,22 +97,18 @@ def draw_strips(methods: dict[str, list[Path]], data_root: str | None, out: Path
     """Truth, then prediction and errors of each method's first run (photographs are the data set's to show)."""
     modules = {method: load_checkpoint(runs[0] / "last.ckpt")[0] for method, runs in methods.items()}
     first = next(iter(methods.values()))[0]
-    data = read_checkpoint(first / "last.ckpt")["datamodule_hyper_parameters"]
-    dataset = create_dataset(data["dataset"], data_root or data["root"], data["val_split"])
+    options = read_checkpoint(first / "last.ckpt")["datamodule_hyper_parameters"]
+    data = SegmentationData(**{**options, "root": data_root or options["root"]})
+    split = options["val_split"]
+    length = len(data.dataset(split))
     rows: list[list[Picture]] = []
-    for index in range(0, len(dataset), len(dataset) // IMAGES)[:IMAGES]:
-        sample = dataset[index]
-        if data["resize"] is not None:
-            for key, mode in (
-                ("image", TF.InterpolationMode.BILINEAR),
-                ("mask", TF.InterpolationMode.NEAREST),
-            ):
-                sample[key] = TF.resize(sample[key], list(data["resize"]), mode)
+    for index in range(0, length, length // IMAGES)[:IMAGES]:
+        sample = data.sample(split, index)
         truth = torch.as_tensor(sample["mask"]).numpy()
-        row = [colour_mask(truth, dataset.palette)]
+        row = [colour_mask(truth, data.palette)]
         for module in modules.values():
             prediction = module.predict(eval_transform()(sample)["image"][None]).argmax(1)[0].numpy()
-            row += [colour_mask(prediction, dataset.palette), error_map(prediction, truth)]
+            row += [colour_mask(prediction, data.palette), error_map(prediction, truth)]
         rows.append([zoom(picture, 2) for picture in row])
     titles = ["truth"]
     for method in methods:

@@ -1,5 +1,6 @@
 """Tiny networks and runs for the tests of training; as a script, runs that end by kill -9 or use two processes."""
 
+import csv
 import os
 import signal
 import sys
@@ -80,6 +81,15 @@ def tiny_fit(
     )
     trainer.fit(module, datamodule, ckpt_path=None if resume is None else str(resume))
     return {key: value.clone() for key, value in module.state_dict().items()}, trainer
+
+
+def read_history(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv`` without the clock's column."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row.pop("seconds")) > 0
+    return rows
 
 
 class Kill(L.Callback):

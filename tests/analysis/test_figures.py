@@ -12,6 +12,7 @@ from freqfusion.analysis.figures import (
     IGNORED_COLOUR,
     WRONG_COLOUR,
     colour_mask,
+    densest_window,
     draw_box,
     error_map,
     format_share,
@@ -226,3 +227,14 @@ def test_curves_draw_their_points_in_their_colours():
     assert dark.axes[0].xaxis.label.get_color() != light.axes[0].xaxis.label.get_color()
     png = np.asarray(Image.open(io.BytesIO(figures.figure_bytes(dark, transparent=True))))
     assert png[0, 0, 3] == 0
+
+
+@pytest.mark.parametrize("shape, size", [((9, 7), 3), ((5, 5), 5), ((4, 8), 1)])
+def test_densest_window_has_the_largest_sum(shape, size):
+    errors = np.random.default_rng(0).integers(0, 3, shape)
+    sums = {
+        (top, left): errors[top : top + size, left : left + size].sum()
+        for top in range(shape[0] - size + 1)
+        for left in range(shape[1] - size + 1)
+    }
+    assert sums[densest_window(errors, size)] == max(sums.values())

@@ -7,6 +7,7 @@ import yaml
 
 from freqfusion.cli.main import main
 from freqfusion.training.callbacks import History
+from tiny_training import read_history
 
 CONFIG = {
     "model": {"network": "fpn_small", "fusion": "bilinear", "lr": 1e-3, "warmup_steps": 2},
@@ -49,9 +50,14 @@ def test_run_folder(run):
         "last.ckpt",
         "learning_curve.png",
         "metrics.csv",
+        "run.json",
         "val_classes.csv",
         "val_metrics.json",
     }
+    facts = json.loads((run / "run.json").read_text())
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    assert facts["steps"] == checkpoint["global_step"]
+    assert facts["parameters"] > 1000
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["lr"] == 1e-3
     assert saved["seed_everything"] == 3
@@ -123,7 +129,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys)
     whole = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
     for key, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][key], value), key
-    assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert read_history(tmp_path / "run") == read_history(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

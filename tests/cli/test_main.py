@@ -23,7 +23,7 @@ def test_unknown_command(capsys):
     assert main(["fot"]) == 2
     assert capsys.readouterr().err == "freqfusion: error: there is no command 'fot'; did you mean 'fit'?\n"
     assert main(["xyzzy"]) == 2
-    assert "choose one of fit, " in capsys.readouterr().err
+    assert "choose one of compare, fit, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,17 @@ def test_as_a_module():
     assert done.returncode == 2
     assert "there is no command 'nothing'" in done.stderr
     assert main_module.overview().startswith("usage: freqfusion COMMAND")
+
+
+def test_import_is_done_once_and_passed_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FREQFUSION_IMPORT", "")
+    extension = tmp_path / "counting_extension.py"
+    extension.write_text("import sys\nsys.count = getattr(sys, 'count', 0) + 1\n")
+    monkeypatch.setattr(sys, "count", 0, raising=False)
+    assert main(["list", f"--import={extension}", "--import", str(extension)]) == 0
+    assert sys.count == 1
+    assert main_module.os.environ["FREQFUSION_IMPORT"] == str(extension)
+    assert main(["list", "--import", str(tmp_path / "none.py")]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert main(["list", "--import"]) == 1
+    assert "--import needs a file" in capsys.readouterr().err

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from freqfusion.data import ADE20K, BadSampleError, CamVid, Cityscapes, ImageFolder, PascalVOC, create_dataset
+from freqfusion.data import (
+    ADE20K,
+    BadSampleError,
+    CamVid,
+    Cityscapes,
+    ForegroundFolder,
+    ImageFolder,
+    PascalVOC,
+    create_dataset,
+)
 
 LABELS = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], np.uint8)
 
@@ -204,10 +213,28 @@ def test_image_folder_problems_are_named(tmp_path: Path) -> None:
         ImageFolder(root, "train")
 
 
+# objects as foreground
+
+
+def test_foreground(tmp_path: Path) -> None:
+    objects = np.array([[0, 1, 1, 0], [0, 0, 700, 700], [3, 0, 0, 65535]], np.uint16)
+    write(tmp_path / "val" / "images" / "b.png", picture())
+    write(tmp_path / "val" / "images" / "a.png", picture(1))
+    (tmp_path / "val" / "images" / "notes.txt").write_text("not an image")
+    for name in "ab":
+        write(tmp_path / "val" / "instances" / f"{name}.png", objects)
+    dataset = ForegroundFolder(tmp_path, "val", foreground="nucleus")
+    assert (len(dataset), dataset.classes) == (2, ("background", "nucleus"))
+    check_sample(dataset[0], (objects > 0).astype(int).tolist(), "a")
+    (tmp_path / "val" / "instances" / "b.png").unlink()
+    with pytest.raises(BadSampleError, match=r"b\.png: missing"):
+        ForegroundFolder(tmp_path, "val")
+
+
 # what is missing or bad
 
 
-@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "folder", "voc"])
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "folder", "foreground", "voc"])
 def test_missing_root_and_split_name_the_layout(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder\. .*expects.*ROOT"):
         create_dataset(name, tmp_path / "nowhere", "train")

@@ -131,6 +131,24 @@ def test_descriptions() -> None:
         assert torch.equal(changed, fusion(hr, lr).lr_feat) != line.guided, name
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_built_next_has_the_same_weights_with_every_method(name: str) -> None:
+    torch.manual_seed(3)
+    create_fusion("nearest", 8, 8)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, second = (create_fusion(name, HR_CHANNELS, LR_CHANNELS) for _ in range(2))
+    torch.manual_seed(3)
+    again = create_fusion(name, HR_CHANNELS, LR_CHANNELS)
+    assert torch.equal(torch.rand(4), expected)
+    weights = [
+        torch.cat([x.flatten() for x in (*fusion.parameters(), torch.zeros(1))])
+        for fusion in (first, second, again)
+    ]
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[1]) == (name in ("nearest", "bilinear"))
+
+
 def test_a_taken_name() -> None:
     with pytest.raises(ValueError, match="the fusion 'carafe' exists already"):
         register_fusion("carafe", Fusion)

@@ -15,7 +15,7 @@ def test_every_name_builds() -> None:
 
 
 def test_names() -> None:
-    assert list_models() == ["segnext_t", "segnext_s", "segnext_b", "segnext_l", "fpn_small"]
+    assert list_models() == ["segnext_t", "segnext_s", "segnext_b", "segnext_l", "fpn_small", "fpn_resnet18"]
 
 
 def test_options_reach_the_network() -> None:

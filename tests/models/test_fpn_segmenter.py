@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from freqfusion.fusion import list_fusions
+from freqfusion.models import create_model
 from freqfusion.models.fpn_segmenter import FPNSegmenter, SmallEncoder
 
 
@@ -51,3 +52,32 @@ def test_fusion_options_override_the_defaults() -> None:
     key = "decode_head.fpn.fusions.0.hr_channel_compressor.weight"
     assert FPNSegmenter(2).state_dict()[key].shape[0] == 16
     assert FPNSegmenter(2, fusion_options={"compressed_channels": 24}).state_dict()[key].shape[0] == 24
+
+
+def test_an_encoder_of_timm() -> None:
+    pytest.importorskip("timm")
+    model = create_model("fpn_resnet18", 3, "carafe").eval()
+    assert model.backbone.out_channels == (64, 128, 256, 512)
+    assert model(torch.randn(1, 3, 33, 47)).shape == (1, 3, 33, 47)
+    assert model.decode(torch.randn(1, 3, 64, 32)).shape == (1, 3, 16, 8)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("resnet1800", "timm has no network 'resnet1800'"), ("swin_tiny_patch4_window7_224", "in NHWC")],
+)
+def test_encoders_that_do_not_fit(name: str, message: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=message):
+        FPNSegmenter(3, encoder=name)
+
+
+def test_shared_weights_do_not_depend_on_the_fusion() -> None:
+    def weights(fusion: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(7)
+        return FPNSegmenter(4, fusion).state_dict()
+
+    bilinear = weights("bilinear")
+    for fusion in list_fusions():
+        other = weights(fusion)
+        assert all(torch.equal(value, other[name]) for name, value in bilinear.items()), fusion

@@ -1,4 +1,3 @@
-import csv
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import tiny_training
-from tiny_training import tiny_fit
+from tiny_training import read_history, tiny_fit
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
@@ -29,12 +28,8 @@ def test_two_processes_equal_one(tmp_path, tiny_networks):
         torch.testing.assert_close(shared["state_dict"][key], value, rtol=1e-4, atol=1e-6)
     assert len(shared["rng_states"]) == 2
 
-    def rows(run: str) -> list[dict[str, str]]:
-        with (tmp_path / run / "metrics.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    assert len(rows("one")) == len(rows("two")) == 4
-    for one, two in zip(rows("one"), rows("two"), strict=True):
+    assert len(read_history(tmp_path / "one")) == len(read_history(tmp_path / "two")) == 4
+    for one, two in zip(read_history(tmp_path / "one"), read_history(tmp_path / "two"), strict=True):
         for column, value in one.items():
             assert bool(value) == bool(two[column]), column
             if value:

@@ -2,10 +2,7 @@ import pytest
 import torch
 
 from freqfusion.training import SegmentationModule, quickstart
-from freqfusion.training.quickstart import (
-    share_weights,
-    steps_for,
-)
+from freqfusion.training.quickstart import steps_for
 
 
 def test_steps_follow_from_minutes_alone():
@@ -21,14 +18,6 @@ def test_both_networks_start_from_the_same_weights():
     assert all(torch.equal(value, ours[name]) for name, value in bilinear.items())
     other = quickstart._build(seed=6, steps=10, num_classes=4)["bilinear"].network.state_dict()
     assert not torch.equal(other["decode_head.conv_seg.weight"], bilinear["decode_head.conv_seg.weight"])
-
-
-def test_share_weights_leaves_other_shapes_alone():
-    source, target = torch.nn.Linear(2, 3), torch.nn.Linear(4, 3)
-    before = target.weight.clone()
-    share_weights(source, target)
-    assert torch.equal(target.weight, before)
-    assert torch.equal(target.bias, source.bias)
 
 
 def test_both_networks_see_the_same_batches(tmp_path, monkeypatch):

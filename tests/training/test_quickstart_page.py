@@ -1,19 +1,5 @@
-import numpy as np
-import pytest
-
 from freqfusion.training.quickstart import Run
-from freqfusion.training.quickstart_page import headline, leads, table_rows, worst_window
-
-
-@pytest.mark.parametrize("shape, size", [((9, 7), 3), ((5, 5), 5), ((4, 8), 1)])
-def test_worst_window_is_the_one_with_most_errors(shape, size):
-    errors = np.random.default_rng(0).integers(0, 3, shape)
-    sums = {
-        (top, left): errors[top : top + size, left : left + size].sum()
-        for top in range(shape[0] - size + 1)
-        for left in range(shape[1] - size + 1)
-    }
-    assert sums[worst_window(errors, size)] == max(sums.values())
+from freqfusion.training.quickstart_page import headline, leads, table_rows
 
 
 def runs_with(bilinear, ours):

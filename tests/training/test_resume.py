@@ -12,7 +12,7 @@ import torch
 
 import tiny_training
 from freqfusion.training.checkpoints import AtomicCheckpointIO
-from tiny_training import tiny_fit
+from tiny_training import read_history, tiny_fit
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 
@@ -46,14 +46,14 @@ def test_from_every_checkpoint(tmp_path, monkeypatch, options):
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
         whole, trainer = tiny_fit(tmp_path / "whole", "noisy", **options)
     assert len(moments) >= trainer.global_step - 2
-    history = (tmp_path / "whole" / "metrics.csv").read_text()
+    history = read_history(tmp_path / "whole")
     best = torch.load(tmp_path / "whole" / "best.ckpt", weights_only=True)
     for moment in moments[1:-1:2] + moments[4:5]:
         resumed, again = tiny_fit(moment, "noisy", resume=moment / "last.ckpt", **options)
         for key, value in whole.items():
             assert torch.equal(resumed[key], value), (moment, key)
         assert again.global_step == trainer.global_step
-        assert (moment / "metrics.csv").read_text() == history, moment
+        assert read_history(moment) == history, moment
         assert torch.load(moment / "best.ckpt", weights_only=True)["global_step"] == best["global_step"]
 
 
@@ -74,5 +74,6 @@ def test_after_kill_9(tmp_path):
     whole, _ = tiny_fit(tmp_path / "whole", "noisy", max_epochs=3, checkpoint_steps=2)
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
-    for name in ("metrics.csv", "val_classes.csv"):
-        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert read_history(tmp_path / "run") == read_history(tmp_path / "whole")
+    classes = [(tmp_path / run / "val_classes.csv").read_text() for run in ("run", "whole")]
+    assert classes[0] == classes[1]

@@ -8,13 +8,17 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -230,6 +234,20 @@ def zoom(picture: Picture, factor: int) -> Picture:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def densest_window(weights: Array, size: int) -> tuple[int, int]:
+    """Top and left of the square of ``size`` pixels (the map's shorter side at most) with the largest sum.
+
+    Args:
+        weights: ``(H, W)`` whole numbers, or booleans, such as a map of errors.
+        size: side of the square.
+    """
+    size = min(size, *weights.shape)
+    sums = np.pad(weights.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    windows = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    top, left = np.unravel_index(windows.argmax(), windows.shape)
+    return int(top), int(left)
+
+
 def draw_box(picture: Picture, box: tuple[int, int, int, int], colour: Colour = (255, 255, 255)) -> Picture:
     """A copy with a one-pixel frame around ``(top, left, height, width)``, just inside the box."""
     top, left, height, width = box
@@ -393,6 +411,52 @@ def plot_curves(
     return figure
 
 
+def plot_bars(
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    highlight: str = "",
+    dark: bool = False,
+    size: tuple[float, float] = (5.2, 3.4),
+) -> Figure:
+    """Horizontal bars of means, first on top, with a dot for every value.
+
+    Bars start where differences can be seen, not at zero; the axis says where.
+
+    Args:
+        values: for each name its values, at least one.
+        title: set above, on the left.
+        x_label: of the value axis.
+        highlight: the name whose bar is set off.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+        size: width and height in inches.
+    """
+    ink, faint = ("#E8E8EA", "#3A3B40") if dark else ("#222222", "#DDDDDD")
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    means = [sum(entries) / len(entries) for entries in values.values()]
+    every = [entry for entries in values.values() for entry in entries]
+    room = max(max(every) - min(every), 1e-6)
+    start = max(0.0, min(every) - 0.35 * room)
+    for row, (name, entries) in enumerate(values.items()):
+        colour = _LINE_COLOURS[name == highlight][dark]
+        axes.barh(row, means[row] - start, left=start, color=colour, alpha=0.55, height=0.7)
+        axes.scatter(entries, [row] * len(entries), s=14, color=ink, zorder=3)
+        axes.text(max(entries) + 0.02 * room, row, f" {means[row]:.1f}", va="center", fontsize=8.5, color=ink)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlim(start, max(every) + 0.16 * room)
+    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10, color=ink)
+    axes.tick_params(colors=ink, labelsize=9, length=0)
+    axes.grid(axis="x", color=faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
 def figure_bytes(figure: Figure, file_format: str = "png", *, transparent: bool = False) -> bytes:
     """A Matplotlib figure as ``png``, ``svg`` or ``pdf``; no global state of pyplot is touched."""
     buffer = io.BytesIO()
@@ -418,3 +482,96 @@ def learning_curve(
     """
     figure = plot_curves(histories, title=title, x_label=x_label, y_label=y_label)
     write_atomically(path, figure_bytes(figure, Path(path).suffix.lstrip(".") or "png"))
+
+
+def plot_scatter(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    size: tuple[float, float] = (6.8, 4.4),
+) -> Figure:
+    """Plot named points, x on a logarithmic scale, each with its name beside it.
+
+    A name moves away from its point, and gets a line to it, where others would cover it.
+
+    Args:
+        points: for each name ``(x, y)`` with ``x > 0``.
+        title: set above, on the left.
+        x_label, y_label: of the axes.
+        size: width and height in inches.
+
+    Raises:
+        ValueError: for an x that is not above 0, or a coordinate that is not finite.
+    """
+    for name, (x, y) in points.items():
+        if not (x > 0 and np.isfinite([x, y]).all()):
+            raise ValueError(f"points must be finite with x above 0, got {(x, y)} for {name!r}")
+    ink, faint, leader = "#222222", "#DDDDDD", "#999999"
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
+    axes.scatter(xs, ys, s=40, color=_LINE_COLOURS[0][0], zorder=3)
+    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10, color=ink)
+    axes.set_ylabel(y_label, fontsize=10, color=ink)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(colors=ink, labelsize=9, length=0)
+    axes.grid(color=faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(faint)
+    figure.draw_without_rendering()  # after which the layout stays, and names can be placed in pixels
+    figure.set_layout_engine("none")
+    unit = figure.dpi / 72  # pixels of a typographic point
+    centres = {name: axes.transData.transform(point) for name, point in points.items()}
+
+    def around(centre: Array, radius: float) -> Bbox:
+        return Bbox([centre - radius * unit, centre + radius * unit])
+
+    marks = [around(centre, 4) for centre in centres.values()]
+    names: list[Bbox] = []
+    lines: list[Bbox] = []
+    for name, centre in centres.items():
+        extent = renderer.get_text_width_height_descent(name, FontProperties(size=9), False)[:2]
+        places = []
+        for distance, turn in product((7, 16, 28, 42, 58, 76, 96, 118), range(16)):
+            direction = np.array([np.cos(turn * np.pi / 8), np.sin(turn * np.pi / 8)])
+            sides = np.sign(direction.round(1)).astype(int)
+            corner = centre + distance * unit * direction + (sides - 1) / 2 * extent
+            box = Bbox([corner, corner + extent]).padded(unit)
+            # at the first distance the name stands by its point, beyond it a line joins the two
+            steps = np.arange(5, distance, 2) if distance > 7 else ()
+            line = [around(centre + step * unit * direction, 0.5) for step in steps]
+            outside = not all(axes.bbox.contains(*point) for point in box.get_points())
+            crossing = any(dot.count_overlaps(names) for dot in line)
+            badness = (
+                outside or box.count_overlaps(names) > 0,
+                box.count_overlaps([*marks, *lines]) > 0,
+                distance + 40 * crossing,
+            )
+            places.append((badness, box, line, distance * direction, sides))
+        _, box, line, offset, sides = min(places, key=lambda place: place[0])
+        names.append(box)
+        lines.extend(line)
+        axes.annotate(
+            name,
+            points[name],
+            tuple(offset),
+            textcoords="offset points",
+            ha=("center", "left", "right")[sides[0]],
+            va=("center", "bottom", "top")[sides[1]],
+            fontsize=9,
+            color=ink,
+            arrowprops={"arrowstyle": "-", "color": leader, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            if line
+            else None,
+        )
+    return figure

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import jinja2
 
-from freqfusion.analysis.figures import Picture, figure_bytes, plot_curves, png_bytes
+from freqfusion.analysis.figures import Picture, figure_bytes, plot_bars, plot_curves, png_bytes
 from freqfusion.analysis.files import write_atomically
 
 
@@ -40,6 +40,11 @@ class Curve:
     x_label: str = "step"
     y_label: str = ""
 
+    @property
+    def description(self) -> str:
+        """What the frame shows, for those who cannot see it."""
+        return f"{self.title}: {' and '.join(self.histories)}"
+
     def source(self, dark: bool) -> str:
         """The drawn frame as a ``data:`` address."""
         figure = plot_curves(
@@ -54,11 +59,39 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """One frame of bars (see :func:`freqfusion.analysis.figures.plot_bars`); drawn for light and dark pages."""
+
+    title: str
+    values: Mapping[str, Sequence[float]]
+    x_label: str = ""
+    highlight: str = ""
+
+    @property
+    def description(self) -> str:
+        """What the frame shows, for those who cannot see it."""
+        return f"{self.title}: {', '.join(self.values)}"
+
+    def source(self, dark: bool) -> str:
+        """The drawn frame as a ``data:`` address."""
+        height = 1.0 + 0.27 * len(self.values)
+        figure = plot_bars(
+            self.values,
+            title=self.title,
+            x_label=self.x_label,
+            highlight=self.highlight,
+            dark=dark,
+            size=(4.6, height),
+        )
+        return inline_png(figure_bytes(figure, transparent=True))
+
+
+@dataclass(frozen=True)
 class Curves:
-    """Frames side by side."""
+    """Frames of curves or bars side by side."""
 
     kind: ClassVar[str] = "curves"
-    frames: Sequence[Curve]
+    frames: Sequence[Curve | Bars]
     note: str = ""
 
 

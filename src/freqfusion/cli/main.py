@@ -3,9 +3,12 @@
 import ast
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
+
+IMPORT_VARIABLE = "FREQFUSION_IMPORT"
 
 
 def list_commands() -> dict[str, str]:
@@ -33,9 +36,49 @@ def overview() -> str:
             *lines,
             "",
             "freqfusion COMMAND --help describes a command and shows an example.",
+            "Every command takes --import FILE.py (or a module's name): it is imported first, to register a",
+            "fusion method of your own. FREQFUSION_IMPORT does the same; several are set apart by a comma.",
             "With the environment variable FREQFUSION_DEBUG=1 errors come with their traceback.",
         ]
     )
+
+
+def _import_extensions(argv: list[str]) -> list[str]:
+    """Import what ``--import`` and ``FREQFUSION_IMPORT`` name; returns the words without ``--import``.
+
+    All names go to the environment variable, so that processes started by a command import them too.
+    """
+    names, rest = os.environ.get(IMPORT_VARIABLE, "").split(","), []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        name = value if equals else next(words, "")
+        if not name:
+            raise ValueError("--import needs a file (FILE.py) or the name of a module")
+        names.append(name)
+    names = list(dict.fromkeys(name for name in names if name))
+    for name in names:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+            continue
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {name} to import")
+        loaded = getattr(sys.modules.get(path.stem), "__file__", None)
+        if loaded is not None and Path(loaded).resolve() == path.resolve():
+            continue
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None  # a .py file has a loader
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    if names:
+        os.environ[IMPORT_VARIABLE] = ",".join(names)
+    return rest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"freqfusion.cli.{name}")
     try:
-        code: int = module.run(rest)
+        code: int = module.run(_import_extensions(rest))
     except SystemExit as stop:  # argparse's way to end
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

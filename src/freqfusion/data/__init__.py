@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from freqfusion.data.camvid import CamVid
     from freqfusion.data.cityscapes import Cityscapes
     from freqfusion.data.folder import ImageFolder
+    from freqfusion.data.foreground import ForegroundFolder
     from freqfusion.data.images import BadSampleError, read_image, read_mask
     from freqfusion.data.synthetic import SyntheticScenes
     from freqfusion.data.voc import PascalVOC
@@ -24,6 +25,7 @@ _DATASETS = {
     "camvid": "CamVid",
     "cityscapes": "Cityscapes",
     "folder": "ImageFolder",
+    "foreground": "ForegroundFolder",
     "synthetic": "SyntheticScenes",
     "voc": "PascalVOC",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "BadSampleError",
     "CamVid",
     "Cityscapes",
+    "ForegroundFolder",
     "ImageFolder",
     "PascalVOC",
     "SegmentationDataset",
@@ -64,7 +67,7 @@ def list_datasets() -> list[str]:
 
     Example:
         >>> list_datasets()
-        ['ade20k', 'camvid', 'cityscapes', 'folder', 'synthetic', 'voc']
+        ['ade20k', 'camvid', 'cityscapes', 'folder', 'foreground', 'synthetic', 'voc']
     """
     return sorted(_DATASETS)
 

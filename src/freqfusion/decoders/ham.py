@@ -52,7 +52,8 @@ class NMF2D(nn.Module):
             ``(B, C, H, W)`` with the dtype of ``x``.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # "meta" has none
+        with torch.autocast(device, enabled=False):
             matrix = x.to(dtype).flatten(2)
             if bases is None:
                 bases = self._start(matrix)

@@ -106,6 +106,9 @@ def describe_fusions() -> list[FusionInfo]:
 def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any) -> Fusion:
     """Build a fusion method by name.
 
+    Its first weights come from a random stream of their own that one draw from the global CPU generator
+    starts. So whatever is built after it, from the same seed, has the same first weights with every method.
+
     Args:
         name: one of :func:`list_fusions`.
         hr_channels: channels of the fine map.
@@ -118,4 +121,7 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
     """
     if name not in _METHODS:
         raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")
-    return _METHODS[name].build(hr_channels, lr_channels, **options)
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _METHODS[name].build(hr_channels, lr_channels, **options)

@@ -1,4 +1,4 @@
-"""Segmentation networks: SegNeXt with a fusion method of choice, and a small FPN network."""
+"""Segmentation networks with a fusion method of choice: SegNeXt, and FPN networks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +28,7 @@ _BUILDERS: dict[str, Callable[..., Segmenter]] = {
     "segnext_b": partial(SegNeXt, "b"),
     "segnext_l": partial(SegNeXt, "l"),
     "fpn_small": FPNSegmenter,
+    "fpn_resnet18": partial(FPNSegmenter, encoder="resnet18", channels=64),
 }
 
 
@@ -35,7 +36,7 @@ def list_models() -> list[str]:
     """Names that :func:`create_model` knows.
 
     >>> list_models()
-    ['segnext_t', 'segnext_s', 'segnext_b', 'segnext_l', 'fpn_small']
+    ['segnext_t', 'segnext_s', 'segnext_b', 'segnext_l', 'fpn_small', 'fpn_resnet18']
     """
     return list(_BUILDERS)
 
@@ -50,6 +51,7 @@ def create_model(name: str, num_classes: int, fusion: str = "freqfusion", **opti
         **options: further arguments of the network (:class:`SegNeXt` or :class:`FPNSegmenter`).
 
     Raises:
+        ImportError: for ``fpn_resnet18`` where timm is not installed.
         TypeError: for an option that the network does not have.
         ValueError: for an unknown name or a class count below 1.
 

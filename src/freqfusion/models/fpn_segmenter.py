@@ -1,10 +1,11 @@
-"""A small segmentation network that trains in minutes on a processor."""
+"""An FPN segmentation network on a small encoder of ours, or on any of timm's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from freqfusion._optional import require
 from freqfusion.decoders.fpn import FPN
 from freqfusion.models.base import Segmenter
 
@@ -47,6 +48,38 @@ class SmallEncoder(nn.Module):
         return maps
 
 
+class TimmEncoder(nn.Module):
+    """The four coarsest maps of a timm network, at strides 4, 8, 16 and 32 as a rule, with fresh weights.
+
+    Args:
+        name: a network of ``timm.list_models()`` that gives feature maps, such as ``resnet18``.
+
+    Raises:
+        ImportError: where timm is not installed.
+        ValueError: for an unknown name, or a network with fewer than four maps in (B, C, H, W).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        timm = require("timm", "vision")
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no network {name!r}; timm.list_models() lists what there is")
+        self.network = timm.create_model(name, pretrained=False, features_only=True)
+        channels = self.network.feature_info.channels()
+        layout = getattr(self.network, "output_fmt", "NCHW")
+        layout = getattr(layout, "value", layout)  # an enumeration in timm
+        if len(channels) < 4 or layout != "NCHW":
+            raise ValueError(
+                f"{name!r} gives {len(channels)} maps in {layout}; an FPN here needs at "
+                "least four in NCHW: take a convolutional network such as resnet18"
+            )
+        self.out_channels = tuple(channels[-4:])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(B, 3, H, W)`` to four maps, fine to coarse."""
+        return list(self.network(image)[-4:])
+
+
 class FPNHead(nn.Module):
     """An FPN of which the finest level is classified by a 1x1 convolution."""
 
@@ -68,17 +101,20 @@ class FPNHead(nn.Module):
 
 
 class FPNSegmenter(Segmenter):
-    """A small convolutional encoder with maps at strides 2, 4, 8 and 16, and an FPN that adds.
+    """An encoder of four maps and an FPN that adds; the finest level is classified.
 
     Args:
         num_classes: number of classes K.
         fusion: a name of :func:`freqfusion.fusion.list_fusions`.
+        encoder: ``"small"``: convolutions with maps at strides 2, 4, 8 and 16; else a name of timm, see
+            :class:`TimmEncoder`.
         channels: channels of the FPN.
-        fusion_options: arguments of the fusion method. FreqFusion gets ``compressed_channels=16``
-            unless told otherwise.
+        fusion_options: arguments of the fusion method. On the small encoder FreqFusion gets
+            ``compressed_channels=16`` unless told otherwise.
 
     Raises:
-        ValueError: for an unknown fusion.
+        ImportError: for an encoder of timm where timm is not installed.
+        ValueError: for an unknown fusion or encoder.
     """
 
     def __init__(
@@ -86,15 +122,16 @@ class FPNSegmenter(Segmenter):
         num_classes: int,
         fusion: str = "freqfusion",
         *,
+        encoder: str = "small",
         channels: int = FPN_CHANNELS,
         fusion_options: Mapping[str, Any] | None = None,
     ) -> None:
-        backbone = SmallEncoder()
-        defaults = FREQFUSION_OPTIONS if fusion == "freqfusion" else {}
+        backbone = SmallEncoder() if encoder == "small" else TimmEncoder(encoder)
+        defaults = FREQFUSION_OPTIONS if (encoder, fusion) == ("small", "freqfusion") else {}
         options = {**defaults, **(fusion_options or {})}
         head = FPNHead(backbone.out_channels, num_classes, channels, fusion, options)
         super().__init__(backbone, head, num_classes)
 
     def decode(self, image: Tensor) -> Tensor:
-        """Class scores at stride 2: ``(B, num_classes, ceil(H / 2), ceil(W / 2))``."""
+        """Class scores at the stride of the finest map, 2 on the small encoder: ``(B, num_classes, h, w)``."""
         return self.decode_head(self.backbone(image))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch import Tensor
 
+import freqfusion
 from freqfusion.analysis.files import write_atomically
 
+FACTS = "run.json"
 HISTORY = "metrics.csv"
 CURVE = "learning_curve.png"
 COLUMNS = (
     "step",
     "epoch",
+    "seconds",
     "lr",
     "train_loss",
     "val_loss",
@@ -33,10 +37,39 @@ COLUMNS = (
 )
 
 
+class RunFacts(Callback):
+    """Writes ``run.json``: the network's size, the steps to do, versions and the machine.
+
+    Args:
+        folder: Where the file goes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        device = pl_module.device
+        facts = {
+            "parameters": sum(parameter.numel() for parameter in pl_module.network.parameters()),
+            "steps": trainer.estimated_stepping_batches,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+            "freqfusion": freqfusion.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        write_atomically(self.folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
 class History(Callback):
     """Keeps the figures of the run and writes ``metrics.csv`` and ``learning_curve.png``.
 
-    The history is part of the checkpoint: a run that goes on after a stop goes on writing where the
+    The column ``seconds`` is the time of training so far: loading, forward, backward and update, without
+    validation. The history is part of the checkpoint: a run that goes on after a stop goes on writing where the
     checkpoint stood, without gap or repetition.
 
     Args:
@@ -50,6 +83,8 @@ class History(Callback):
         self._loss_sum: Tensor | float = 0.0  # stays on the device: reading it waits for the GPU
         self._loss_count = 0
         self._step = 0
+        self._seconds = 0.0
+        self._since = 0.0  # when the clock was started or last read
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -57,12 +92,17 @@ class History(Callback):
             "loss_sum": float(self._loss_sum),
             "loss_count": self._loss_count,
             "step": self._step,
+            "seconds": self._seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self._loss_sum, self._loss_count = state_dict["loss_sum"], state_dict["loss_count"]
         self._step = state_dict["step"]
+        self._seconds = state_dict.get("seconds", 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
 
     def curve(self, column: str) -> list[tuple[float, float]]:
         """``(step, value)`` of every row that has the column."""
@@ -71,6 +111,8 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
         self._loss_sum = self._loss_sum + whole_loss(trainer, outputs)
         self._loss_count += 1
         if trainer.global_step == self._step:
@@ -78,10 +120,12 @@ class History(Callback):
         self._step = trainer.global_step
         if self._step % self.every_steps == 0:
             self._add_training_row(trainer)
+            self._write_rows(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self._since = time.perf_counter()
         if self._loss_count:
             self._add_training_row(trainer)
         row = self._row(trainer)
@@ -101,15 +145,19 @@ class History(Callback):
             self._add_training_row(trainer)
         self.write(trainer)
 
+    def _write_rows(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_atomically(self.folder / HISTORY, text.getvalue().encode())
+
     def write(self, trainer: L.Trainer) -> None:
         """Write both files from the rows so far."""
+        self._write_rows(trainer)
         if not trainer.is_global_zero:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.folder / HISTORY, text.getvalue().encode())
         if curve := self.curve("val_miou"):
             from freqfusion.analysis.figures import learning_curve
 
@@ -120,7 +168,11 @@ class History(Callback):
             learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:
-        return {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        return {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "seconds": round(self._seconds, 3),
+        }
 
     def _add_training_row(self, trainer: L.Trainer) -> None:
         row = self._row(trainer)

@@ -32,20 +32,21 @@ class _Samples(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        from torchvision.transforms import v2
-
         epoch, index = key
         with cpu_seed(derive_seed(self.seed, epoch, index)):
-            sample = self.dataset[index]
-            if self.resize is not None:
-                # tv_tensors: images are interpolated, masks take the nearest label
-                sample = v2.Resize(self.resize, antialias=True)(sample)
-            sample = self.transform(sample)
+            sample = self.transform(_resized(self.dataset[index], self.resize))
         return {
             "image": sample["image"].as_subclass(Tensor),
             "mask": sample["mask"].as_subclass(Tensor).long(),
             "name": sample["name"],
         }
+
+
+def _resized(sample: Sample, size: tuple[int, int] | None) -> Sample:
+    from torchvision.transforms import v2
+
+    # tv_tensors: images are interpolated, masks take the nearest label
+    return sample if size is None else v2.Resize(size, antialias=True)(sample)
 
 
 def collate(samples: list[Sample]) -> Sample:
@@ -160,9 +161,13 @@ class _EvalBatches:
         return iter(self.loader)
 
 
-def default_workers() -> int:
-    """Loading processes for this machine: none on up to two cores, where they would only take turns."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(cores: int) -> int:
+    """Loading processes for a run on so many cores: none on up to two, where they would only take turns."""
     return 0 if cores <= 2 else min(8, cores // 2)
 
 
@@ -230,6 +235,10 @@ class SegmentationData(L.LightningDataModule):
             )
         return self._datasets[split]
 
+    def sample(self, split: str, index: int) -> Sample:
+        """One image and its mask at the size they are judged at, without augmentation or normalisation."""
+        return _resized(self.dataset(split)[index], self.hparams["resize"])
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes."""
@@ -286,7 +295,7 @@ class SegmentationData(L.LightningDataModule):
         self, dataset: Any, transform: Callable[[Sample], Sample], order: Sampler[list[tuple[int, int]]]
     ) -> DataLoader[Sample]:
         workers = self.hparams["workers"]
-        workers = default_workers() if workers is None else workers
+        workers = default_workers(available_cores()) if workers is None else workers
         return DataLoader(
             _Samples(dataset, transform, self.hparams["resize"], self.hparams["seed"]),
             batch_sampler=order,

@@ -20,7 +20,6 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch import nn
 
 import freqfusion
 from freqfusion.analysis.files import write_atomically
@@ -140,19 +139,7 @@ def _build(seed: int, steps: int, num_classes: int) -> dict[str, SegmentationMod
             warmup_steps=steps // 20,
             boundary_width=BOUNDARY_WIDTH,
         )
-    share_weights(modules["bilinear"].network, modules["freqfusion"].network)
     return modules
-
-
-def share_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy every parameter and statistic of ``source`` that ``target`` has under the same name and shape."""
-    theirs = target.state_dict()
-    common = {
-        name: value
-        for name, value in source.state_dict().items()
-        if name in theirs and theirs[name].shape == value.shape
-    }
-    target.load_state_dict(common, strict=False)
 
 
 def compare(minutes: float, out: Path, seed: int, console: Console) -> Comparison:

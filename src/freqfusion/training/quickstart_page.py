@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import freqfusion
 from freqfusion.analysis.figures import (
     colour_mask,
+    densest_window,
     draw_box,
     error_map,
     picture_strip,
@@ -125,14 +125,6 @@ def _predictions(modules: dict[str, SegmentationModule], sample: dict[str, Any])
     return {fusion: module.eval().predict(images).argmax(1)[0].numpy() for fusion, module in modules.items()}
 
 
-def worst_window(errors: NDArray[Any], size: int) -> tuple[int, int]:
-    """Top and left of the square of ``size`` pixels with the largest sum of ``errors`` ``(H, W)``."""
-    sums = np.pad(errors.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    windows = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
-    top, left = np.unravel_index(windows.argmax(), windows.shape)
-    return int(top), int(left)
-
-
 def _scene_strip(
     number: int, sample: dict[str, Any], predictions: dict[str, Any], palette: Sequence[tuple[int, int, int]]
 ) -> Strip:
@@ -146,7 +138,7 @@ def _scene_strip(
         *(error_map(prediction, truth, image=image) for prediction in predictions.values()),
     ]
     wrong = {fusion: prediction != truth for fusion, prediction in predictions.items()}
-    top, left = worst_window(sum(errors.astype(np.int64) for errors in wrong.values()), DETAIL)
+    top, left = densest_window(sum(errors.astype(np.int64) for errors in wrong.values()), DETAIL)
     boxed = [draw_box(zoom(picture, 2), (2 * top, 2 * left, 2 * DETAIL, 2 * DETAIL)) for picture in pictures]
     factor = 2 * SIZE[1] // DETAIL  # both rows get the same width
     detail = [zoom(picture[top : top + DETAIL, left : left + DETAIL], factor) for picture in pictures]

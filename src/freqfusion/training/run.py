@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from freqfusion.training.callbacks import ClassReport, History, RunProgress
+from freqfusion.training.callbacks import ClassReport, History, RunFacts, RunProgress
 from freqfusion.training.checkpoints import AtomicCheckpointIO, Checkpoints
 
 
@@ -14,8 +14,8 @@ def create_trainer(
 ) -> L.Trainer:
     """A Lightning trainer that writes a run folder.
 
-    The folder gets ``last.ckpt`` and ``best.ckpt``, ``metrics.csv``, ``learning_curve.png``, and the figures
-    of each class as ``val_metrics.json`` and ``val_classes.csv`` (``test_...`` for a test).
+    The folder gets ``last.ckpt`` and ``best.ckpt``, ``run.json``, ``metrics.csv``, ``learning_curve.png``, and
+    the figures of each class as ``val_metrics.json`` and ``val_classes.csv`` (``test_...`` for a test).
 
     Args:
         out: The run folder; made where it is missing.
@@ -30,7 +30,12 @@ def create_trainer(
         "num_sanity_val_steps": 0,
         **options,
     }
-    callbacks = [*_listed(options.pop("callbacks", None)), History(out, log_steps), ClassReport(out)]
+    callbacks = [
+        *_listed(options.pop("callbacks", None)),
+        RunFacts(out),
+        History(out, log_steps),
+        ClassReport(out),
+    ]
     if options.get("enable_checkpointing") is not False:
         callbacks.append(Checkpoints(out, checkpoint_steps))
     if options.get("enable_progress_bar") is not False:

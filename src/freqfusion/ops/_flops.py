@@ -1,0 +1,42 @@
+"""What our registered operators cost, for ``torch.utils.flop_counter.FlopCounterMode``.
+
+Importing this module registers the formulas. It is left to those who count, for torch's counter brings Triton
+along, which would take several times as long to import as this package.
+
+A multiply-add counts as 2, as in torch's own formulas. The counter knows convolutions, matrix products and
+attention; everything else (elementwise arithmetic, softmax, normalisation, interpolation, ``grid_sample``)
+counts as nothing, in networks as in the methods here.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _reassembly(fine_shape: Sequence[int], kernel_size: int) -> int:
+    """A multiply-add for each tap of each value of the fine map ``(B, C, H, W)``; so too for both adjoints."""
+    return 2 * kernel_size * kernel_size * prod(fine_shape)
+
+
+@register_flop_formula(torch.ops.freqfusion.carafe)
+def _carafe(
+    x: Sequence[int], kernels: Sequence[int], kernel_size: int, *rest: Any, out_shape: Sequence[int]
+) -> int:
+    return _reassembly(out_shape, kernel_size)
+
+
+@register_flop_formula(torch.ops.freqfusion.carafe_backward_x)
+def _carafe_backward_x(
+    kernels: Sequence[int], grad: Sequence[int], h: int, w: int, kernel_size: int, *rest: Any, **shapes: Any
+) -> int:
+    return _reassembly(grad, kernel_size)
+
+
+@register_flop_formula(torch.ops.freqfusion.carafe_backward_kernels)
+def _carafe_backward_kernels(
+    x: Sequence[int], grad: Sequence[int], kernel_size: int, *rest: Any, **shapes: Any
+) -> int:
+    return _reassembly(grad, kernel_size)
