@@ -1,6 +1,8 @@
 """The race of ``freqfusion compare``: checks, runs with a live table, results."""
 
 import shlex
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -112,22 +114,33 @@ def _run_shown(
         states: dict[str, str] = {}
         race.run_jobs(jobs, slots, words, lambda: _print_changes(jobs, states, console))
         return
+    began = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        race.run_jobs(jobs, slots, words, lambda: live.update(_live_table(shown), refresh=True))
+        race.run_jobs(
+            jobs,
+            slots,
+            words,
+            lambda: live.update(_live_table(shown, time.monotonic() - began), refresh=True),
+        )
 
 
-def _live_table(jobs: list[Job]) -> Table:
-    table = Table("method", "seeds done", "running", "mIoU, %", "boundary IoU, %")
+def _live_table(jobs: list[Job], seconds: float) -> Table:
+    done = sum(job.state == "done" for job in jobs)
+    caption = f"{done} of {len(jobs)} runs done, {timedelta(seconds=int(seconds))} since the start"
+    table = Table("method", "seeds done", "running", "mIoU, %", "boundary IoU, %", caption=caption)
     for method in dict.fromkeys(job.method for job in jobs):
         own = [job for job in jobs if job.method == method]
-        running = [
-            "seed {}: {} of {}".format(job.seed, *job.progress()) for job in own if job.state == "running"
-        ]
+        running = [_progress(job) for job in own if job.state == "running"]
         running += [f"[red]seed {job.seed} failed[/]" for job in own if job.state == "failed"]
-        done = [job.scores() for job in own if job.state == "done"]
-        means = [f"{sum(column) / len(done):.2f}" for column in zip(*done, strict=True)] or ["", ""]
-        table.add_row(method, f"{len(done)} of {len(own)}", ", ".join(running), *means)
+        scores = [job.scores() for job in own if job.state == "done"]
+        means = [f"{sum(column) / len(scores):.2f}" for column in zip(*scores, strict=True)] or ["", ""]
+        table.add_row(method, f"{len(scores)} of {len(own)}", ", ".join(running), *means)
     return table
+
+
+def _progress(job: Job) -> str:
+    done, steps = job.progress()
+    return f"seed {job.seed}: step {done} of {steps}" if steps else f"seed {job.seed} starts"
 
 
 def _print_changes(jobs: list[Job], states: dict[str, str], console: Console) -> None:

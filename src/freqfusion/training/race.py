@@ -24,6 +24,8 @@ from freqfusion.training.data import default_workers
 RESULTS = "val_metrics.json"
 LOG = "log.txt"
 CHECKPOINT_STEPS = 100
+LOG_STEPS = 10
+"""Steps between two signs of life of a run."""
 
 
 @dataclass
@@ -204,6 +206,7 @@ def job_words(job: Job) -> list[str]:
         *("--seed", str(job.seed)),
         *("--out", str(job.folder)),
         *("--checkpoint_steps", str(CHECKPOINT_STEPS)),
+        *("--log_steps", str(LOG_STEPS)),
     ]
 
 
