@@ -14,6 +14,7 @@ from freqfusion.ops.carafe import function
 from support import assert_close, load_golden
 
 META, ARRAYS = load_golden("ops_carafe_a")
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 @pytest.mark.parametrize("operator", [carafe, carafe_naive])
@@ -110,7 +111,7 @@ def test_gradcheck_to_second_order(out_size: tuple[int, int], padding: str) -> N
 
 @pytest.mark.parametrize("out_size", [(10, 12), (9, 13)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(dtype: torch.dtype, out_size: tuple[int, int]) -> None:
+def test_opcheck(dtype: torch.dtype, out_size: tuple[int, int], each_backend: str) -> None:
     x, kernels = (tensor.to(dtype) for tensor in random_inputs(2, 2, (5, 6), out_size, 3))
     grad = torch.randn(2, 4, *out_size).to(dtype)
     for tensor in (x, kernels, grad):
@@ -122,7 +123,7 @@ def test_opcheck(dtype: torch.dtype, out_size: tuple[int, int]) -> None:
         (function._carafe_backward_x, (kernels, grad, 5, 6, 3, 2, False)),
         (function._carafe_backward_kernels, (x, grad, 3, 2, True)),
     ):
-        results = torch.library.opcheck(operator, arguments, test_utils=tests)
+        results = torch.library.opcheck(operator, (*arguments, each_backend), test_utils=tests)
         assert set(results.values()) == {"SUCCESS"}, results
 
 
@@ -155,6 +156,10 @@ def test_layouts() -> None:
     last = carafe(x.contiguous(memory_format=torch.channels_last), kernels, 3, 2)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(last, expected, rtol=0, atol=1e-13)
+    x_last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = carafe(x_last, kernels, 3, 2)
+    (grad,) = torch.autograd.grad(out, x_last, out.detach())
+    assert grad.is_contiguous(memory_format=torch.channels_last)
     strided = torch.randn(2, 4, 10, 12, dtype=torch.float64)[:, :, ::2, ::2]
     transposed = torch.randn(2, 9 * 2, 12, 10, dtype=torch.float64).transpose(2, 3)
     assert torch.equal(

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from freqfusion.ops import local_similarity, local_similarity_naive
 from support import assert_close, load_golden
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 META, ARRAYS = load_golden("ops_similarity_a")
 COSINE_CASES = [case for case in META["cases"] if case["sim"] == "cos"]
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from freqfusion.ops import resample, resample_naive
 from support import assert_close
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @settings(max_examples=40, deadline=None)
 @given(

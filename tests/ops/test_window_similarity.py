@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from freqfusion.ops import window_similarity, window_similarity_naive
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @settings(max_examples=30, deadline=None)
 @given(

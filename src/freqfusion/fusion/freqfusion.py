@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
-from freqfusion.ops._checks import check_groups, check_kernel_size
+from freqfusion.ops._checks import accumulation_dtype, check_groups, check_kernel_size
 
 DirectionFeat = Literal["sim_concat", "sim"]
 Init = Literal["paper", "official", "identity"]
@@ -99,18 +99,23 @@ class OffsetGenerator(nn.Module):
         if self.norm_hr is not None and self.norm_lr is not None:
             hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
         hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
-        if self.direction_feat == "sim_concat":
-            hr_feat = hr_direction = torch.cat((hr_feat, hr_direction), dim=1)
-            lr_feat = lr_direction = torch.cat((lr_feat, lr_direction), dim=1)
         size = hr_feat.shape[-2:]
 
         def to_fine(predicted: Tensor) -> Tensor:
             return resize(F.pixel_shuffle(predicted, 2), size, "nearest")
 
-        direction = to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)
+        if self.direction_feat == "sim_concat":
+            hr_feat = hr_direction = torch.cat((hr_feat, hr_direction), dim=1)
+            lr_feat = lr_direction = torch.cat((lr_feat, lr_direction), dim=1)
         if self.direct_scale is None or self.hr_direct_scale is None:
-            return direction * 0.25
-        magnitude = to_fine(self.direct_scale(lr_feat)) + self.hr_direct_scale(hr_feat)
+            return (to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)) * 0.25
+        if self.direction_feat == "sim_concat":
+            coarse, coarse_scale = _convolve_both(lr_feat, self.offset, self.direct_scale)
+            fine, fine_scale = _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale)
+        else:
+            coarse, coarse_scale = self.offset(lr_direction), self.direct_scale(lr_feat)
+            fine, fine_scale = self.hr_offset(hr_direction), self.hr_direct_scale(hr_feat)
+        direction, magnitude = to_fine(coarse) + fine, to_fine(coarse_scale) + fine_scale
         return direction * magnitude.sigmoid()
 
     def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
@@ -312,8 +317,7 @@ class FreqFusion(Fusion):
         fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
         fused_hr = hr_feat
         if highpass_logits is not None:
-            detail = hr_feat - self._smooth(hr_feat, highpass_logits)
-            fused_hr = hr_feat + detail if self.hr_residual else detail
+            fused_hr = self._sharpen(hr_feat, highpass_logits, self.hr_residual)
         if self.dysampler is not None:
             fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr)
 
@@ -329,15 +333,16 @@ class FreqFusion(Fusion):
         highpass_logits: Tensor | None = None
         if self.content_encoder2 is not None:
             highpass_logits = self.content_encoder2(hr)  # of the map before it is sharpened
-            hr = hr + (hr - self._smooth(hr, highpass_logits))
+            hr = self._sharpen(hr, highpass_logits, residual=True)
+            coarse_lowpass, coarse_highpass = _convolve_both(lr, self.content_encoder, self.content_encoder2)
+        else:
+            coarse_lowpass = self.content_encoder(lr)
         lowpass_logits = self.content_encoder(hr)
         initial = self._lowpass_kernels(lowpass_logits)
-        lowpass_logits = lowpass_logits + self._reassemble(
-            self.content_encoder(lr), initial, self.lowpass_kernel
-        )
+        lowpass_logits = lowpass_logits + self._reassemble(coarse_lowpass, initial, self.lowpass_kernel)
         lowpass = self._lowpass_kernels(lowpass_logits)
-        if self.content_encoder2 is not None and highpass_logits is not None:
-            coarse = self._reassemble(self.content_encoder2(lr), lowpass, self.lowpass_kernel)
+        if highpass_logits is not None:
+            coarse = self._reassemble(coarse_highpass, lowpass, self.lowpass_kernel)
             highpass_logits = highpass_logits + coarse
         return hr, lowpass, highpass_logits
 
@@ -359,10 +364,18 @@ class FreqFusion(Fusion):
     def _lowpass_kernels(self, logits: Tensor) -> Tensor:
         return self._normalise(logits, self.lowpass_kernel, self.hamming_lowpass)
 
-    def _smooth(self, x: Tensor, highpass_logits: Tensor) -> Tensor:
-        """Low-pass by the kernels that, subtracted from the identity, make the high-pass filter."""
-        kernels = self._normalise(highpass_logits, self.highpass_kernel, self.hamming_highpass)
-        return self._reassemble(x, kernels, self.highpass_kernel)
+    def _sharpen(self, x: Tensor, highpass_logits: Tensor, residual: bool) -> Tensor:
+        """``x`` minus its low-pass, plus ``x`` again if ``residual``, as one reassembly.
+
+        The identity is a kernel too, one at the centre tap, so nothing of the size of ``x`` has to be
+        subtracted or added. These kernels are float32 at least: 2 minus a weight would lose the weight in
+        half precision.
+        """
+        lowpass = self._normalise(highpass_logits, self.highpass_kernel, self.hamming_highpass)
+        taps = self.highpass_kernel**2
+        identity = torch.arange(lowpass.shape[1], device=x.device).remainder(taps).eq(taps // 2)
+        gain = identity.to(accumulation_dtype(lowpass)) * (2 if residual else 1)
+        return self._reassemble(x, gain[:, None, None] - lowpass, self.highpass_kernel)
 
     def _normalise(self, logits: Tensor, kernel_size: int, hamming: Tensor) -> Tensor:
         window = hamming if hamming.numel() > 1 else None
@@ -381,6 +394,22 @@ def _window(kernel_size: int, hamming: bool) -> Tensor:
         return torch.ones(1)
     line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64)
     return torch.outer(line, line).float()[None, None]
+
+
+def _convolve_both(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Both convolutions of ``x``, which have all but their channels in common, in one pass over it."""
+    if not (_is_plain(first) and _is_plain(second)):
+        return first(x), second(x)
+    weight, bias = torch.cat((first.weight, second.weight)), torch.cat((_bias(first), _bias(second)))
+    both = F.conv2d(x, weight, bias, padding=first.padding, dilation=first.dilation)
+    one, other = both.split((first.out_channels, second.out_channels), dim=1)
+    return one, other
+
+
+def _is_plain(convolution: nn.Module) -> bool:
+    """Whether calling it does nothing but convolve: adapters, sharding and hooks want to be called."""
+    hooks = convolution._forward_hooks or convolution._forward_pre_hooks
+    return type(convolution) is nn.Conv2d and not (hooks or convolution._backward_hooks)
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators. Every message says what came, what was needed, what to do."""
+"""Argument checks and small rules shared by the operators. A message says what came, what was needed, what to do."""
 
 import torch
 from torch import Tensor
@@ -51,3 +51,12 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory layout that results take from ``x``."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format

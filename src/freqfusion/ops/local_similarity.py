@@ -1,10 +1,15 @@
 """Cosine similarity of every pixel with its neighbours."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map
+from freqfusion.ops import _native
+from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._backends import choose
+from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, layout
 
 EPSILON = 1e-8
 """Floor of each vector's norm, as in :func:`torch.nn.functional.cosine_similarity`."""
@@ -25,35 +30,8 @@ def local_similarity_naive(x: Tensor, window: int = 3, dilation: int = 2) -> Ten
     return torch.stack(similarities, dim=1).to(x.dtype)
 
 
-def local_similarity(x: Tensor, window: int = 3, dilation: int = 2) -> Tensor:
-    """Cosine similarity between each pixel's feature vector and those of its neighbours.
-
-    Neighbours lie on a ``window`` x ``window`` grid with steps of ``dilation`` pixels, row by row, the centre
-    left out. Neighbours outside the map, and pixels whose vector is zero, have similarity 0.
-
-    Args:
-        x: ``(B, C, H, W)``, floating point.
-        window: odd side of the neighbourhood, at least 3.
-        dilation: distance of adjacent neighbours in pixels.
-
-    Returns:
-        ``(B, window**2 - 1, H, W)`` in [-1, 1], of the dtype of ``x``; half precision is computed in float32.
-
-    Raises:
-        TypeError: for an integer tensor.
-        ValueError: for wrong rank, window or dilation.
-
-    Source: Chen et al., TPAMI 2024, local similarity of the offset generator; dilation 2 and zero padding
-    are the released code's.
-
-    >>> x = torch.ones(1, 1, 1, 3)
-    >>> local_similarity(x, window=3, dilation=1)[0, :, 0, 1]
-    tensor([0., 0., 0., 1., 1., 0., 0., 0.])
-    """
-    check_map("x", x)
-    check_kernel_size("window", window)
-    if window < 3 or dilation < 1:
-        raise ValueError(f"window must be at least 3 and dilation at least 1, got {window} and {dilation}")
+def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
+    """In plain torch, at least float32."""
     height, width = x.shape[-2:]
     radius = window // 2 * dilation
     features = x.to(accumulation_dtype(x))
@@ -70,4 +48,92 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2) -> Tensor:
         shifted = F.pad(similarity, (radius, radius, radius, 0))
         top, left = radius - dy, radius - dx
         earlier.append(shifted[:, top : top + height, left : left + width])
-    return torch.stack(earlier[::-1] + later, dim=1).to(x.dtype)
+    return torch.stack(earlier[::-1] + later, dim=1)
+
+
+@torch.library.custom_op("freqfusion::local_similarity", mutates_args=())
+def _local_similarity(x: Tensor, window: int, dilation: int) -> Tensor:
+    return _native.local_similarity(x, window, dilation)
+
+
+@torch.library.custom_op("freqfusion::local_similarity_backward", mutates_args=())
+def _local_similarity_backward(
+    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int
+) -> Tensor:
+    return _native.local_similarity_backward(x, similarity, grad, window, dilation)
+
+
+@_local_similarity.register_fake
+def _(x: Tensor, window: int, dilation: int) -> Tensor:
+    shape = (x.shape[0], window * window - 1, *x.shape[-2:])
+    return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device)
+
+
+@_local_similarity_backward.register_fake
+def _(x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *ctx.rest = inputs
+    ctx.save_for_backward(x, output)
+
+
+def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, similarity = ctx.saved_tensors
+    return _local_similarity_backward(x, similarity, grad, *ctx.rest), None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, _, grad, *ctx.rest = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    # similarity is a function of x alone, so its share of the derivative comes with that of x
+    x, grad = ctx.saved_tensors
+    (x_part,), grad_part = second_derivative(lambda x: _mirrored(x, *ctx.rest), (x,), grad, (cotangent,))
+    return x_part, None, grad_part, None, None
+
+
+_local_similarity.register_autograd(_derivative, setup_context=_save)
+_local_similarity_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
+
+
+def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str | None = None) -> Tensor:
+    """Cosine similarity between each pixel's feature vector and those of its neighbours.
+
+    Neighbours lie on a ``window`` x ``window`` grid with steps of ``dilation`` pixels, row by row, the centre
+    left out. Neighbours outside the map, and pixels whose vector is zero, have similarity 0.
+
+    Args:
+        x: ``(B, C, H, W)``, floating point.
+        window: odd side of the neighbourhood, at least 3.
+        dilation: distance of adjacent neighbours in pixels.
+        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+            :func:`freqfusion.ops.use_backend`.
+
+    Returns:
+        ``(B, window**2 - 1, H, W)`` in [-1, 1], of the dtype of ``x``; half precision is computed in float32.
+
+    Raises:
+        TypeError: for an integer tensor.
+        ValueError: for wrong rank, window, dilation or backend.
+        RuntimeError: if the named backend cannot compute this call.
+
+    Source: Chen et al., TPAMI 2024, local similarity of the offset generator; dilation 2 and zero padding
+    are the released code's.
+
+    >>> x = torch.ones(1, 1, 1, 3)
+    >>> local_similarity(x, window=3, dilation=1)[0, :, 0, 1]
+    tensor([0., 0., 0., 1., 1., 0., 0., 0.])
+    """
+    check_map("x", x)
+    check_kernel_size("window", window)
+    if window < 3 or dilation < 1:
+        raise ValueError(f"window must be at least 3 and dilation at least 1, got {window} and {dilation}")
+    if choose("local_similarity", backend, x) == "native":
+        similarity = _local_similarity(x, window, dilation)
+    else:
+        similarity = _mirrored(x, window, dilation)
+    return similarity.to(x.dtype)

@@ -1,10 +1,15 @@
 """Grouped bilinear sampling at displaced positions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion.ops._checks import accumulation_dtype, check_groups, check_map, check_pair
+from freqfusion.ops import _native
+from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._backends import choose
+from freqfusion.ops._checks import accumulation_dtype, check_groups, check_map, check_pair, layout
 
 
 def resample_naive(
@@ -37,45 +42,9 @@ def resample_naive(
     return out.reshape(batch, channels, height, width).to(x.dtype)
 
 
-def resample(x: Tensor, offsets: Tensor, groups: int = 1, unit_size: tuple[int, int] | None = None) -> Tensor:
-    """Sample ``x`` bilinearly at the output grid's own positions plus ``offsets``.
-
-    The output grid ``(H, W)`` covers the same area as ``x``: with zero offsets the result is ``x`` itself
-    where the sizes agree, and its bilinear interpolation (half-pixel centres) where they do not. Positions
-    beyond the border read the border.
-
-    Args:
-        x: ``(B, C, h, w)``, floating point.
-        offsets: ``(B, 2 * groups, H, W)``; first the ``groups`` displacements along x (columns, to the right),
-            then those along y (rows, downwards).
-        groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
-        unit_size: ``(height, width)`` of the pixel grid in whose pixels offsets are counted; None for the
-            grid of ``x``. FreqFusion samples an already upsampled map by offsets in coarse pixels.
-
-    Returns:
-        ``(B, C, H, W)`` of the dtype of ``x``. Positions and weights are at least float32: a bfloat16
-        position would miss by more than a pixel on a map of a few hundred.
-
-    Raises:
-        TypeError: for integer tensors.
-        ValueError: for wrong rank, channels, groups, batch or device.
-
-    Source: Liu et al., "Learning to Upsample by Learning to Sample" (DySample), ICCV 2023, equation 1;
-    Chen et al., TPAMI 2024, offset generator.
-
-    >>> x = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]])
-    >>> offsets = torch.tensor([0.5, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 4)
-    >>> resample(x, offsets)
-    tensor([[[[0.5000, 1.5000, 2.5000, 3.0000]]]])
-    """
-    check_map("x", x)
-    check_map("offsets", offsets)
-    check_pair("x", x, "offsets", offsets)
-    check_groups("x", x.shape[1], groups)
-    if offsets.shape[1] != 2 * groups:
-        raise ValueError(f"offsets must have 2 * groups = {2 * groups} channels, got {offsets.shape[1]}")
+def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    """With torch's own sampler."""
     (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    unit_height, unit_width = unit_size or (in_height, in_width)
     dtype = accumulation_dtype(x, offsets)
     dx, dy = offsets.to(dtype).reshape(batch, 2, groups, height, width).unbind(1)
     columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
@@ -92,3 +61,134 @@ def resample(x: Tensor, offsets: Tensor, groups: int = 1, unit_size: tuple[int, 
         align_corners=False,
     )
     return sampled.reshape(batch, channels, height, width).to(x.dtype)
+
+
+@torch.library.custom_op("freqfusion::resample", mutates_args=())
+def _resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    return _native.resample(x, offsets, groups, unit_height, unit_width)
+
+
+@torch.library.custom_op("freqfusion::resample_backward_x", mutates_args=())
+def _resample_backward_x(
+    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    h, w = x.shape[-2:]
+    return _native.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
+
+
+@torch.library.custom_op("freqfusion::resample_backward_offsets", mutates_args=())
+def _resample_backward_offsets(
+    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    return _native.resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
+
+
+@_resample.register_fake
+def _(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    shape = (*x.shape[:2], *offsets.shape[-2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+
+
+@_resample_backward_x.register_fake
+def _(x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    return torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+
+
+@_resample_backward_offsets.register_fake
+def _(x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    return torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
+
+
+# The derivatives of the two backward operators (second order and beyond) are those of the naive form.
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offsets, *ctx.rest = inputs
+    ctx.save_for_backward(x, offsets)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offsets, grad, *ctx.rest = inputs
+    ctx.save_for_backward(x, offsets, grad)
+
+
+def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, offsets = ctx.saved_tensors
+    need_x, need_offsets = ctx.needs_input_grad[:2]
+    return (
+        _resample_backward_x(x, offsets, grad, *ctx.rest) if need_x else None,
+        _resample_backward_offsets(x, offsets, grad, *ctx.rest) if need_offsets else None,
+        *(None for _ in ctx.rest),
+    )
+
+
+def _second(ctx: Any, cotangents: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, ...]:
+    x, offsets, grad = ctx.saved_tensors
+    groups, *unit_size = ctx.rest
+
+    def naive(x: Tensor, offsets: Tensor) -> Tensor:
+        return resample_naive(x, offsets, groups, (unit_size[0], unit_size[1]))
+
+    inputs, incoming = second_derivative(naive, (x, offsets), grad, cotangents)
+    return (*inputs, incoming, *(None for _ in ctx.rest))
+
+
+_resample.register_autograd(_derivative, setup_context=_save)
+_resample_backward_x.register_autograd(
+    lambda ctx, grad: _second(ctx, (grad, None)), setup_context=_save_backward
+)
+_resample_backward_offsets.register_autograd(
+    lambda ctx, grad: _second(ctx, (None, grad)), setup_context=_save_backward
+)
+
+
+def resample(
+    x: Tensor,
+    offsets: Tensor,
+    groups: int = 1,
+    unit_size: tuple[int, int] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Sample ``x`` bilinearly at the output grid's own positions plus ``offsets``.
+
+    The output grid ``(H, W)`` covers the same area as ``x``: with zero offsets the result is ``x`` itself
+    where the sizes agree, and its bilinear interpolation (half-pixel centres) where they do not. Positions
+    beyond the border read the border.
+
+    Args:
+        x: ``(B, C, h, w)``, floating point.
+        offsets: ``(B, 2 * groups, H, W)``; first the ``groups`` displacements along x (columns, to the right),
+            then those along y (rows, downwards).
+        groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
+        unit_size: ``(height, width)`` of the pixel grid in whose pixels offsets are counted; None for the
+            grid of ``x``. FreqFusion samples an already upsampled map by offsets in coarse pixels.
+        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+            :func:`freqfusion.ops.use_backend`.
+
+    Returns:
+        ``(B, C, H, W)`` of the dtype of ``x``. Positions and weights are at least float32: a bfloat16
+        position would miss by more than a pixel on a map of a few hundred.
+
+    Raises:
+        TypeError: for integer tensors.
+        ValueError: for wrong rank, channels, groups, batch, device or backend.
+        RuntimeError: if the named backend cannot compute this call.
+
+    Source: Liu et al., "Learning to Upsample by Learning to Sample" (DySample), ICCV 2023, equation 1;
+    Chen et al., TPAMI 2024, offset generator.
+
+    >>> x = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]])
+    >>> offsets = torch.tensor([0.5, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 4)
+    >>> resample(x, offsets)
+    tensor([[[[0.5000, 1.5000, 2.5000, 3.0000]]]])
+    """
+    check_map("x", x)
+    check_map("offsets", offsets)
+    check_pair("x", x, "offsets", offsets)
+    check_groups("x", x.shape[1], groups)
+    if offsets.shape[1] != 2 * groups:
+        raise ValueError(f"offsets must have 2 * groups = {2 * groups} channels, got {offsets.shape[1]}")
+    unit_height, unit_width = unit_size or x.shape[-2:]
+    if choose("resample", backend, x, offsets) == "native":
+        return _resample(x, offsets, groups, unit_height, unit_width)
+    return _grid_sampled(x, offsets, groups, unit_height, unit_width)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from freqfusion.ops._backends import needs_composite
 from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_pair
 from freqfusion.ops.carafe.function import kernel_gradient
 from freqfusion.ops.carafe.naive import pad
@@ -54,6 +55,6 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     check_kernel_size("kernel_size", kernel_size)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"query and key must have equal channels, got {query.shape[1]} and {key.shape[1]}")
-    if torch.compiler.is_exporting():  # exporters know only torch's own operators
+    if needs_composite(query, key):
         return window_similarity_naive(query, key, kernel_size)
     return kernel_gradient(key, query, kernel_size).to(query.dtype)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqfusion.ops import _native
+from freqfusion.ops._backends import choose, needs_composite
 from freqfusion.ops._checks import (
     accumulation_dtype,
     check_groups,
@@ -12,48 +14,79 @@ from freqfusion.ops._checks import (
     check_map,
     check_pair,
     check_taps,
+    layout,
 )
 from freqfusion.ops.carafe import phases
 from freqfusion.ops.carafe.naive import carafe_naive
 
+# `backend` is a name that `choose` gave; the derivatives keep it.
+
 
 @torch.library.custom_op("freqfusion::carafe", mutates_args=())
-def _carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    return phases.forward(x, kernels, kernel_size, groups, reflect)
+def _carafe(
+    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+) -> Tensor:
+    implementation = _native.carafe if backend == "native" else phases.forward
+    return implementation(x, kernels, kernel_size, groups, reflect)
 
 
 @torch.library.custom_op("freqfusion::carafe_backward_x", mutates_args=())
 def _carafe_backward_x(
-    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
+    kernels: Tensor,
+    grad: Tensor,
+    h: int,
+    w: int,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
 ) -> Tensor:
-    return phases.backward_x(kernels, grad, h, w, kernel_size, groups, reflect)
+    implementation = _native.carafe_backward_x if backend == "native" else phases.backward_x
+    return implementation(kernels, grad, h, w, kernel_size, groups, reflect)
 
 
 @torch.library.custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
-def _carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    return phases.backward_kernels(x, grad, kernel_size, groups, reflect)
+def _carafe_backward_kernels(
+    x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+) -> Tensor:
+    implementation = _native.carafe_backward_kernels if backend == "native" else phases.backward_kernels
+    return implementation(x, grad, kernel_size, groups, reflect)
 
 
 @_carafe.register_fake
-def _(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    layout = torch.channels_last if phases.is_channels_last(x) else torch.contiguous_format
+def _(
+    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+) -> Tensor:
     shape = (*x.shape[:2], *kernels.shape[-2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_carafe_backward_x.register_fake
-def _(kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    return torch.empty((*grad.shape[:2], h, w), dtype=grad.dtype, device=grad.device)
+def _(
+    kernels: Tensor,
+    grad: Tensor,
+    h: int,
+    w: int,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
+) -> Tensor:
+    shape = (*grad.shape[:2], h, w)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
 
 @_carafe_backward_kernels.register_fake
-def _(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+def _(
+    x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+) -> Tensor:
     shape = (x.shape[0], groups * kernel_size * kernel_size, *grad.shape[-2:])
     return torch.empty(shape, dtype=accumulation_dtype(x, grad), device=x.device)
 
 
 # The reassembly is linear in x and in the kernels, so the derivatives of all three operators are the three
-# operators again, and any order of differentiation works. `rest` is (kernel_size, groups, reflect).
+# operators again, and any order of differentiation works. `rest` is (kernel_size, groups,
+# reflect, backend).
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -99,7 +132,12 @@ _carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_c
 
 
 def carafe(
-    x: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1, padding_mode: str = "zeros"
+    x: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    backend: str | None = None,
 ) -> Tensor:
     """Content-aware reassembly: every output pixel is a weighted sum over a window of ``x``.
 
@@ -117,13 +155,16 @@ def carafe(
         padding_mode: ``"zeros"``: taps outside ``x`` count as zero (mmcv's operator, which the published
             checkpoints were trained with); ``"reflect"``: they read the mirrored pixel (the fallback
             of the released FreqFusion code).
+        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+            :func:`freqfusion.ops.use_backend`.
 
     Returns:
         ``(B, C, H, W)`` of the dtype of ``x``. Half precision is accumulated in float32.
 
     Raises:
         TypeError: for integer tensors.
-        ValueError: for wrong rank, channels, groups, batch, device, kernel size or padding mode.
+        ValueError: for wrong rank, channels, groups, batch, device, kernel size, padding mode or backend.
+        RuntimeError: if the named backend cannot compute this call.
 
     Source: Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, equation 4.
 
@@ -145,9 +186,10 @@ def carafe(
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
     if x.shape[-2] < 1 or x.shape[-1] < 1:
         raise ValueError(f"x has an empty side: shape {tuple(x.shape)}")
-    if torch.compiler.is_exporting():  # exporters know only torch's own operators
+    chosen = choose("carafe", backend, x, kernels)
+    if needs_composite(x, kernels):
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
-    return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect")
+    return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect", chosen)
 
 
 def kernel_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
@@ -161,4 +203,5 @@ def kernel_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
     Returns:
         ``(B, kernel_size**2, H, W)``, float32 at least; itself differentiable.
     """
-    return _carafe_backward_kernels(x, grad, kernel_size, 1, False)
+    backend = choose("window_similarity", None, grad, x)
+    return _carafe_backward_kernels(x, grad, kernel_size, 1, False, backend)

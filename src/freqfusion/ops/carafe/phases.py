@@ -10,12 +10,8 @@ gather (no atomics), so they are deterministic.
 import torch
 from torch import Tensor
 
-from freqfusion.ops._checks import accumulation_dtype
+from freqfusion.ops._checks import accumulation_dtype, is_channels_last, layout
 from freqfusion.ops.carafe.naive import pad, reflect_index
-
-
-def is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _slots(fine: int, coarse: int) -> list[int]:
@@ -83,14 +79,13 @@ def _fold_padding(padded: Tensor, radius: int, reflect: bool) -> Tensor:
 def forward(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
     """Reassemble ``x`` ``(B, C, h, w)`` by ``kernels`` ``(B, groups * k * k, H, W)`` to ``(B, C, H, W)``."""
     (batch, channels, h, w), (height, width) = x.shape, kernels.shape[-2:]
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     if x.numel() == 0 or kernels.numel() == 0:
-        return x.new_zeros(batch, channels, height, width).contiguous(memory_format=layout)
+        return x.new_zeros(batch, channels, height, width).contiguous(memory_format=layout(x))
     dtype = accumulation_dtype(x, kernels)
     padded = pad(x.to(dtype), kernel_size // 2, reflect).unflatten(1, (groups, channels // groups))
     taps = _split(kernels.to(dtype), h, w).unflatten(1, (groups, kernel_size * kernel_size)).contiguous()
     sy, sx = taps.shape[3:5]
-    if layout == torch.channels_last:  # channels innermost: the sums land in the output's own layout
+    if is_channels_last(x):  # channels innermost: the sums land in the output's own layout
         out = torch.zeros(batch, h, sy, w, sx, groups, channels // groups, dtype=dtype, device=x.device)
         out = out.permute(0, 5, 6, 2, 4, 1, 3)
     else:
@@ -100,7 +95,7 @@ def forward(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: 
         window = padded[..., dy : dy + h, dx : dx + w]
         out.addcmul_(window[:, :, :, None, None], taps[:, :, tap, None])
     merged = _merge(out.flatten(1, 2), height, width)
-    return merged.to(x.dtype).contiguous(memory_format=layout)
+    return merged.to(x.dtype).contiguous(memory_format=layout(x))
 
 
 def backward_x(
@@ -109,7 +104,7 @@ def backward_x(
     """Adjoint of :func:`forward` in ``x``: ``grad`` ``(B, C, H, W)`` to ``(B, C, h, w)`` of grad's dtype."""
     batch, channels = grad.shape[:2]
     if grad.numel() == 0 or kernels.numel() == 0:
-        return grad.new_zeros(batch, channels, h, w)
+        return grad.new_zeros(batch, channels, h, w).contiguous(memory_format=layout(grad))
     dtype = accumulation_dtype(kernels, grad)
     radius = kernel_size // 2
     incoming = _split(grad.to(dtype), h, w).unflatten(1, (groups, channels // groups)).contiguous()
@@ -124,7 +119,8 @@ def backward_x(
         for py in range(sy):
             for px in range(sx):
                 window.addcmul_(incoming[:, :, :, py, px], taps[:, :, tap, None, py, px])
-    return _fold_padding(out.flatten(1, 2), radius, reflect).to(grad.dtype).contiguous()
+    folded = _fold_padding(out.flatten(1, 2), radius, reflect)
+    return folded.to(grad.dtype).contiguous(memory_format=layout(grad))
 
 
 def backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:

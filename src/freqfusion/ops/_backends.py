@@ -1,0 +1,123 @@
+"""Which implementation computes an operator: one predicate a backend chooses, forces and explains."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from freqfusion.ops import _native
+
+BACKENDS = ("native", "torch")
+"""In order of preference. ``native``: compiled CPU kernels; ``torch``: plain torch operators, on any device."""
+
+NATIVE_OPERATORS = ("carafe", "local_similarity", "resample", "window_similarity")
+VARIABLE = "FREQFUSION_BACKEND"
+
+
+class Explanation(NamedTuple):
+    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can."""
+
+    backend: str
+    cannot: dict[str, str]
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+_from_environment = os.environ.get(VARIABLE)
+_preferred = None if not _from_environment else _check_name(_from_environment, VARIABLE)
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend and why it is unusable on this machine, or ``""`` where it is usable.
+
+    >>> available_backends()["torch"]
+    ''
+    """
+    return {"native": _native.REASON, "torch": ""}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Prefer a backend for the calls inside; those that it cannot serve are computed as without it.
+
+    It holds for the whole process and comes before the environment variable ``FREQFUSION_BACKEND``, which is
+    read at import; an operator's argument ``backend`` comes before both, and raises instead of giving way.
+
+    >>> with use_backend("torch"):
+    ...     explain("carafe", torch.zeros(1, 4, 3, 3), torch.zeros(1, 9, 6, 6)).backend
+    'torch'
+    """
+    global _preferred
+    before, _preferred = _preferred, _check_name(name, "name")
+    try:
+        yield
+    finally:
+        _preferred = before
+
+
+def needs_composite(*tensors: Tensor) -> bool:
+    """Whether only torch's own operators will do: under export, and for forward-mode and other transforms."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return forward_ad._current_level >= 0 or any(wrapped(tensor) for tensor in tensors)
+
+
+def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
+    """Why ``backend`` cannot compute the call, or ``""``."""
+    if backend == "torch":
+        return ""
+    if _native.REASON:
+        return _native.REASON
+    if needs_composite(*tensors):
+        return "torch.export and the transforms of torch.func know only torch's own operators"
+    if operator not in NATIVE_OPERATORS:
+        return f"it has no kernel for {operator}"
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it computes on the CPU, and a tensor is on {tensor.device}"
+        if tensor.dtype not in _native.DTYPES:
+            return f"it has no kernel for {tensor.dtype}"
+    if len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
+        return "one tensor is float64 and another is not"
+    if operator in ("carafe", "window_similarity"):
+        (h, w), (height, width) = (tensor.shape[-2:] for tensor in tensors)
+        if operator == "window_similarity":
+            (h, w), (height, width) = (height, width), (h, w)
+        if -(-height // h) * -(-width // w) > 256:
+            return "more than 256 fine pixels lie in one coarse pixel"
+    return ""
+
+
+def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
+    """The backend of a call: ``requested`` or an error, else the preferred one if it can, else the best.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: if the requested backend cannot compute the call; the message says why.
+    """
+    if requested is not None:
+        reason = _cannot(_check_name(requested, "backend"), operator, tensors)
+        if reason:
+            raise RuntimeError(f"backend {requested!r} cannot run because {reason}")
+        return requested
+    order = BACKENDS if _preferred is None else (_preferred, *BACKENDS)
+    return next(name for name in order if not _cannot(name, operator, tensors))
+
+
+def explain(operator: str, *tensors: Tensor) -> Explanation:
+    """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
+
+    >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
+    'torch'
+    """
+    reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
+    return Explanation(choose(operator, None, *tensors), reasons)

@@ -1,0 +1,180 @@
+"""The compiled CPU kernels (``csrc/``): loading, and one function a kernel.
+
+The library depends on no version of torch: it gets addresses, sizes and strides through :mod:`ctypes`, which
+releases the interpreter's lock during a call. It is built at install where a C++ compiler is found; without
+it :data:`REASON` says why it is absent and nothing else here may be called.
+"""
+
+import ctypes
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqfusion.ops._checks import accumulation_dtype, is_channels_last, layout
+
+LIBRARY = Path(__file__).parents[1] / "csrc" / "freqfusion_native.so"
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+OPERATIONS_A_THREAD = 1 << 22
+"""Multiply-adds (some 0.1 ms) that are worth one more thread: starting it takes 20 microseconds or, on a busy
+machine, far more."""
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int64),
+        ("sizes", ctypes.c_int64 * 4),
+        ("strides", ctypes.c_int64 * 4),
+    )
+
+
+def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    again = "run `python -m pip install` for freqfusion again"
+    if not path.exists():
+        return (
+            None,
+            f"it was not compiled at install, where a C++ compiler is needed: install one and {again}",
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"its library does not load ({error}); {again}"
+    library.freqfusion_sources.restype = ctypes.c_char_p
+    library.freqfusion_instruction_set.restype = ctypes.c_char_p
+    sources = sorted(file for file in path.parent.iterdir() if file.suffix in (".cpp", ".h"))
+    if sources:  # installed in place: the sources may have changed since
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+        if digest.encode() != library.freqfusion_sources():
+            return None, f"its sources changed after it was compiled; {again}"
+    return library, ""
+
+
+_LIBRARY, REASON = _load(LIBRARY)
+
+
+def instruction_set() -> str:
+    """Which of the compiled variants the processor runs: ``baseline``, or x86-64 level ``v3`` or ``v4``.
+
+    The environment variable ``FREQFUSION_X86_LEVEL`` (1, 3 or 4) sets an upper limit, for tests.
+    """
+    assert _LIBRARY is not None, REASON
+    return str(_LIBRARY.freqfusion_instruction_set().decode())
+
+
+def _call(function: str, maps: tuple[Tensor, ...], options: tuple[int, ...], operations: int) -> None:
+    """Run a kernel; the last map is written."""
+    assert _LIBRARY is not None, REASON
+    if maps[-1].numel() == 0:
+        return
+    arguments: list[Any] = [
+        ctypes.byref(
+            _Map(
+                tensor.data_ptr(),
+                DTYPES[tensor.dtype],
+                (ctypes.c_int64 * 4)(*tensor.shape),
+                (ctypes.c_int64 * 4)(*tensor.stride()),
+            )
+        )
+        for tensor in maps
+    ]
+    if options:
+        arguments.append((ctypes.c_int64 * len(options))(*options))
+    threads = min(torch.get_num_threads(), 1 + operations // OPERATIONS_A_THREAD)
+    kernel = getattr(_LIBRARY, function)
+    kernel.restype = ctypes.c_bool
+    if not kernel(*arguments, ctypes.c_int64(threads)):
+        raise MemoryError(f"{function} could not allocate its working memory")
+
+
+def carafe(
+    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, dilation: int = 1
+) -> Tensor:
+    """As :func:`freqfusion.ops.carafe.phases.forward`; taps may be ``dilation`` pixels apart."""
+    shape = (*x.shape[:2], *kernels.shape[-2:])
+    out = torch.empty(shape, dtype=x.dtype, memory_format=layout(x))
+    options = (kernel_size, groups, int(reflect), dilation)
+    _call("freqfusion_carafe", (x, kernels, out), options, out.numel() * kernel_size**2)
+    return out
+
+
+def carafe_backward_x(
+    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
+) -> Tensor:
+    """As :func:`freqfusion.ops.carafe.phases.backward_x`."""
+    if grad.numel() == 0:
+        return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
+    out = torch.empty((*grad.shape[:2], h, w), dtype=grad.dtype, memory_format=layout(grad))
+    options = (kernel_size, groups, int(reflect), 1)
+    _call("freqfusion_carafe_backward_x", (kernels, grad, out), options, grad.numel() * kernel_size**2)
+    return out
+
+
+def carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    """As :func:`freqfusion.ops.carafe.phases.backward_kernels`."""
+    shape = (x.shape[0], groups * kernel_size**2, *grad.shape[-2:])
+    if is_channels_last(x):  # an expanded or transposed gradient is rare and cheaper copied than strided over
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=accumulation_dtype(x, grad))
+    options = (kernel_size, groups, int(reflect), 1)
+    _call("freqfusion_carafe_backward_kernels", (x, grad, out), options, grad.numel() * kernel_size**2)
+    return out
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    out = torch.empty((x.shape[0], 1, *x.shape[-2:]), dtype=accumulation_dtype(x))
+    _call("freqfusion_inverse_norms", (x, out), (), x.numel())
+    return out
+
+
+def local_similarity(x: Tensor, window: int, dilation: int) -> Tensor:
+    """As :func:`freqfusion.ops.local_similarity`, at least float32."""
+    neighbours = window * window - 1
+    out = torch.empty((x.shape[0], neighbours, *x.shape[-2:]), dtype=accumulation_dtype(x))
+    operations = x.numel() * neighbours // 2
+    _call("freqfusion_local_similarity", (x, _inverse_norms(x), out), (window, dilation), operations)
+    return out
+
+
+def local_similarity_backward(
+    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int
+) -> Tensor:
+    """Derivative of :func:`local_similarity` in ``x``, given its result and the gradient of that."""
+    weights = torch.empty((x.shape[0], window * window, *x.shape[-2:]), dtype=similarity.dtype)
+    maps = (similarity, grad, _inverse_norms(x), weights)
+    _call("freqfusion_local_similarity_weights", maps, (window, dilation), 4 * weights.numel())
+    return carafe(x, weights, window, 1, False, dilation)
+
+
+def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    """As :func:`freqfusion.ops.resample`."""
+    shape = (*x.shape[:2], *offsets.shape[-2:])
+    out = torch.empty(shape, dtype=x.dtype, memory_format=layout(x))
+    _call("freqfusion_resample", (x, offsets, out), (groups, unit_height, unit_width), 4 * out.numel())
+    return out
+
+
+def resample_backward_x(
+    offsets: Tensor, grad: Tensor, h: int, w: int, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    """Derivative of :func:`resample` in ``x``, of the dtype of ``grad``."""
+    out = torch.empty((*grad.shape[:2], h, w), dtype=accumulation_dtype(grad), memory_format=layout(grad))
+    options = (groups, unit_height, unit_width)
+    _call("freqfusion_resample_backward_x", (offsets, grad, out), options, 4 * grad.numel())
+    return out.to(grad.dtype)
+
+
+def resample_backward_offsets(
+    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    """Derivative of :func:`resample` in ``offsets``, of their dtype."""
+    if is_channels_last(x):
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(offsets.shape, dtype=offsets.dtype)
+    options = (groups, unit_height, unit_width)
+    _call("freqfusion_resample_backward_offsets", (x, offsets, grad, out), options, 8 * grad.numel())
+    return out
