@@ -10,7 +10,8 @@ from freqfusion.fusion import list_fusions
 from freqfusion.models import list_models
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.glob("*/*.yaml"))
+RACES = sorted(FOLDER.glob("compare/*.yaml"))
+RECIPES = sorted(set(FOLDER.glob("*/*.yaml")) - set(RACES))
 
 
 def test_all_are_there():
@@ -41,6 +42,20 @@ def test_recipe(path, monkeypatch):
         assert words in text
     trainer = built["trainer"]
     assert trainer["max_epochs"] or trainer["max_steps"] > 0
+
+
+@pytest.mark.parametrize("path", RACES, ids=lambda path: path.stem)
+def test_race(path, monkeypatch):
+    from freqfusion.cli._lightning import CommandLine
+
+    built = {}
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: built.update(line.config.as_dict()))
+    CommandLine("fit", "", ["--config", str(path), "--model.fusion", "carafe"])
+    assert built["model"]["fusion"] == "carafe"
+    assert "fusion" not in yaml.safe_load(path.read_text())["model"]
+    assert "# Setting: " in path.read_text()
+    # a race counts the last validation, so that must come at the end
+    assert built["trainer"]["max_epochs"] % built["trainer"]["check_val_every_n_epoch"] == 0
 
 
 @pytest.mark.parametrize("fusion", ["bilinear", "freqfusion"])
