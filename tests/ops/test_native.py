@@ -214,10 +214,13 @@ def test_bad_offsets_read_a_valid_place() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
-def test_same_bits_with_any_number_of_threads(layout: torch.memory_format) -> None:
+def test_same_bits_with_any_number_of_threads(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "OPERATIONS_A_THREAD", 1)  # as many threads as torch may use
     torch.manual_seed(0)
-    x = torch.randn(1, 40, 48, 60).contiguous(memory_format=layout)
-    kernels, offsets = torch.rand(1, 25, 96, 120), 0.3 * torch.randn(1, 8, 96, 120)
+    x = torch.randn(1, 40, 24, 30).contiguous(memory_format=layout)
+    kernels, offsets = torch.rand(1, 25, 48, 60), 0.3 * torch.randn(1, 8, 48, 60)
     before = torch.get_num_threads()
     results = []
     try:

@@ -1,0 +1,152 @@
+"""Peak memory of a case: each contestant runs it once in a fresh process."""
+
+import multiprocessing
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from freqfusion.benchmarks.cases import BOTH, FORWARD, Case, Problem
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the first run of each pass took."""
+
+    seconds: dict[str, float]
+    peak_bytes: dict[str, int | None]
+    """Above what was held before, the results included; None where the system does not tell."""
+
+
+class Meter:
+    """Peak memory since it was made, beyond what was held then.
+
+    On the CPU: resident memory of the process as Linux counts it. On CUDA: what torch allocated.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start = torch.cuda.memory_allocated(device)
+        elif self._counts_resident():
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            self._start = _status_bytes("VmRSS")
+
+    def peak(self) -> int | None:
+        """Bytes, or None where the system does not tell."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._start
+        return max(0, _status_bytes("VmHWM") - self._start) if self._counts_resident() else None
+
+    def _counts_resident(self) -> bool:
+        return self._device.type == "cpu" and STATUS.exists()
+
+
+def _status_bytes(name: str, path: Path = STATUS) -> int:
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+def _limit_memory() -> None:
+    """Let an allocation beyond what is free fail, rather than make the machine swap or kill other processes."""
+    if STATUS.exists():
+        import resource  # not on every system
+
+        free = _status_bytes("MemAvailable", Path("/proc/meminfo"))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = _status_bytes("VmData") + free
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+        )
+
+
+def _shrunk(case: Case) -> Case:
+    """Of the same kind, to load all code, and too small to leave memory behind that the case could use again."""
+
+    def limit(size: tuple[int, int], longest: int) -> tuple[int, int]:
+        return min(size[0], longest), min(size[1], longest)
+
+    shape = case.shape
+    coarse, fine = (64, 64) if case.operation.whole_model else (8, 16)
+    small = replace(shape, batch=1, coarse=limit(shape.coarse, coarse), fine=limit(shape.fine, fine))
+    return replace(case, shape=small)
+
+
+def _run(case: Case, contestant: str, device: torch.device, dtype: torch.dtype, threads: int) -> Probe:
+    """In the fresh process."""
+    torch.set_num_threads(threads)
+    _limit_memory()
+    small = Problem(_shrunk(case), contestant, device, dtype)
+    small.forward()
+    small.forward_backward()
+    problem = Problem(case, contestant, device, dtype)
+    meter = Meter(device)
+
+    start = time.perf_counter()
+    outputs = problem.forward()
+    problem.wait()
+    forward_seconds = time.perf_counter() - start
+    forward_peak = meter.peak()
+
+    problem.make_gradients(outputs)
+    given = sum(gradient.nbytes for gradient in problem.gradients)  # part of the question, not of the pass
+    del outputs
+    start = time.perf_counter()
+    gradients = problem.forward_backward()
+    problem.wait()
+    both_seconds = time.perf_counter() - start
+    both_peak = meter.peak()
+    del gradients  # held until now, for they are results
+    if forward_peak is not None and both_peak is not None:
+        both_peak = max(forward_peak, both_peak - given)
+    return Probe({FORWARD: forward_seconds, BOTH: both_seconds}, {FORWARD: forward_peak, BOTH: both_peak})
+
+
+def _answer(connection: Connection, *arguments: object) -> None:
+    # whatever goes wrong for one contestant must not cost the others' figures
+    try:
+        connection.send(_run(*arguments))  # type: ignore[arg-type]
+    except Exception as error:
+        connection.send(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+def probe(case: Case, contestant: str, device: torch.device, dtype: torch.dtype, threads: int) -> Probe:
+    """Run both passes of a case once in a fresh process.
+
+    Args:
+        case: what to compute.
+        contestant: of :func:`freqfusion.benchmarks.cases.list_contestants`, but not the compiled one: its
+            compiler would be measured too.
+        device: where.
+        dtype: of inputs and weights.
+        threads: of the CPU.
+
+    Raises:
+        RuntimeError: if the passes do not run; the message says why, for one too little memory.
+    """
+    # A server that has imported torch forks a process a call, in milliseconds; importing takes seconds.
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver") if forks else multiprocessing.get_context("spawn")
+    # what the first call of a registered operator imports, which is slow too
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_answer, args=(theirs, case, contestant, device, dtype, threads), daemon=True
+    )
+    process.start()
+    theirs.close()
+    try:
+        answer: Probe | str = ours.recv()
+    except EOFError:
+        process.join()
+        answer = f"its process ended with code {process.exitcode}; -9 is the system's when memory runs out"
+    process.join()
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return answer

@@ -1,0 +1,108 @@
+"""Measure speed and memory of operators, module and models against the released formulation."""
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freqfusion._optional import require
+
+if TYPE_CHECKING:
+    import torch
+
+    from freqfusion.benchmarks.cases import Case
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+EXAMPLE = """\
+example:
+  freqfusion benchmark                                      about two minutes on two CPU cores
+  freqfusion benchmark --shapes coco --ops carafe freqfusion --out runs/benchmark/coco
+  freqfusion benchmark --ops freqfusion --scaling
+  freqfusion benchmark --explain --ops carafe --shapes coco odd
+
+Contestants: "unfold" (what the released code's fallback does, in plain torch), every backend of this machine,
+and with --compile torch.compile of the torch backend. The folder gets benchmark.json, benchmark.md and plots.
+Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="freqfusion benchmark",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--ops",
+        nargs="+",
+        metavar="NAME",
+        help="among carafe, local_similarity, resample, normalize, freqfusion, fpn_small, segnext_t [all]",
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["small"],
+        metavar="SET",
+        help="among small, unet, coco, cityscapes, one-pixel, odd, or full for all of them [small]",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of inputs and weights [float32]")
+    parser.add_argument("--threads", type=int, help="of the CPU [as torch chooses]")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant [7]")
+    parser.add_argument(
+        "--compile", action="store_true", help="with torch.compile as a contestant; compiling takes minutes"
+    )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="also how FreqFusion's time and memory grow with pixels, channels, batch and threads",
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="only say which backend runs and why the others cannot"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    for option in ("threads", "rounds"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option} must be at least 1, got {value}")
+    import torch  # with all that follows not before, so that --help is answered at once
+
+    from freqfusion.analysis.cost import choose_device
+    from freqfusion.benchmarks.cases import GROUPS, make_cases
+
+    cases = make_cases(args.ops or GROUPS, args.shapes)
+    device, dtype = choose_device(args.device), getattr(torch, args.dtype)
+    if args.explain:
+        for line in _explain(cases, device, dtype):
+            print(line)
+        return 0
+    for package in ("rich", "numpy", "PIL", "matplotlib"):
+        require(package, "train")
+    from freqfusion.benchmarks.runner import Settings
+    from freqfusion.benchmarks.session import run_benchmark
+
+    settings = Settings(device, dtype, args.threads or torch.get_num_threads(), args.rounds)
+    command = shlex.join(["freqfusion", "benchmark", *argv])
+    run_benchmark(cases, settings, args.out, compiled=args.compile, scaling=args.scaling, command=command)
+    return 0
+
+
+def _explain(cases: Sequence["Case"], device: "torch.device", dtype: "torch.dtype") -> Iterator[str]:
+    from freqfusion.benchmarks.cases import explain_case
+
+    for case in cases:
+        yield f"{case} ({device}, {str(dtype).removeprefix('torch.')})"
+        for call, explanation in explain_case(case, device, dtype).items():
+            yield f"  {call}: {explanation.backend}"
+            for backend, reason in explanation.cannot.items():
+                if backend != explanation.backend:
+                    yield f"    {backend} " + (f"cannot run because {reason}" if reason else "could run too")

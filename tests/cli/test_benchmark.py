@@ -1,0 +1,92 @@
+"""The command from end to end at one pixel, its explanations and its errors."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from freqfusion.benchmarks import machine, runner, scaling
+from freqfusion.cli.main import main
+from freqfusion.ops import available_backends
+
+
+def explained(capsys, *words):
+    assert main(["benchmark", "--explain", "--device", "cpu", *words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_explain_says_which_backend_runs_and_why_not_the_others(capsys):
+    lines = explained(capsys, "--ops", "carafe", "normalize", "--shapes", "odd", "one-pixel")
+    at = lines.index("carafe k5 x2, 1x256x29x43 to 57x85 (cpu, float32)")
+    native_absent = available_backends()["native"]
+    if native_absent:
+        assert lines[at + 1] == "  carafe(1x256x29x43, 1x25x57x85): torch"
+        assert lines[at + 2] == f"    native cannot run because {native_absent}"
+    else:
+        assert lines[at + 1] == "  carafe(1x256x29x43, 1x25x57x85): native"
+        assert lines[at + 2] == "    torch could run too"
+    at = lines.index("normalize k5, 1x256x1x1 to 2x2 (cpu, float32)")
+    assert lines[at + 1] == "  normalize_kernels(1x25x2x2): torch"
+    assert lines[at + 2].startswith("    native cannot run because ")
+
+
+def test_explain_knows_the_dtype(capsys):
+    lines = explained(capsys, "--ops", "local_similarity", "--dtype", "float16")
+    assert lines[0] == "local_similarity, 1x256x32x32 to 64x64 (cpu, float16)"
+    assert lines[1].endswith(": torch")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--ops", "karafe"], 1, "there is no operation 'karafe'; choose among carafe, "),
+        (["--shapes", "tiny"], 1, "there is no set of shapes 'tiny'; choose among small, "),
+        (["--ops", "segnext_t", "--shapes", "one-pixel"], 1, "cannot be measured at one-pixel"),
+        (["--device", "abacus"], 1, "there is no device 'abacus' here"),
+        (["--rounds", "0"], 2, "--rounds must be at least 1, got 0"),
+        (["--threads", "-1"], 2, "--threads must be at least 1, got -1"),
+        (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
+    ],
+)
+def test_wrong_requests_are_answered(capsys, tmp_path, words, code, message):
+    assert main(["benchmark", "--out", str(tmp_path), *words]) == code
+    assert message in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_at_one_pixel(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(machine, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(runner, "MIN_SECONDS", 1e-4)
+    monkeypatch.setattr(
+        scaling,
+        "AXES",
+        (replace(scaling.AXES[2], values=(1, 2), shape=lambda batch: scaling._square(batch, 64, 2)),),
+    )
+    monkeypatch.setenv("COLUMNS", "40")
+    out = tmp_path / "new"
+    words = ["--ops", "normalize", "--shapes", "one-pixel", "--rounds", "2", "--threads", "1", "--scaling"]
+    assert main(["benchmark", "--device", "cpu", "--out", str(out), *words]) == 0
+
+    content = json.loads((out / "benchmark.json").read_text())
+    assert {record["case"] for record in content["results"]} == {"normalize k5"}
+    ran = [record for record in content["results"] if record["seconds"]]
+    assert {record["contestant"] for record in ran} == {"unfold", "torch"}
+    assert all(len(record["seconds"]) == 2 and record["times_unfold"] > 0 for record in ran)
+    assert content["limits"]["flops_per_second"] > content["limits"]["bytes_per_second"] / 1e3 > 0
+    assert content["conditions"]["threads"] == 1
+    assert content["conditions"]["command"].startswith("freqfusion benchmark --device cpu")
+    assert [point["value"] for point in content["scaling"]] == [1, 2]
+
+    page = (out / "benchmark.md").read_text()
+    for name in ("over_floor_forward.png", "over_floor_forward_backward.png", "time_by_batch.png"):
+        assert (out / name).stat().st_size > 1000
+        assert f"({name})" in page
+    assert "## 1x256x1x1 to 2x2" in page
+
+    shown = capsys.readouterr().out
+    assert "How FreqFusion grows" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
