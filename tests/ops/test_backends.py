@@ -133,8 +133,9 @@ def test_transforms_of_torch_func() -> None:
         direction = torch.rand_like(x)
         try:
             _, tangent = torch.func.jvp(function, (x,), (direction,))
-        except NotImplementedError as error:  # torch's own sampler has no forward mode in older versions
-            assert "grid_sampler_2d" in str(error)
+        except NotImplementedError as error:
+            if "grid_sampler_2d" not in str(error):  # torch's sampler has no forward mode in older versions
+                raise
             continue
         jacobian = torch.autograd.functional.jacobian(function, x)
         expected = (jacobian * direction).sum(dim=(-4, -3, -2, -1))
