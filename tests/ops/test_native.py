@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def values_and_gradients(
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(out.dtype))]
 
 
-def compare(
+def assert_matches(
     fast: Callable[..., Tensor],
     oracle: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
@@ -89,7 +90,7 @@ def test_carafe(
     torch.manual_seed(0)
     x = torch.randn(2, channels, *size).to(dtype)
     kernels = torch.randn(2, groups * kernel**2, *out_size).to(dtype)
-    compare(
+    assert_matches(
         lambda x, kernels: carafe(x, kernels, kernel, groups, padding, backend="native"),
         lambda x, kernels: carafe_naive(x, kernels, kernel, groups, padding),
         (x, kernels),
@@ -106,7 +107,7 @@ def test_local_similarity(
     channels: int, size: tuple[int, int], window: int, dilation: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    compare(
+    assert_matches(
         lambda x: local_similarity(x, window, dilation, backend="native"),
         lambda x: local_similarity_naive(x, window, dilation),
         (torch.randn(2, channels, *size).to(dtype),),
@@ -149,7 +150,7 @@ def test_resample(
     )
     for name, value, expected in zip(("out", "grad x", "grad offsets"), fast, torch_path, strict=True):
         assert_close(name, value, expected, max(TOLERANCE[dtype], 1e-3 if dtype != torch.float64 else 0))
-    compare(
+    assert_matches(
         lambda x: resample(x, offsets.to(dtype), groups, unit, backend="native"),
         lambda x: resample_naive(x, offsets.to(x.dtype), groups, unit),
         (x,),
@@ -250,7 +251,7 @@ def test_any_strides() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 8, 20)[:, ::2, :, ::3]
     kernels = torch.randn(2, 14, 16, 9)[..., :9].transpose(2, 3)[:, :9, :7]
-    function = lambda x, kernels: carafe(x, kernels, 3, backend="native")  # noqa: E731
+    function = partial(carafe, kernel_size=3, backend="native")
     expected = function(x.contiguous(), kernels.contiguous())
     assert torch.equal(function(x, kernels), expected)
     for layout in (torch.contiguous_format, CHANNELS_LAST):

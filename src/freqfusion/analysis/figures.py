@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -364,6 +365,19 @@ def save_index_png(path: str | Path, mask: Array | Tensor, palette: Sequence[Col
         save_png(path, mask.astype(np.uint8), [*palette, *rest])
 
 
+def _dress(axes: Axes, title: str, x_label: str, y_label: str, ink: str, faint: str) -> None:
+    """Titles, grid and ticks as every figure here has them."""
+    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10, color=ink)
+    axes.set_ylabel(y_label, fontsize=10, color=ink)
+    axes.tick_params(colors=ink, labelsize=9, length=0)
+    axes.grid(color=faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(faint)
+
+
 def plot_curves(
     histories: Mapping[str, Sequence[tuple[float, float]]],
     *,
@@ -396,16 +410,8 @@ def plot_curves(
             marker="os^Dv"[index % 5] if len(points) <= 30 else None,
             markersize=4.5,
         )
-    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
-    axes.set_xlabel(x_label, fontsize=10, color=ink)
-    axes.set_ylabel(y_label, fontsize=10, color=ink)
-    axes.tick_params(colors=ink, labelsize=9, length=0)
-    axes.grid(color=faint, linewidth=0.7)
-    axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(faint)
+    _dress(axes, title, x_label, y_label, ink, faint)
     if histories:
         axes.legend(fontsize=9, frameon=False, labelcolor=ink)
     return figure
@@ -447,13 +453,8 @@ def plot_bars(
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
     axes.set_xlim(start, max(every) + 0.16 * room)
-    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
-    axes.set_xlabel(x_label, fontsize=10, color=ink)
-    axes.tick_params(colors=ink, labelsize=9, length=0)
-    axes.grid(axis="x", color=faint, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
+    _dress(axes, title, x_label, "", ink, faint)
+    axes.grid(visible=False, axis="y")
     return figure
 
 
@@ -516,18 +517,10 @@ def plot_scatter(
     axes.margins(0.12)
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
     axes.scatter(xs, ys, s=40, color=_LINE_COLOURS[0][0], zorder=3)
-    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
-    axes.set_xlabel(x_label, fontsize=10, color=ink)
-    axes.set_ylabel(y_label, fontsize=10, color=ink)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(colors=ink, labelsize=9, length=0)
-    axes.grid(color=faint, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(faint)
+    _dress(axes, title, x_label, y_label, ink, faint)
     figure.draw_without_rendering()  # after which the layout stays, and names can be placed in pixels
     figure.set_layout_engine("none")
     unit = figure.dpi / 72  # pixels of a typographic point

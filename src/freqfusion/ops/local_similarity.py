@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
 from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
@@ -51,12 +52,12 @@ def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
     return torch.stack(earlier[::-1] + later, dim=1)
 
 
-@torch.library.custom_op("freqfusion::local_similarity", mutates_args=())
+@custom_op("freqfusion::local_similarity", mutates_args=())
 def _local_similarity(x: Tensor, window: int, dilation: int) -> Tensor:
     return _native.local_similarity(x, window, dilation)
 
 
-@torch.library.custom_op("freqfusion::local_similarity_backward", mutates_args=())
+@custom_op("freqfusion::local_similarity_backward", mutates_args=())
 def _local_similarity_backward(
     x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int
 ) -> Tensor:

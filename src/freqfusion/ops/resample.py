@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
 from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
@@ -63,12 +64,12 @@ def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, uni
     return sampled.reshape(batch, channels, height, width).to(x.dtype)
 
 
-@torch.library.custom_op("freqfusion::resample", mutates_args=())
+@custom_op("freqfusion::resample", mutates_args=())
 def _resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
     return _native.resample(x, offsets, groups, unit_height, unit_width)
 
 
-@torch.library.custom_op("freqfusion::resample_backward_x", mutates_args=())
+@custom_op("freqfusion::resample_backward_x", mutates_args=())
 def _resample_backward_x(
     x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
 ) -> Tensor:
@@ -76,7 +77,7 @@ def _resample_backward_x(
     return _native.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
 
 
-@torch.library.custom_op("freqfusion::resample_backward_offsets", mutates_args=())
+@custom_op("freqfusion::resample_backward_offsets", mutates_args=())
 def _resample_backward_offsets(
     x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
 ) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from freqfusion.ops import _native
 from freqfusion.ops._backends import choose, needs_composite
@@ -22,7 +23,7 @@ from freqfusion.ops.carafe.naive import carafe_naive
 # `backend` is a name that `choose` gave; the derivatives keep it.
 
 
-@torch.library.custom_op("freqfusion::carafe", mutates_args=())
+@custom_op("freqfusion::carafe", mutates_args=())
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
@@ -30,7 +31,7 @@ def _carafe(
     return implementation(x, kernels, kernel_size, groups, reflect)
 
 
-@torch.library.custom_op("freqfusion::carafe_backward_x", mutates_args=())
+@custom_op("freqfusion::carafe_backward_x", mutates_args=())
 def _carafe_backward_x(
     kernels: Tensor,
     grad: Tensor,
@@ -45,7 +46,7 @@ def _carafe_backward_x(
     return implementation(kernels, grad, h, w, kernel_size, groups, reflect)
 
 
-@torch.library.custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
+@custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
 def _carafe_backward_kernels(
     x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
