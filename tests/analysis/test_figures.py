@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from freqfusion._files import write_atomically
 from freqfusion.analysis import figures
 from freqfusion.analysis.figures import (
     CORRECT_COLOUR,
@@ -25,7 +26,6 @@ from freqfusion.analysis.figures import (
     save_png,
     zoom,
 )
-from freqfusion.analysis.files import write_atomically
 
 PALETTE = ((255, 0, 0), (0, 200, 0), (0, 0, 90))
 
@@ -171,7 +171,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
     monkeypatch.setattr(
-        "freqfusion.analysis.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        "freqfusion._files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")

@@ -75,5 +75,5 @@ def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
 
 
 def test_wrong_number_of_maps() -> None:
-    with pytest.raises(ValueError, match="got 2 maps, this FPN was built for 3"):
+    with pytest.raises(ValueError, match="got 2 maps, this decoder was built for 3"):
         FPN([6, 10, 14], 8)(make_maps([(8, 8), (4, 4), (2, 2)])[:2])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from freqfusion.analysis.files import write_atomically
+from freqfusion._files import write_atomically
 
 Array = NDArray[Any]
 Picture = NDArray[np.uint8]

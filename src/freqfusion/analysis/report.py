@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import jinja2
 
+from freqfusion._files import write_atomically
 from freqfusion.analysis.figures import Picture, figure_bytes, plot_bars, plot_curves, png_bytes
-from freqfusion.analysis.files import write_atomically
 
 
 def inline_png(data: bytes) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import freqfusion
+from freqfusion._files import write_atomically
 from freqfusion.analysis.cost import describe_machine
-from freqfusion.analysis.files import write_atomically
 from freqfusion.benchmarks.cases import Case, list_contestants
 from freqfusion.benchmarks.machine import measure_limits
 from freqfusion.benchmarks.report import GROWTH_HEADER, HEADER, TEXT_COLUMNS, Report

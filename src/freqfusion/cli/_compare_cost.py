@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freqfusion._files import write_atomically
 from freqfusion._optional import require
 from freqfusion.analysis import cost
 from freqfusion.analysis.cost import Cost, Latency
-from freqfusion.analysis.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from freqfusion.analysis.files import write_atomically
+from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
 from freqfusion.training import race, race_page
 from freqfusion.training.data import available_cores

@@ -78,7 +78,7 @@ def _predict(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from freqfusion.analysis.files import write_atomically
+    from freqfusion._files import write_atomically
     from freqfusion.data import read_image
     from freqfusion.training import load_checkpoint
     from freqfusion.training.checkpoints import read_checkpoint

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from freqfusion.fusion import create_fusion
+from freqfusion.decoders._blocks import apply_laterals, build_laterals, create_fitting_fusion, init_xavier
 
 
 class FPN(nn.Module):
@@ -16,7 +16,8 @@ class FPN(nn.Module):
 
     Args:
         in_channels: channels of the maps, fine to coarse.
-        channels: channels of every output.
+        channels: channels of every output. Any number: where the groups of a fusion method's default do not
+            divide it, there are fewer, the greatest common divisor.
         fusion: a name of :func:`freqfusion.fusion.list_fusions`.
         fusion_options: further arguments of the fusion method.
         num_outputs: how many of the finest levels to return; all by default. The 3x3 convolutions of the
@@ -36,20 +37,16 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(in_channels)
-        if levels < 2:
-            raise ValueError(f"in_channels must name at least two maps, got {tuple(in_channels)}")
+        self.laterals = build_laterals(in_channels, channels)
         num_outputs = levels if num_outputs is None else num_outputs
         if not 1 <= num_outputs <= levels:
             raise ValueError(f"num_outputs must be between 1 and {levels}, got {num_outputs}")
         options = fusion_options or {}
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.fusions = nn.ModuleList(
-            create_fusion(fusion, channels, channels, **options) for _ in range(levels - 1)
+            create_fitting_fusion(fusion, channels, channels, options) for _ in range(levels - 1)
         )
         self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_outputs))
-        for conv in (*self.laterals, *self.outputs):
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        init_xavier(*self.laterals, *self.outputs)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Pyramid levels, fine to coarse.
@@ -60,9 +57,7 @@ class FPN(nn.Module):
         Returns:
             ``num_outputs`` maps ``(B, channels, H_i, W_i)``.
         """
-        if len(features) != len(self.laterals):
-            raise ValueError(f"got {len(features)} maps, this FPN was built for {len(self.laterals)}")
-        laterals = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        laterals = apply_laterals(self.laterals, features)
         merged = [laterals[-1]]
         for fusion, fine in zip(self.fusions, reversed(laterals[:-1]), strict=True):
             _, hr_feat, lr_feat = fusion(hr_feat=fine, lr_feat=merged[0])

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.fusion import create_fusion
+from freqfusion.decoders._blocks import create_fitting_fusion
+from freqfusion.decoders.progressive import cascade_channels, fuse_cascade
 
 TRAIN_STEPS = 6
 EVAL_STEPS = 7
@@ -196,8 +197,7 @@ class LightHamHead(nn.Module):
 
         self.freqfusions = nn.ModuleList()
         if self.cascade:
-            lr_channels = in_channels[-1]
-            for hr_channels in reversed(in_channels[:-1]):
+            for hr_channels, lr_channels in cascade_channels(in_channels):
                 if hr_channels % self.interleave:
                     raise ValueError(
                         f"feature_resample_group={self.interleave} must divide the channels of every map, "
@@ -206,8 +206,7 @@ class LightHamHead(nn.Module):
                 step = dict(options)
                 if fusion == "freqfusion":
                     step.setdefault("compressed_channels", (lr_channels + hr_channels) // compress_ratio)
-                self.freqfusions.append(create_fusion(fusion, hr_channels, lr_channels, **step))
-                lr_channels += hr_channels
+                self.freqfusions.append(create_fitting_fusion(fusion, hr_channels, lr_channels, step))
 
     def forward(self, features: Sequence[Tensor], bases: Tensor | None = None) -> Tensor:
         """Class scores at the size of the finest map.
@@ -225,7 +224,10 @@ class LightHamHead(nn.Module):
         """The features that the classifier sees: ``(B, channels, H_0, W_0)``; see :meth:`forward`."""
         if len(features) != len(self.in_channels):
             raise ValueError(f"got {len(features)} maps, this head was built for {len(self.in_channels)}")
-        joined = self._fuse(features) if self.cascade else self._resize(features)
+        if self.cascade:
+            joined = fuse_cascade(self.freqfusions, features, self.interleave)
+        else:
+            joined = self._resize(features)
         x = F.relu(self.squeeze(joined))
         x = self.hamburger(x, bases)
         return F.relu(self.align(x))
@@ -234,11 +236,3 @@ class LightHamHead(nn.Module):
         size = features[0].shape[-2:]
         resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in features[1:]]
         return torch.cat([features[0], *resized], dim=1)
-
-    def _fuse(self, features: Sequence[Tensor]) -> Tensor:
-        x = features[-1]
-        for fusion, fine in zip(self.freqfusions, reversed(features[:-1]), strict=True):
-            _, hr_feat, lr_feat = fusion(hr_feat=fine, lr_feat=x)
-            groups = (1, (self.interleave, -1))
-            x = torch.cat([hr_feat.unflatten(*groups), lr_feat.unflatten(*groups)], dim=2).flatten(1, 2)
-        return x

@@ -1,39 +1,51 @@
-"""Segmentation networks with a fusion method of choice: SegNeXt, and FPN networks."""
+"""Segmentation networks with a fusion method of choice: SegNeXt, and decoders on any timm backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from freqfusion.models.base import Segmenter
-from freqfusion.models.fpn_segmenter import FPNSegmenter
+from freqfusion.models.encoders import SmallEncoder, TimmEncoder
 from freqfusion.models.inference import predict_logits
 from freqfusion.models.mscan import MSCAN
+from freqfusion.models.segmenter import DECODERS, EncoderDecoder, build_segmenter
 from freqfusion.models.segnext import SegNeXt
 from freqfusion.models.weights import load_backbone_weights
 
 __all__ = [
     "MSCAN",
-    "FPNSegmenter",
+    "EncoderDecoder",
     "SegNeXt",
     "Segmenter",
+    "TimmEncoder",
+    "build_segmenter",
     "create_model",
     "list_models",
     "load_backbone_weights",
     "predict_logits",
 ]
 
+
+def _fpn_small(
+    num_classes: int, fusion: str, *, channels: int = 48, fusion_options: Mapping[str, Any] | None = None
+) -> EncoderDecoder:
+    defaults = {"compressed_channels": 16} if fusion == "freqfusion" else {}
+    options = {**defaults, **(fusion_options or {})}
+    return EncoderDecoder(SmallEncoder(), num_classes, fusion, channels=channels, fusion_options=options)
+
+
 _BUILDERS: dict[str, Callable[..., Segmenter]] = {
     "segnext_t": partial(SegNeXt, "t"),
     "segnext_s": partial(SegNeXt, "s"),
     "segnext_b": partial(SegNeXt, "b"),
     "segnext_l": partial(SegNeXt, "l"),
-    "fpn_small": FPNSegmenter,
-    "fpn_resnet18": partial(FPNSegmenter, encoder="resnet18", channels=64),
+    "fpn_small": _fpn_small,
+    "fpn_resnet18": partial(build_segmenter, "resnet18", channels=64),
 }
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` knows.
+    """Names of the ready networks; :func:`create_model` also puts others together from two names.
 
     >>> list_models()
     ['segnext_t', 'segnext_s', 'segnext_b', 'segnext_l', 'fpn_small', 'fpn_resnet18']
@@ -42,16 +54,19 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, num_classes: int, fusion: str = "freqfusion", **options: Any) -> Segmenter:
-    """Build a segmentation network with fresh weights.
+    """Build a segmentation network by name, with fresh weights unless the options say otherwise.
 
     Args:
-        name: a name of :func:`list_models`.
+        name: a name of :func:`list_models`, or ``"DECODER_BACKBONE"``: a decoder of :func:`build_segmenter`
+            and a network of timm, such as ``"unet_convnext_tiny"``.
         num_classes: number of classes K, at least 1.
         fusion: a name of :func:`freqfusion.fusion.list_fusions`.
-        **options: further arguments of the network (:class:`SegNeXt` or :class:`FPNSegmenter`).
+        **options: further arguments of the network (:class:`SegNeXt` or :func:`build_segmenter`). ``fpn_small``
+            takes ``channels`` and ``fusion_options`` alone; with FreqFusion it has 16 compressed channels unless
+            told otherwise.
 
     Raises:
-        ImportError: for ``fpn_resnet18`` where timm is not installed.
+        ImportError: for a network of timm where timm is not installed.
         TypeError: for an option that the network does not have.
         ValueError: for an unknown name or a class count below 1.
 
@@ -60,8 +75,17 @@ def create_model(name: str, num_classes: int, fusion: str = "freqfusion", **opti
     >>> model(torch.zeros(2, 3, 33, 47)).shape
     torch.Size([2, 5, 33, 47])
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(_BUILDERS)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    return _BUILDERS[name](num_classes, fusion, **options)
+    if name in _BUILDERS:
+        model = _BUILDERS[name](num_classes=num_classes, fusion=fusion, **options)
+        kept = {key: value for key, value in options.items() if key != "pretrained"}
+        model.made_by = (name, {"num_classes": num_classes, "fusion": fusion, **kept})
+        return model
+    decoder, _, backbone = name.partition("_")
+    if decoder not in DECODERS or not backbone:
+        raise ValueError(
+            f"unknown model {name!r}; choose one of {', '.join(_BUILDERS)}, or a decoder ({', '.join(DECODERS)}) "
+            "and a network of timm, such as unet_convnext_tiny"
+        )
+    return build_segmenter(backbone, decoder, fusion, num_classes=num_classes, **options)

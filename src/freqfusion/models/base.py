@@ -1,6 +1,7 @@
 """What every segmentation model has in common."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ class Segmenter(nn.Module, ABC):
         decode_head: maps feature maps to class scores.
         num_classes: number of classes K.
     """
+
+    made_by: tuple[str, dict[str, Any]] | None = None
+    """Name and arguments with which :func:`freqfusion.models.create_model` makes such a network, if it did."""
 
     def __init__(self, backbone: nn.Module, decode_head: nn.Module, num_classes: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 import freqfusion
-from freqfusion.analysis.files import write_atomically
+from freqfusion._files import write_atomically
 
 FACTS = "run.json"
 HISTORY = "metrics.csv"

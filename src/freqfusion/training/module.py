@@ -200,6 +200,7 @@ class SegmentationModule(L.LightningModule):
         # Weights to start from have served: the checkpoint must not need their file.
         options = dict(self.hparams["network_options"] or {})
         options.pop("backbone_weights", None)
+        options.pop("pretrained", None)
         checkpoint["hyper_parameters"]["network_options"] = options or None
         checkpoint["classes"] = list(self.classes)
         checkpoint["palette"] = [list(colour) for colour in self.palette]

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import freqfusion
-from freqfusion.analysis.files import write_atomically
+from freqfusion._files import write_atomically
 from freqfusion.training.checkpoints import AtomicCheckpointIO
 from freqfusion.training.data import SegmentationData
 from freqfusion.training.module import SegmentationModule

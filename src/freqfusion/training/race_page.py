@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import freqfusion
+from freqfusion._files import write_atomically
 from freqfusion.analysis.figures import (
     Picture,
     colour_mask,
@@ -27,7 +28,6 @@ from freqfusion.analysis.figures import (
     plot_curves,
     save_png,
 )
-from freqfusion.analysis.files import write_atomically
 from freqfusion.analysis.report import (
     Bars,
     Code,

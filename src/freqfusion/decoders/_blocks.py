@@ -1,0 +1,61 @@
+"""Parts that the decoders share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from freqfusion.fusion import Fusion, create_fusion
+
+GROUPS = {
+    "freqfusion": ("feature_resample_group", 4),
+    "dysample": ("groups", 4),
+    "dysample+": ("groups", 4),
+    "dysample-s": ("groups", 8),
+    "dysample-s+": ("groups", 8),
+}
+"""The methods that move channels in groups, with the option that counts the groups and its default."""
+
+
+def create_fitting_fusion(
+    name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any]
+) -> Fusion:
+    """:func:`~freqfusion.fusion.create_fusion`, with fewer groups where the default does not divide the channels.
+
+    A number of groups in ``options`` is taken as it is.
+    """
+    if name in GROUPS:
+        option, default = GROUPS[name]
+        options = {option: math.gcd(default, lr_channels), **options}
+    return create_fusion(name, hr_channels, lr_channels, **options)
+
+
+def build_laterals(in_channels: Sequence[int], channels: int) -> nn.ModuleList:
+    """A 1x1 convolution to ``channels`` for each map."""
+    if len(in_channels) < 2:
+        raise ValueError(f"in_channels must name at least two maps, got {tuple(in_channels)}")
+    return nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+
+
+def apply_laterals(laterals: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
+    """Each map through its own convolution."""
+    if len(features) != len(laterals):
+        raise ValueError(f"got {len(features)} maps, this decoder was built for {len(laterals)}")
+    return [lateral(x) for lateral, x in zip(laterals, features, strict=True)]
+
+
+def init_xavier(*convolutions: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases."""
+    for convolution in convolutions:
+        nn.init.xavier_uniform_(convolution.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+
+
+def conv_norm_relu(in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution without bias, batch norm and ReLU; sides are divided by ``stride`` and rounded up."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
