@@ -38,6 +38,11 @@ def check_fusion(build: Callable[[int, int], Fusion], hr_channels: int = 32, lr_
     fusion.eval()
     hr, lr = _maps(fusion, (9, 11), (5, 6))
     expected = fusion(hr_feat=hr, lr_feat=lr)
+    if not fusion.refines_hr:
+        _expect(
+            torch.equal(expected.hr_feat, hr),
+            "hr_feat is changed, which the class must say: refines_hr = True",
+        )
 
     last = fusion(*(x.contiguous(memory_format=torch.channels_last) for x in (hr, lr)))
     _expect_close("channels_last", last, expected, 1e-4)

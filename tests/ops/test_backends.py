@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from freqfusion import FreqFusion
 from freqfusion.ops import (
     _backends,
     _native,
+    _triton,
     available_backends,
     carafe,
     explain,
@@ -70,7 +72,7 @@ def test_the_operator_runs_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="backend must be one of 'native', 'torch', got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be one of 'native', 'triton', 'torch', got 'cuda'"):
         carafe(X, KERNELS, 3, backend="cuda")
     with pytest.raises(ValueError, match="name must be one of"), use_backend("fast"):
         pass
@@ -102,7 +104,9 @@ def test_without_the_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_native, "REASON", "it was not compiled")
     monkeypatch.setattr(_native, "_LIBRARY", None)
     assert available_backends()["native"] == "it was not compiled"
-    assert explain("carafe", x, kernels) == ("torch", {"native": "it was not compiled", "torch": ""})
+    explanation = explain("carafe", x, kernels)
+    assert explanation.backend == "torch"
+    assert (explanation.cannot["native"], explanation.cannot["torch"]) == ("it was not compiled", "")
     assert torch.equal(carafe(x, kernels, 3), expected)
     local_similarity(resample(x, OFFSETS)).sum().backward()
     window_similarity(torch.rand(1, 4, 6, 6), x, 3).sum().backward()
@@ -116,9 +120,98 @@ def test_environment_variable(value: str, expected: str | None) -> None:
     environment = {**os.environ, "FREQFUSION_BACKEND": value}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     if expected == "ValueError":
-        assert "FREQFUSION_BACKEND must be one of 'native', 'torch', got 'quick'" in result.stderr
+        assert "FREQFUSION_BACKEND must be one of 'native', 'triton', 'torch', got 'quick'" in result.stderr
     else:
         assert result.stdout.strip() == str(expected)
+
+
+def test_triton_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    on_cpu = "it computes on CUDA devices, and a tensor is on cpu"
+    for x, kernels, message in (
+        (X, KERNELS, on_cpu),
+        (X.double(), KERNELS.double(), r"it has no kernel for torch\.float64"),
+        (X, KERNELS.double(), r"it has no kernel for torch\.float64"),
+    ):
+        with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run because .*{message}"):
+            carafe(x, kernels, 3, backend="triton")
+    assert explain("carafe", X, KERNELS).cannot["triton"] == on_cpu
+    assert explain("normalize_kernels", KERNELS).cannot["triton"] == "it has no kernel for normalize_kernels"
+    with use_backend("triton"):  # a preference gives way
+        assert carafe(X, KERNELS, 3).shape == (1, 4, 6, 6)
+        assert local_similarity(X.double()).dtype == torch.float64
+    monkeypatch.setattr(_triton, "cannot_run_on", lambda device: "")
+    x, kernels = torch.zeros(1).expand(1, 4, 1, 2**15), torch.zeros(1).expand(1, 9, 1, 2**15)
+    with pytest.raises(RuntimeError, match="a fine side times the coarse one is 1073741824 or more"):
+        carafe(x, kernels, 3, backend="triton")
+
+
+def test_triton_is_left_alone_where_it_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_triton, "INTERPRETED", True)  # so that the device of these tensors does
+    _triton._probe.cache_clear()
+    monkeypatch.setattr(_triton, "_try", lambda device: "Triton is broken")
+    try:
+        with use_backend("triton"):
+            for _ in range(3):
+                carafe(X, KERNELS, 3)
+                assert explain("carafe", X, KERNELS).cannot["triton"] == "Triton is broken"
+        assert available_backends()["triton"] == "Triton is broken"
+    finally:
+        _triton._probe.cache_clear()
+    logged = [record.getMessage() for record in caplog.records if record.name == _triton.__name__]
+    assert logged == ["the triton backend is not used on cpu because Triton is broken"]
+
+
+def test_what_triton_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(_triton, "find_spec", lambda name: None)
+    assert "Triton is not installed" in _triton._try(device)
+    monkeypatch.setattr(_triton, "find_spec", lambda name: name)
+    old = ModuleType("triton")
+    old.__version__ = "3.3.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", old)
+    assert _triton._try(device) == "it needs Triton 3.4 or newer, and 3.3.1 is installed"
+    old.__version__ = "3.10.0"  # type: ignore[attr-defined]
+    launch = ModuleType("launch")
+
+    def probe(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nSet CC")
+
+    launch.probe = probe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"{_triton.__name__}.launch", launch)
+    assert _triton._try(device) == "a first kernel failed: RuntimeError: Failed to find C compiler."
+
+
+def test_importing_leaves_triton_and_dynamo_out() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import freqfusion
+print(sorted({"triton", "torch._dynamo"} & (set(sys.modules) - before)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+INTERPRETED = """
+import torch
+from freqfusion.ops import available_backends, explain, use_backend
+x, kernels = torch.zeros(1, 4, 3, 3), torch.zeros(1, 9, 6, 6)
+print(available_backends()["triton"] == "", explain("carafe", x, kernels).backend == "triton")
+with use_backend("triton"):
+    print(explain("carafe", x, kernels).backend)
+"""
+
+
+def test_the_interpreter_serves_only_when_asked() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["True", "False", "triton"], result.stderr
 
 
 def test_transforms_of_torch_func() -> None:

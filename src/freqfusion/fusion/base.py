@@ -31,6 +31,9 @@ class Fusion(nn.Module, ABC):
         lr_channels: channels of the coarse map.
     """
 
+    refines_hr: bool = False
+    """Whether the fine map comes back changed; a method that does so says it."""
+
     def __init__(self, hr_channels: int, lr_channels: int) -> None:
         super().__init__()
         for name, value in (("hr_channels", hr_channels), ("lr_channels", lr_channels)):

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
-from freqfusion.ops._checks import accumulation_dtype, check_groups, check_kernel_size
+from freqfusion.ops._checks import check_groups, check_kernel_size
+from freqfusion.ops.carafe.logits import carafe_from_logits
 
 DirectionFeat = Literal["sim_concat", "sim"]
 Init = Literal["paper", "official", "identity"]
@@ -250,7 +251,7 @@ class FreqFusion(Fusion):
         self.align_corners = align_corners
         self.upsample_mode = upsample_mode
         self.comp_feat_upsample = comp_feat_upsample
-        self.use_high_pass = use_high_pass
+        self.use_high_pass = self.refines_hr = use_high_pass
         self.hr_residual = hr_residual
         self.semi_conv = semi_conv
         self.padding_mode = padding_mode
@@ -304,15 +305,7 @@ class FreqFusion(Fusion):
 
     def _fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
         size = hr_feat.shape[-2:]
-        compressed_hr = self.hr_channel_compressor(hr_feat)
-        compressed_lr = self.lr_channel_compressor(lr_feat)
-        if not self.semi_conv:
-            lowpass, highpass_logits = self._kernels_from_sum(compressed_hr, compressed_lr)
-        elif self.comp_feat_upsample:
-            compressed_hr, lowpass, highpass_logits = self._kernels_enhanced(compressed_hr, compressed_lr)
-        else:
-            lowpass, highpass_logits = self._kernels_from_both(compressed_hr, compressed_lr)
-
+        compressed_hr, compressed_lr, lowpass, highpass_logits = self.predict(hr_feat, lr_feat)
         fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
         fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
         fused_hr = hr_feat
@@ -328,6 +321,25 @@ class FreqFusion(Fusion):
             fused_lr = plain + self.lr_gate[:, None, None] * (fused_lr - plain)
         return FusedFeatures(lowpass, fused_hr, fused_lr)
 
+    def predict(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the maps are fused by: both compressed maps (the fine one sharpened), kernels and high-pass logits.
+
+        Args:
+            hr_feat: ``(B, hr_channels, H, W)``.
+            lr_feat: ``(B, lr_channels, h, w)``.
+
+        Returns:
+            ``(B, compressed_channels, H, W)`` and ``(B, compressed_channels, h, w)``; low-pass kernels
+            ``(B, up_group * lowpass_kernel**2, H, W)``; logits ``(B, up_group * highpass_kernel**2, H, W)`` or None.
+        """
+        hr, lr = self.hr_channel_compressor(hr_feat), self.lr_channel_compressor(lr_feat)
+        if not self.semi_conv:
+            return hr, lr, *self._kernels_from_sum(hr, lr)
+        if not self.comp_feat_upsample:
+            return hr, lr, *self._kernels_from_both(hr, lr)
+        hr, lowpass, highpass_logits = self._kernels_enhanced(hr, lr)
+        return hr, lr, lowpass, highpass_logits
+
     def _kernels_enhanced(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Enhanced initial fusion: sharpened fine map, low-pass kernels and high-pass logits."""
         highpass_logits: Tensor | None = None
@@ -338,8 +350,8 @@ class FreqFusion(Fusion):
         else:
             coarse_lowpass = self.content_encoder(lr)
         lowpass_logits = self.content_encoder(hr)
-        initial = self._lowpass_kernels(lowpass_logits)
-        lowpass_logits = lowpass_logits + self._reassemble(coarse_lowpass, initial, self.lowpass_kernel)
+        initial = self._filter(coarse_lowpass, lowpass_logits, self.lowpass_kernel, self.hamming_lowpass)
+        lowpass_logits = lowpass_logits + initial
         lowpass = self._lowpass_kernels(lowpass_logits)
         if highpass_logits is not None:
             coarse = self._reassemble(coarse_highpass, lowpass, self.lowpass_kernel)
@@ -365,21 +377,17 @@ class FreqFusion(Fusion):
         return self._normalise(logits, self.lowpass_kernel, self.hamming_lowpass)
 
     def _sharpen(self, x: Tensor, highpass_logits: Tensor, residual: bool) -> Tensor:
-        """``x`` minus its low-pass, plus ``x`` again if ``residual``, as one reassembly.
-
-        The identity is a kernel too, one at the centre tap, so nothing of the size of ``x`` has to be
-        subtracted or added. These kernels are float32 at least: 2 minus a weight would lose the weight in
-        half precision.
-        """
-        lowpass = self._normalise(highpass_logits, self.highpass_kernel, self.hamming_highpass)
-        taps = self.highpass_kernel**2
-        identity = torch.arange(lowpass.shape[1], device=x.device).remainder(taps).eq(taps // 2)
-        gain = identity.to(accumulation_dtype(lowpass)) * (2 if residual else 1)
-        return self._reassemble(x, gain[:, None, None] - lowpass, self.highpass_kernel)
+        """``x`` minus its low-pass, plus ``x`` again if ``residual``, as one reassembly."""
+        gain = 2 if residual else 1
+        return self._filter(x, highpass_logits, self.highpass_kernel, self.hamming_highpass, gain)
 
     def _normalise(self, logits: Tensor, kernel_size: int, hamming: Tensor) -> Tensor:
         window = hamming if hamming.numel() > 1 else None
         return normalize_kernels(logits, kernel_size, self.up_group, window)
+
+    def _filter(self, x: Tensor, logits: Tensor, kernel_size: int, hamming: Tensor, gain: int = 0) -> Tensor:
+        window = hamming if hamming.numel() > 1 else None
+        return carafe_from_logits(x, logits, kernel_size, self.up_group, window, gain, self.padding_mode)
 
     def _reassemble(self, x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
         return carafe(x, kernels, kernel_size, self.up_group, self.padding_mode)

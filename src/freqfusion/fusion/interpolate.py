@@ -13,8 +13,8 @@ def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = Fals
     size = tuple(size)
     if x.shape[-2:] == size:
         return x
-    if mode == "nearest":
-        return F.interpolate(x, size=size, mode="nearest")
+    if mode in ("nearest", "nearest-exact", "area"):  # these take no align_corners
+        return F.interpolate(x, size=size, mode=mode)
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
 
 

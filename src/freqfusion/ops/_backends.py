@@ -9,12 +9,24 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from freqfusion.ops import _native
+from freqfusion.ops import _native, _triton
 
-BACKENDS = ("native", "torch")
-"""In order of preference. ``native``: compiled CPU kernels; ``torch``: plain torch operators, on any device."""
+BACKENDS = ("native", "triton", "torch")
+"""In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
+plain torch operators, on any device."""
 
-NATIVE_OPERATORS = ("carafe", "local_similarity", "resample", "window_similarity")
+UNASKED = tuple(name for name in BACKENDS if name != "triton" or not _triton.INTERPRETED)
+"""Those that serve where none is named: Triton's interpreter is not among them, for it is slow."""
+
+KERNELS = {
+    "native": ("carafe", "local_similarity", "resample", "window_similarity"),
+    "triton": ("carafe", "carafe_from_logits", "local_similarity", "resample", "window_similarity"),
+}
+"""Operators that a backend has kernels for."""
+
+MAX_SIDES = 2**30
+"""Triton kernels multiply a fine side by a coarse one in 32 bits."""
+
 VARIABLE = "FREQFUSION_BACKEND"
 
 
@@ -41,7 +53,8 @@ def available_backends() -> dict[str, str]:
     >>> available_backends()["torch"]
     ''
     """
-    return {"native": _native.REASON, "torch": ""}
+    device = torch.device("cpu" if _triton.INTERPRETED else "cuda")
+    return {"native": _native.REASON, "triton": _triton.cannot_run_on(device), "torch": ""}
 
 
 @contextmanager
@@ -75,25 +88,32 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
     """Why ``backend`` cannot compute the call, or ``""``."""
     if backend == "torch":
         return ""
-    if _native.REASON:
+    if backend == "native" and _native.REASON:
         return _native.REASON
     if needs_composite(*tensors):
         return "torch.export and the transforms of torch.func know only torch's own operators"
-    if operator not in NATIVE_OPERATORS:
+    if operator not in KERNELS[backend]:
         return f"it has no kernel for {operator}"
+    dtypes = _native.DTYPES if backend == "native" else _triton.DTYPES
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if backend == "native" and tensor.device.type != "cpu":
             return f"it computes on the CPU, and a tensor is on {tensor.device}"
-        if tensor.dtype not in _native.DTYPES:
+        if tensor.dtype not in dtypes:
             return f"it has no kernel for {tensor.dtype}"
-    if len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
+    if backend == "triton":
+        reason = _triton.cannot_run_on(tensors[0].device)
+        if reason:
+            return reason
+    elif len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
         return "one tensor is float64 and another is not"
-    if operator in ("carafe", "window_similarity"):
+    if operator in ("carafe", "carafe_from_logits", "window_similarity"):
         (h, w), (height, width) = (tensor.shape[-2:] for tensor in tensors)
         if operator == "window_similarity":
             (h, w), (height, width) = (height, width), (h, w)
-        if -(-height // h) * -(-width // w) > 256:
+        if backend == "native" and -(-height // h) * -(-width // w) > 256:
             return "more than 256 fine pixels lie in one coarse pixel"
+        if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
+            return f"a fine side times the coarse one is {MAX_SIDES} or more"
     return ""
 
 
@@ -109,7 +129,7 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
         if reason:
             raise RuntimeError(f"backend {requested!r} cannot run because {reason}")
         return requested
-    order = BACKENDS if _preferred is None else (_preferred, *BACKENDS)
+    order = UNASKED if _preferred is None else (_preferred, *UNASKED)
     return next(name for name in order if not _cannot(name, operator, tensors))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+import freqfusion.ops.carafe.logits  # noqa: F401  registers its operators
+
 
 def _reassembly(fine_shape: Sequence[int], kernel_size: int) -> int:
     """A multiply-add for each tap of each value of the fine map ``(B, C, H, W)``; so too for both adjoints."""
@@ -40,3 +42,28 @@ def _carafe_backward_kernels(
     x: Sequence[int], grad: Sequence[int], kernel_size: int, *rest: Any, **shapes: Any
 ) -> int:
     return _reassembly(grad, kernel_size)
+
+
+@register_flop_formula(torch.ops.freqfusion.carafe_from_logits)
+def _carafe_from_logits(
+    x: Sequence[int],
+    logits: Sequence[int],
+    window: Sequence[int] | None,
+    kernel_size: int,
+    *rest: Any,
+    out_shape: Sequence[int],
+) -> int:
+    return _reassembly(out_shape, kernel_size)
+
+
+@register_flop_formula(torch.ops.freqfusion.carafe_from_logits_backward)
+def _carafe_from_logits_backward(
+    x: Sequence[int],
+    logits: Sequence[int],
+    window: Sequence[int] | None,
+    grad: Sequence[int],
+    kernel_size: int,
+    *rest: Any,
+    **shapes: Any,
+) -> int:
+    return 2 * _reassembly(grad, kernel_size)

@@ -53,25 +53,35 @@ def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
-def _local_similarity(x: Tensor, window: int, dilation: int) -> Tensor:
+def _local_similarity(x: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+    if backend == "triton":
+        from freqfusion.ops._triton import local_similarity as kernels
+
+        return kernels.local_similarity(x, window, dilation, EPSILON)
     return _native.local_similarity(x, window, dilation)
 
 
 @custom_op("freqfusion::local_similarity_backward", mutates_args=())
 def _local_similarity_backward(
-    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int
+    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> Tensor:
+    if backend == "triton":
+        from freqfusion.ops._triton import local_similarity as kernels
+
+        return kernels.local_similarity_backward(x, similarity, grad, window, dilation, EPSILON)
     return _native.local_similarity_backward(x, similarity, grad, window, dilation)
 
 
 @_local_similarity.register_fake
-def _(x: Tensor, window: int, dilation: int) -> Tensor:
+def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
     shape = (x.shape[0], window * window - 1, *x.shape[-2:])
     return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device)
 
 
 @_local_similarity_backward.register_fake
-def _(x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
+def _(
+    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
+) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
@@ -82,7 +92,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, similarity = ctx.saved_tensors
-    return _local_similarity_backward(x, similarity, grad, *ctx.rest), None, None
+    return _local_similarity_backward(x, similarity, grad, *ctx.rest), *(None for _ in ctx.rest)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,8 +103,13 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     # similarity is a function of x alone, so its share of the derivative comes with that of x
     x, grad = ctx.saved_tensors
-    (x_part,), grad_part = second_derivative(lambda x: _mirrored(x, *ctx.rest), (x,), grad, (cotangent,))
-    return x_part, None, grad_part, None, None
+    window, dilation, _ = ctx.rest
+
+    def mirrored(x: Tensor) -> Tensor:
+        return _mirrored(x, window, dilation)
+
+    (x_part,), grad_part = second_derivative(mirrored, (x,), grad, (cotangent,))
+    return x_part, None, grad_part, *(None for _ in ctx.rest)
 
 
 _local_similarity.register_autograd(_derivative, setup_context=_save)
@@ -111,7 +126,7 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
         x: ``(B, C, H, W)``, floating point.
         window: odd side of the neighbourhood, at least 3.
         dilation: distance of adjacent neighbours in pixels.
-        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+        backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
@@ -133,8 +148,9 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     check_kernel_size("window", window)
     if window < 3 or dilation < 1:
         raise ValueError(f"window must be at least 3 and dilation at least 1, got {window} and {dilation}")
-    if choose("local_similarity", backend, x) == "native":
-        similarity = _local_similarity(x, window, dilation)
-    else:
+    chosen = choose("local_similarity", backend, x)
+    if chosen == "torch":
         similarity = _mirrored(x, window, dilation)
+    else:
+        similarity = _local_similarity(x, window, dilation, chosen)
     return similarity.to(x.dtype)

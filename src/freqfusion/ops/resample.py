@@ -43,9 +43,9 @@ def resample_naive(
     return out.reshape(batch, channels, height, width).to(x.dtype)
 
 
-def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
-    """With torch's own sampler."""
-    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
+def _grid(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    """Where to read, ``(B * groups, H, W, 2)`` in [-1, 1] as torch's sampler counts."""
+    batch, (height, width) = x.shape[0], offsets.shape[-2:]
     dtype = accumulation_dtype(x, offsets)
     dx, dy = offsets.to(dtype).reshape(batch, 2, groups, height, width).unbind(1)
     columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
@@ -53,9 +53,15 @@ def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, uni
     # this order of operations is the released code's: an algebraically equal one rounds differently
     grid_x = 2 * (columns + dx) / unit_width - 1
     grid_y = 2 * (rows[:, None] + dy) / unit_height - 1
-    grid = torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
+    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
+
+
+def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+    """With torch's own sampler."""
+    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
+    grid = _grid(x, offsets, groups, unit_height, unit_width)
     sampled = F.grid_sample(
-        x.to(dtype).reshape(batch * groups, channels // groups, in_height, in_width),
+        x.to(grid.dtype).reshape(batch * groups, channels // groups, in_height, in_width),
         grid,
         mode="bilinear",
         padding_mode="border",
@@ -64,39 +70,100 @@ def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, uni
     return sampled.reshape(batch, channels, height, width).to(x.dtype)
 
 
+def _grid_sampled_backward_x(
+    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    """Derivative of :func:`_grid_sampled` in ``x``, by that of torch's sampler, which is linear in ``x``."""
+    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
+    grid = _grid(x, offsets, groups, unit_height, unit_width)
+    planes = batch * groups, channels // groups
+    grad_x, _ = torch.ops.aten.grid_sampler_2d_backward(
+        grad.to(grid.dtype).reshape(*planes, height, width),
+        grid.new_zeros(()).expand(*planes, in_height, in_width),  # its values do not matter
+        grid,
+        interpolation_mode=0,  # bilinear
+        padding_mode=1,  # border
+        align_corners=False,
+        output_mask=(True, False),
+    )
+    return grad_x.reshape(x.shape).to(grad.dtype).contiguous(memory_format=layout(grad))
+
+
 @custom_op("freqfusion::resample", mutates_args=())
-def _resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+def _resample(
+    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
+) -> Tensor:
+    if backend == "triton":
+        from freqfusion.ops._triton import resample as kernels
+
+        return kernels.resample(x, offsets, groups, unit_height, unit_width)
     return _native.resample(x, offsets, groups, unit_height, unit_width)
 
 
 @custom_op("freqfusion::resample_backward_x", mutates_args=())
 def _resample_backward_x(
-    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    grad: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    backend: str = "native",
 ) -> Tensor:
+    if backend == "triton":  # who reads a pixel is not known beforehand, so there is nothing to gather from
+        return _grid_sampled_backward_x(x, offsets, grad, groups, unit_height, unit_width)
     h, w = x.shape[-2:]
     return _native.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
 
 
 @custom_op("freqfusion::resample_backward_offsets", mutates_args=())
 def _resample_backward_offsets(
-    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    grad: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    backend: str = "native",
 ) -> Tensor:
+    if backend == "triton":
+        from freqfusion.ops._triton import resample as kernels
+
+        return kernels.resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
     return _native.resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
 
 
 @_resample.register_fake
-def _(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+def _(
+    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
+) -> Tensor:
     shape = (*x.shape[:2], *offsets.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_resample_backward_x.register_fake
-def _(x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+def _(
+    x: Tensor,
+    offsets: Tensor,
+    grad: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    backend: str = "native",
+) -> Tensor:
     return torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
 
 
 @_resample_backward_offsets.register_fake
-def _(x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+def _(
+    x: Tensor,
+    offsets: Tensor,
+    grad: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    backend: str = "native",
+) -> Tensor:
     return torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
 
 
@@ -125,7 +192,7 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _second(ctx: Any, cotangents: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, ...]:
     x, offsets, grad = ctx.saved_tensors
-    groups, *unit_size = ctx.rest
+    groups, *unit_size, _ = ctx.rest
 
     def naive(x: Tensor, offsets: Tensor) -> Tensor:
         return resample_naive(x, offsets, groups, (unit_size[0], unit_size[1]))
@@ -163,7 +230,7 @@ def resample(
         groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
         unit_size: ``(height, width)`` of the pixel grid in whose pixels offsets are counted; None for the
             grid of ``x``. FreqFusion samples an already upsampled map by offsets in coarse pixels.
-        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+        backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
@@ -190,6 +257,7 @@ def resample(
     if offsets.shape[1] != 2 * groups:
         raise ValueError(f"offsets must have 2 * groups = {2 * groups} channels, got {offsets.shape[1]}")
     unit_height, unit_width = unit_size or x.shape[-2:]
-    if choose("resample", backend, x, offsets) == "native":
-        return _resample(x, offsets, groups, unit_height, unit_width)
-    return _grid_sampled(x, offsets, groups, unit_height, unit_width)
+    chosen = choose("resample", backend, x, offsets)
+    if chosen == "torch":
+        return _grid_sampled(x, offsets, groups, unit_height, unit_width)
+    return _resample(x, offsets, groups, unit_height, unit_width, chosen)

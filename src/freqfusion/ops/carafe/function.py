@@ -1,5 +1,6 @@
 """Public function of the reassembly, its registered operators and their derivatives."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,12 +24,20 @@ from freqfusion.ops.carafe.naive import carafe_naive
 # `backend` is a name that `choose` gave; the derivatives keep it.
 
 
+def _kernels(backend: str) -> ModuleType:
+    """The module whose functions compute for a backend."""
+    if backend == "triton":
+        from freqfusion.ops._triton import carafe as kernels
+
+        return kernels
+    return _native if backend == "native" else phases
+
+
 @custom_op("freqfusion::carafe", mutates_args=())
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
-    implementation = _native.carafe if backend == "native" else phases.forward
-    return implementation(x, kernels, kernel_size, groups, reflect)
+    return _kernels(backend).carafe(x, kernels, kernel_size, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_x", mutates_args=())
@@ -42,16 +51,14 @@ def _carafe_backward_x(
     reflect: bool,
     backend: str = "torch",
 ) -> Tensor:
-    implementation = _native.carafe_backward_x if backend == "native" else phases.backward_x
-    return implementation(kernels, grad, h, w, kernel_size, groups, reflect)
+    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, kernel_size, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
 def _carafe_backward_kernels(
     x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
-    implementation = _native.carafe_backward_kernels if backend == "native" else phases.backward_kernels
-    return implementation(x, grad, kernel_size, groups, reflect)
+    return _kernels(backend).carafe_backward_kernels(x, grad, kernel_size, groups, reflect)
 
 
 @_carafe.register_fake
@@ -156,7 +163,7 @@ def carafe(
         padding_mode: ``"zeros"``: taps outside ``x`` count as zero (mmcv's operator, which the published
             checkpoints were trained with); ``"reflect"``: they read the mirrored pixel (the fallback
             of the released FreqFusion code).
-        backend: ``"native"``, ``"torch"``, or None for the best that can; see
+        backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:

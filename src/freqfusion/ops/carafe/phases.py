@@ -62,7 +62,7 @@ def _merge(phases: Tensor, height: int, width: int) -> Tensor:
     return _collect(_collect(x, 2, height, h), 3, width, w)
 
 
-def _fold_padding(padded: Tensor, radius: int, reflect: bool) -> Tensor:
+def fold_padding(padded: Tensor, radius: int, reflect: bool) -> Tensor:
     """Adjoint of :func:`pad`: crop, and under reflection add each border row to the row it was taken from."""
     for axis in (-2, -1):
         length = padded.shape[axis] - 2 * radius
@@ -76,7 +76,7 @@ def _fold_padding(padded: Tensor, radius: int, reflect: bool) -> Tensor:
     return padded
 
 
-def forward(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+def carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
     """Reassemble ``x`` ``(B, C, h, w)`` by ``kernels`` ``(B, groups * k * k, H, W)`` to ``(B, C, H, W)``."""
     (batch, channels, h, w), (height, width) = x.shape, kernels.shape[-2:]
     if x.numel() == 0 or kernels.numel() == 0:
@@ -98,10 +98,10 @@ def forward(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: 
     return merged.to(x.dtype).contiguous(memory_format=layout(x))
 
 
-def backward_x(
+def carafe_backward_x(
     kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
 ) -> Tensor:
-    """Adjoint of :func:`forward` in ``x``: ``grad`` ``(B, C, H, W)`` to ``(B, C, h, w)`` of grad's dtype."""
+    """Adjoint of :func:`carafe` in ``x``: ``grad`` ``(B, C, H, W)`` to ``(B, C, h, w)`` of grad's dtype."""
     batch, channels = grad.shape[:2]
     if grad.numel() == 0 or kernels.numel() == 0:
         return grad.new_zeros(batch, channels, h, w).contiguous(memory_format=layout(grad))
@@ -119,12 +119,12 @@ def backward_x(
         for py in range(sy):
             for px in range(sx):
                 window.addcmul_(incoming[:, :, :, py, px], taps[:, :, tap, None, py, px])
-    folded = _fold_padding(out.flatten(1, 2), radius, reflect)
+    folded = fold_padding(out.flatten(1, 2), radius, reflect)
     return folded.to(grad.dtype).contiguous(memory_format=layout(grad))
 
 
-def backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    """Adjoint of :func:`forward` in ``kernels``: ``(B, groups * k * k, H, W)``, at least float32."""
+def carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
+    """Adjoint of :func:`carafe` in ``kernels``: ``(B, groups * k * k, H, W)``, at least float32."""
     (batch, channels, h, w), (height, width) = x.shape, grad.shape[-2:]
     taps = kernel_size * kernel_size
     dtype = accumulation_dtype(x, grad)

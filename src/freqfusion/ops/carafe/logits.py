@@ -1,0 +1,148 @@
+"""The reassembly straight from predicted logits: normalisation, reassembly and high-pass difference in one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._backends import choose
+from freqfusion.ops._checks import accumulation_dtype, layout
+from freqfusion.ops.carafe.function import carafe
+from freqfusion.ops.carafe.naive import carafe_naive
+from freqfusion.ops.normalize_kernels import normalize_kernels
+
+# Only Triton has kernels for these operators.
+
+
+@custom_op("freqfusion::carafe_from_logits", mutates_args=())
+def _from_logits(
+    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
+) -> Tensor:
+    from freqfusion.ops._triton import carafe as kernels
+
+    return kernels.carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
+
+
+@custom_op("freqfusion::carafe_from_logits_backward", mutates_args=())
+def _from_logits_backward(
+    x: Tensor,
+    logits: Tensor,
+    window: Tensor | None,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+) -> tuple[Tensor, Tensor]:
+    from freqfusion.ops._triton import carafe as kernels
+
+    return kernels.carafe_from_logits_backward(x, logits, window, grad, kernel_size, groups, reflect, gain)
+
+
+@_from_logits.register_fake
+def _(
+    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
+) -> Tensor:
+    shape = (*x.shape[:2], *logits.shape[-2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+
+
+@_from_logits_backward.register_fake
+def _(
+    x: Tensor,
+    logits: Tensor,
+    window: Tensor | None,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+    return grad_x, torch.empty(logits.shape, dtype=logits.dtype, device=x.device)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, logits, window, *ctx.rest = inputs
+    ctx.save_for_backward(x, logits, window)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, logits, window, grad, *ctx.rest = inputs
+    ctx.save_for_backward(x, logits, window, grad)
+
+
+def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, logits, window = ctx.saved_tensors
+    grad_x, grad_logits = _from_logits_backward(x, logits, window, grad, *ctx.rest)
+    return grad_x, grad_logits, *(None for _ in range(1 + len(ctx.rest)))
+
+
+def _backward_derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, logits, window, grad = ctx.saved_tensors
+    kernel_size, groups, reflect, gain = ctx.rest
+
+    def composed(x: Tensor, logits: Tensor) -> Tensor:
+        kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
+        return carafe_naive(x, kernels, kernel_size, groups, "reflect" if reflect else "zeros")
+
+    (in_x, in_logits), incoming = second_derivative(composed, (x, logits), grad, cotangents)
+    return in_x, in_logits, None, incoming, *(None for _ in ctx.rest)
+
+
+_from_logits.register_autograd(_derivative, setup_context=_save)
+_from_logits_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
+
+
+def _applied_kernels(
+    logits: Tensor, kernel_size: int, groups: int, window: Tensor | None, gain: int
+) -> Tensor:
+    """The kernels that the whole amounts to.
+
+    The identity is a kernel too, one at the centre tap, so nothing of the size of a map has to be subtracted.
+    With a gain they are float32 at least: 2 minus a weight would lose the weight in half precision.
+    """
+    lowpass = normalize_kernels(logits, kernel_size, groups, window)
+    if not gain:
+        return lowpass
+    taps = kernel_size**2
+    identity = torch.arange(lowpass.shape[1], device=logits.device).remainder(taps).eq(taps // 2)
+    return (identity.to(accumulation_dtype(lowpass)) * gain)[:, None, None] - lowpass
+
+
+def carafe_from_logits(
+    x: Tensor,
+    logits: Tensor,
+    kernel_size: int,
+    groups: int = 1,
+    window: Tensor | None = None,
+    gain: int = 0,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """:func:`freqfusion.ops.carafe` of ``x`` by the normalised ``logits``, or what that leaves of ``x``.
+
+    Args:
+        x: ``(B, C, h, w)``, floating point.
+        logits: ``(B, groups * kernel_size**2, H, W)``, floating point, as
+            :func:`freqfusion.ops.normalize_kernels` takes them.
+        kernel_size: odd side of the window.
+        groups: channel ``c`` of ``x`` uses group ``c // (C // groups)``.
+        window: with ``kernel_size**2`` positive entries, a constant; or None.
+        gain: 0 for the low-pass itself, else for ``gain`` times the centre of the window minus the low-pass.
+        padding_mode: as of :func:`freqfusion.ops.carafe`.
+
+    Returns:
+        ``(B, C, H, W)`` of the dtype of ``x``.
+
+    Source: Chen et al., TPAMI 2024: the low-pass and, with ``gain``, the high-pass filter with its residual.
+
+    >>> x, flat = torch.ones(1, 1, 3, 3), torch.zeros(1, 9, 3, 3)
+    >>> carafe_from_logits(x, flat, 3, gain=2)[0, 0, 1]
+    tensor([1.3333, 1.0000, 1.3333])
+    """
+    if choose("carafe_from_logits", None, x, logits) == "triton":
+        return _from_logits(x, logits, window, kernel_size, groups, padding_mode == "reflect", gain)
+    kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
+    return carafe(x, kernels, kernel_size, groups, padding_mode)

@@ -1,0 +1,120 @@
+"""The Triton kernels at real sizes on a GPU: against plain torch there, beyond 32-bit offsets, in CUDA graphs."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from freqfusion import FreqFusion
+from freqfusion.ops import available_backends, carafe, explain, local_similarity, resample, use_backend
+from freqfusion.ops.carafe.logits import carafe_from_logits
+from support import assert_close
+
+REASON = available_backends()["triton"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(bool(REASON), reason=REASON or "triton is there"),
+]
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+CASES = {
+    "carafe k5 x2": (lambda x, kernels: carafe(x, kernels, 5), (256, (100, 168)), (25, (200, 336))),
+    "carafe k3 x1": (lambda x, kernels: carafe(x, kernels, 3), (256, (200, 336)), (9, (200, 336))),
+    "carafe uneven": (
+        lambda x, kernels: carafe(x, kernels, 5, padding_mode="reflect"),
+        (64, (29, 43)),
+        (25, (57, 85)),
+    ),
+    "from logits": (
+        lambda x, logits: carafe_from_logits(x, logits, 3, gain=2),
+        (256, (200, 336)),
+        (9, (200, 336)),
+    ),
+    "local_similarity": (local_similarity, (64, (200, 336))),
+    "resample": (lambda x, offsets: resample(x, offsets, 4, (100, 168)), (256, (200, 336)), (8, (200, 336))),
+}
+
+
+def inputs_of(case: str, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, channels, *size, device="cuda") for channels, size in CASES[case][1:]]
+    if case == "resample":  # never at a whole position, where the derivative in the offsets jumps
+        maps[1] = ((16 * maps[1]).round().clamp(-60, 60) + 0.25) / 16
+    return (maps[0].to(dtype).contiguous(memory_format=layout), *(tensor.to(dtype) for tensor in maps[1:]))
+
+
+def values_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*leaves)
+    generator = torch.Generator("cuda").manual_seed(1)
+    cotangent = torch.randn(out.shape, device="cuda", generator=generator).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", list(CASES))
+def test_agrees_with_torch(case: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    function, inputs = CASES[case][0], inputs_of(case, dtype, layout)
+    with use_backend("torch"):
+        expected = values_and_gradients(function, tuple(tensor.float() for tensor in inputs))
+    with use_backend("triton"):
+        actual = values_and_gradients(function, inputs)
+    tolerance = max(TOLERANCE[dtype], 1e-3 if case == "resample" else 0)  # positions round differently
+    for name, value, wanted in zip(("out", "grad 0", "grad 1"), actual, expected, strict=False):
+        assert_close(name, value, wanted, tolerance)
+
+
+def test_it_is_what_a_gpu_gets() -> None:
+    x, kernels = inputs_of("carafe uneven", torch.float16, FIRST)
+    assert explain("carafe", x, kernels).backend == "triton"
+
+
+def test_reassembly_repeats_bit_for_bit() -> None:
+    inputs = inputs_of("carafe k5 x2", torch.bfloat16, FIRST)
+    with use_backend("triton"):
+        first, second = (values_and_gradients(CASES["carafe k5 x2"][0], inputs) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_beyond_32_bit_offsets() -> None:
+    """The last image of a batch of more than 2**31 values equals itself alone."""
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    x = torch.zeros(17, 128, 1024, 1024, dtype=torch.float16, device="cuda")
+    x[-1].normal_()
+    kernels = torch.zeros(17, 9, 1024, 1024, dtype=torch.float16, device="cuda")
+    kernels[-1].uniform_()
+    assert x.numel() > 2**31
+    with torch.no_grad():
+        assert torch.equal(
+            carafe(x, kernels, 3, backend="triton")[-1], carafe(x[-1:], kernels[-1:], 3, backend="triton")[0]
+        )
+        del kernels
+        assert torch.equal(
+            local_similarity(x, backend="triton")[-1], local_similarity(x[-1:], backend="triton")[0]
+        )
+
+
+def test_in_a_cuda_graph() -> None:
+    torch.manual_seed(0)
+    fusion = FreqFusion(64, 64).cuda().eval()
+    hr, lr = torch.randn(1, 64, 56, 80, device="cuda"), torch.randn(1, 64, 28, 40, device="cuda")
+    with torch.no_grad(), use_backend("triton"):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # tuning and compilation happen before the capture
+            for _ in range(3):
+                fusion(hr_feat=hr, lr_feat=lr)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fusion(hr_feat=hr, lr_feat=lr)
+        hr.normal_()
+        lr.normal_()
+        graph.replay()
+        expected = fusion(hr_feat=hr, lr_feat=lr)
+    for name, actual, wanted in zip(("kernels", "hr", "lr"), captured, expected, strict=True):
+        assert_close(name, actual, wanted, 1e-4)
