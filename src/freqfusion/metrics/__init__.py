@@ -1,4 +1,4 @@
-"""Evaluation of label maps: mean IoU, accuracies and boundary IoU over a whole set.
+"""Evaluation of label maps: mean IoU, accuracies, boundary IoU and boundary distances over a whole set.
 
 The modules behind the names load on first use, so that importing this package needs torch alone.
 """
@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 from freqfusion._optional import require
 
 if TYPE_CHECKING:
+    from freqfusion.metrics.boundary_distance import BoundaryDistance
     from freqfusion.metrics.functional import boundary_band, boundary_counts, confusion_counts, score_counts
     from freqfusion.metrics.segmentation import SegmentationMetrics
 
-__all__ = ["SegmentationMetrics", "boundary_band", "boundary_counts", "confusion_counts", "score_counts"]
+__all__ = [
+    "BoundaryDistance",
+    "SegmentationMetrics",
+    "boundary_band",
+    "boundary_counts",
+    "confusion_counts",
+    "score_counts",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from freqfusion.metrics.segmentation import SegmentationMetrics
 
         return SegmentationMetrics
+    if name == "BoundaryDistance":
+        from freqfusion.metrics.boundary_distance import BoundaryDistance
+
+        return BoundaryDistance
     from freqfusion.metrics import functional
 
     return getattr(functional, name)
