@@ -12,11 +12,18 @@ PUBLIC = {
     "carafe",
     "create_fusion",
     "describe_fusions",
+    "downgrade_",
+    "find_sites",
+    "from_pretrained",
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
+    "push_to_hub",
     "register_fusion",
+    "register_host",
     "resample",
+    "save_pretrained",
+    "upgrade_",
     "window_similarity",
 }
 
@@ -35,7 +42,8 @@ before, start = set(sys.modules), time.perf_counter()
 import freqfusion
 seconds = time.perf_counter() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-optional = {"torchvision", "timm", "lightning", "torchmetrics", "matplotlib", "PIL", "rich", "jinja2", "onnx"}
+optional = {"torchvision", "timm", "lightning", "torchmetrics", "matplotlib", "PIL", "rich", "jinja2", "onnx",
+            "transformers", "safetensors", "huggingface_hub"}
 print(sorted(new & optional), torch.cuda.is_initialized(), seconds < 3)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """Frequency-aware feature fusion (FreqFusion, TPAMI 2024) for dense prediction."""
 
+from freqfusion.checkpoints import from_pretrained, push_to_hub, save_pretrained
 from freqfusion.fusion import (
     FreqFusion,
     FusedFeatures,
@@ -9,6 +10,7 @@ from freqfusion.fusion import (
     list_fusions,
     register_fusion,
 )
+from freqfusion.integrations import downgrade_, find_sites, register_host, upgrade_
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, window_similarity
 
 __version__ = "0.1.0"
@@ -20,10 +22,17 @@ __all__ = [
     "carafe",
     "create_fusion",
     "describe_fusions",
+    "downgrade_",
+    "find_sites",
+    "from_pretrained",
     "list_fusions",
     "local_similarity",
     "normalize_kernels",
+    "push_to_hub",
     "register_fusion",
+    "register_host",
     "resample",
+    "save_pretrained",
+    "upgrade_",
     "window_similarity",
 ]

@@ -1,0 +1,331 @@
+"""Save a model with its upgrade, and get it back from its files alone."""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freqfusion._files import write_atomically
+from freqfusion._optional import require
+from freqfusion.integrations import Upgrade
+from freqfusion.integrations.spec import ModelSpec
+from freqfusion.integrations.upgrade import upgrade_again_
+from freqfusion.models import Segmenter
+
+CONFIG = "freqfusion.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+FORMAT = 1
+_PARTS: dict[str, type] = {
+    "host": dict,
+    "host.library": str,
+    "host.name": str,
+    "host.arguments": dict,
+    "versions": dict,
+    "sha256": str,
+    "upgrade": dict,
+    "upgrade.fusion": str,
+    "upgrade.init": str,
+    "upgrade.options": dict,
+    "upgrade.sites": list,
+}
+"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``."""
+_PACKAGES = {"smp": "segmentation-models-pytorch", "fusion": "freqfusion"}
+
+
+def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None = None) -> Path:
+    """Write a model, upgraded or not, to a folder: ``model.safetensors`` and ``freqfusion.json``.
+
+    The JSON names the constructor with its arguments, the upgrade and the versions; nothing is pickled. Both
+    files are written beside their place and moved there.
+
+    Args:
+        model: the model whose weights are saved.
+        directory: made if it does not exist; the two files in it are replaced.
+        host: how the model is made before its upgrade, as :func:`~freqfusion.integrations.spec.load_model`
+            takes it, e.g. ``"torchvision:maskrcnn_resnet50_fpn?num_classes=5"``. Not needed for models of
+            transformers and segmentation_models_pytorch, which know it themselves, for those of
+            ``freqfusion.models``, and for those that ``load_model`` made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImportError: if safetensors is not installed.
+        ValueError: if it is not known how the model is made, or ``host`` makes one with other weights.
+    """
+    safetensors = require("safetensors.torch", "hub")
+    spec = ModelSpec.parse(host) if host is not None else _describe(model)
+    upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
+    weights = _unshared(model)
+    _check_replay(spec, upgrade, weights)
+    data: bytes = safetensors.save(weights, metadata={"format": "pt"})
+    config = {
+        "format": FORMAT,
+        "host": {"library": spec.library, "name": spec.name, "arguments": spec.arguments},
+        "upgrade": None
+        if upgrade is None
+        else {
+            "fusion": upgrade.fusion,
+            "init": upgrade.init,
+            "options": upgrade.options,
+            "sites": list(upgrade.sites),
+        },
+        "versions": _versions(spec.library),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        text = json.dumps(config, indent=2)
+    except TypeError as error:
+        raise ValueError(f"the model's arguments cannot be written as JSON: {error}") from error
+    directory = Path(directory)
+    write_atomically(directory / WEIGHTS, data)
+    write_atomically(directory / CONFIG, text.encode())
+    return directory
+
+
+def from_pretrained(
+    directory: str | Path,
+    *,
+    host: str | Callable[[], nn.Module] | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """Make a model again as :func:`save_pretrained` wrote it: constructor, upgrade, weights. In evaluation mode.
+
+    Args:
+        directory: a folder; or, where there is none of that name, a repository of the Hugging Face hub.
+        host: for a model whose constructor is Python code of your own: that constructor, or its
+            ``package.module:function``. A file never gets code run that only it names.
+        revision: branch, tag or commit of the repository.
+
+    Returns:
+        The model, on the CPU. Nothing is half-loaded: it is returned whole or not at all.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ImportError: if safetensors, huggingface_hub or the host's library is not installed.
+        ValueError: if a file was changed, is cut off, comes from a later format, or does not fit the model.
+
+    Warns:
+        UserWarning: if another version of freqfusion or of the host wrote it.
+    """
+    safetensors = require("safetensors.torch", "hub")
+    folder = Path(directory)
+    if not folder.is_dir():
+        folder = _download(str(directory), revision)
+    config, data = _read(folder)
+    spec = ModelSpec(**config["host"])
+    if host is None:
+        if not spec.is_known:
+            raise ValueError(
+                f"{folder / CONFIG} says that the model is made by {spec.library}:{spec.name}, code that is not "
+                "run because a file names it; if you trust it, pass it as host="
+            )
+        model = spec.build()
+    else:
+        model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
+    _warn_of_versions(config["versions"], spec.library, folder)
+    if config["upgrade"] is not None:
+        upgrade_again_(model, Upgrade(**config["upgrade"]))
+    weights: dict[str, Tensor] = safetensors.load(data)
+    _check_fit(weights, model, str(folder / WEIGHTS), "the model")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in weights:
+            tensor.data = tensor.data.to(weights[name].dtype)
+    model.load_state_dict(weights, strict=False)  # whether they fit was checked above
+    return model.eval()
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    host: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload with freqfusion",
+) -> str:
+    """Upload a model with a model card to the Hugging Face hub.
+
+    Args:
+        model: see :func:`save_pretrained`.
+        repo_id: ``"user/name"``; made if it does not exist.
+        host: see :func:`save_pretrained`.
+        private: of a repository that is made.
+        token: of the hub; by default the one you are logged in with.
+        commit_message: of the upload.
+
+    Returns:
+        Address of the commit.
+    """
+    hub = require("huggingface_hub", "hub")
+    api = hub.HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        config = json.loads((save_pretrained(model, folder, host=host) / CONFIG).read_text(encoding="utf-8"))
+        Path(folder, CARD).write_text(_model_card(repo_id, model, config), encoding="utf-8")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    return str(commit.commit_url)
+
+
+def _describe(model: nn.Module) -> ModelSpec:
+    """How the model is made, if that can be known."""
+    spec = getattr(model, "freqfusion_host", None)
+    if isinstance(spec, ModelSpec):
+        return spec
+    if isinstance(model, Segmenter) and model.made_by is not None:
+        return ModelSpec("freqfusion", *model.made_by)
+    library = type(model).__module__.partition(".")[0]
+    config: Any = getattr(model, "config", None)
+    if library == "transformers" and config is not None:
+        return ModelSpec("transformers", type(model).__name__, config.to_dict())
+    if library == "segmentation_models_pytorch" and config is not None:
+        return ModelSpec("smp", type(model).__name__, {**config, "encoder_weights": None})
+    raise ValueError(
+        f"it is not known how this {type(model).__name__} is made; say it with host=, for example "
+        'host="torchvision:maskrcnn_resnet50_fpn?num_classes=5" or host="my_package.models:build"'
+    )
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, one name for each: of weights that several modules share the first one stays."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            kept[name] = tensor.detach().cpu().contiguous().clone()
+    return kept
+
+
+def _check_replay(spec: ModelSpec, upgrade: Upgrade | None, weights: dict[str, Tensor]) -> None:
+    """Make the model again, so that no file is written that cannot be read."""
+    with torch.random.fork_rng(devices=[]):
+        model = spec.build()
+        if upgrade is not None:
+            upgrade_again_(model, upgrade)
+    _check_fit(weights, model, "the saved model", f"{spec.library}:{spec.name} with these arguments")
+
+
+def _check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, target: str) -> None:
+    """Raise unless the weights are those of the model; shared ones may come under one of their names."""
+    expected = model.state_dict(keep_vars=True)
+    present = {id(expected[name]) for name in weights if name in expected}
+    problems = [
+        f"lacks {name}"
+        for name, tensor in expected.items()
+        if name not in weights and id(tensor) not in present
+    ]
+    problems += [f"has {name}, which is unknown" for name in weights if name not in expected]
+    problems += [
+        f"has {name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"{source} does not fit {target}: it {'; it '.join(problems[:4])}{more}")
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    hub = require("huggingface_hub", "hub")
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError) as error:  # the hub's errors are of these kinds
+        raise FileNotFoundError(
+            f"there is no folder {repo_id!r}, and no such repository could be fetched from the hub: {error}"
+        ) from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The parsed JSON and the bytes of the weights, which are those that were written."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {name}; give a folder that freqfusion.save_pretrained wrote"
+            )
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}): copy it again") from error
+    if not isinstance(config, dict) or "format" not in config:
+        raise ValueError(f"{path} was not written by freqfusion.save_pretrained")
+    if config["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has the format {config['format']!r}, this freqfusion reads {FORMAT}; update it: "
+            "python -m pip install --upgrade freqfusion"
+        )
+    for key, kind in _PARTS.items():
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        plain = key.startswith("upgrade") and config.get("upgrade", "absent") is None
+        if not isinstance(value, kind) and not plain:
+            raise ValueError(f"{path} was changed: {key} is {value!r}. Copy it again")
+    data = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != config["sha256"]:
+        raise ValueError(
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: it is cut off, changed or of "
+            "another model. Copy both files again"
+        )
+    return config, data
+
+
+def _versions(library: str) -> dict[str, str]:
+    versions = {"torch": str(torch.__version__)}
+    for package in ("freqfusion", _PACKAGES.get(library, library)):
+        with contextlib.suppress(
+            metadata.PackageNotFoundError, ValueError
+        ):  # code of the user's has no version
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _warn_of_versions(written: dict[str, str], library: str, folder: Path) -> None:
+    here = _versions(library)
+    changed = [
+        f"{name} {version} (here {here.get(name, 'none')})"
+        for name, version in written.items()
+        if name != "torch" and version != here.get(name)
+    ]
+    if changed:
+        warnings.warn(f"{folder} was written by {', '.join(changed)}; check its results", stacklevel=3)
+
+
+def _model_card(repo_id: str, model: nn.Module, config: dict[str, Any]) -> str:
+    host, upgrade = config["host"], config["upgrade"]
+    made = f"`{host['library']}:{host['name']}`"
+    what = (
+        f"{made}, upgraded with `{upgrade['fusion']}` at {len(upgrade['sites'])} sites (init `{upgrade['init']}`)"
+        if upgrade
+        else made
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    return f"""---
+library_name: freqfusion
+tags:
+- freqfusion
+---
+# {repo_id}
+
+{what}. {parameters:,} parameters. Written with {versions}.
+
+```python
+import freqfusion
+
+model = freqfusion.from_pretrained("{repo_id}")
+```
+
+Install it with `pip install "freqfusion[hosts,hub]"`. The weights are safetensors, and `{CONFIG}` says how the
+model is made; nothing in this repository is run.
+"""

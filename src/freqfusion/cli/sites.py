@@ -1,0 +1,67 @@
+"""List the places in a model where coarse features meet fine ones, and what an upgrade would add."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXAMPLE = """\
+example:
+  freqfusion sites torchvision:fasterrcnn_resnet50_fpn
+  freqfusion sites "smp:Unet?encoder_name=resnet18" --fusion carafe
+  freqfusion sites transformers:Mask2Former
+  freqfusion sites my_package.networks:build_model
+
+The model is built with random weights; nothing is downloaded. In Python: freqfusion.find_sites(model).
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="freqfusion sites",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="library:name?argument=value&..., of torchvision, smp, transformers, monai, ultralytics or freqfusion; "
+        "or package.module:function or file.py:function of your own",
+    )
+    parser.add_argument(
+        "--fusion", default="freqfusion", help="method whose parameters are counted [freqfusion]"
+    )
+    args = parser.parse_args(argv)
+
+    from freqfusion.integrations.spec import load_model
+    from freqfusion.integrations.upgrade import find_sites, upgrade_
+
+    model = load_model(args.model)
+    sites = find_sites(model)
+    if all(site.skipped for site in sites):
+        for site in sites:
+            print(f"{site.path}: skipped: {site.skipped}")
+        upgrade_(model, args.fusion)  # raises, saying what is supported
+    before = _count(model)
+    upgrade_(model, args.fusion, verify=False)
+
+    rows = [("site", "in", "fine", "coarse", "parameters", "")]
+    for site in sites:
+        added = f"{_count(model.get_submodule(site.path)):,}"
+        rows.append((site.path, site.host, str(site.hr_channels), str(site.lr_channels), added, site.skipped))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[2:5], widths[2:], strict=True)]
+        cells += [f"skipped: {row[5]}"] if row[5] else []
+        print("  ".join(cells).rstrip())
+    after = _count(model)
+    print(f"\n{args.fusion} adds {after - before:,} parameters to {before:,} ({after / before - 1:+.1%})")
+    return 0
+
+
+def _count(module: "nn.Module") -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

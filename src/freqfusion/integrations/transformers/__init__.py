@@ -1,0 +1,1 @@
+"""Hosts of the library transformers; a file for classes that work alike."""

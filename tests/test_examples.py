@@ -1,0 +1,144 @@
+"""The examples run, on tiny inputs, and what they save gives its outputs again."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from freqfusion import from_pretrained
+
+pytest.importorskip("torchvision")
+pytest.importorskip("safetensors")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[str, object]:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    torch.manual_seed(0)
+    return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def check_saved(namespace: dict[str, object], out: Path, size: tuple[int, int]) -> None:
+    model, other = namespace["model"].eval(), from_pretrained(out)
+    image = torch.rand(1, 3, *size)
+    with torch.inference_mode():
+        for name in ("logits", "masks_queries_logits", None):
+            one, two = model(image), other(image)
+            if name is None or hasattr(one, name):
+                break
+        one, two = (getattr(x, name) if name else x for x in (one, two))
+        one, two = (x if torch.is_tensor(x) else x[0]["boxes"] for x in (one, two))
+    assert torch.equal(one, two)
+
+
+def write_image(path: Path, height: int, width: int) -> None:
+    from torchvision.io import write_png
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(torch.randint(256, (3, height, width), dtype=torch.uint8), str(path))
+
+
+def write_mask(path: Path, height: int, width: int) -> None:
+    from torchvision.io import write_png
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, height // 3 :, width // 2 :] = 1
+    write_png(mask, str(path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"data/train/images/{name}.png", 50, 70)
+        write_mask(tmp_path / f"data/train/masks/{name}.png", 50, 70)
+    (tmp_path / "data/classes.txt").write_text("ground\nthing\n")
+    return tmp_path / "data"
+
+
+def test_mask_rcnn_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycocotools")
+    images, annotations = [], []
+    for number in (1, 2):
+        write_image(tmp_path / f"images/{number}.png", 48, 64)
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
+        box = [8, 6, 24, 30]
+        polygon = [8, 6, 32, 6, 32, 36, 8, 36]
+        annotations.append(
+            {"id": number, "image_id": number, "category_id": 3, "bbox": box, "area": 720, "iscrowd": 0}
+            | {"segmentation": [polygon]}
+        )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    words = ("--images", tmp_path / "images", "--annotations", tmp_path / "train.json", "--out", out)
+    namespace = run("mask_rcnn_coco.py", monkeypatch, *words, "--steps", 2, "--min-size", 64)
+    check_saved(namespace, out, (48, 64))
+
+
+def test_unet_vessels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    for split in ("train", "test"):
+        write_image(tmp_path / split / "images/01.png", 61, 67)
+        write_mask(tmp_path / split / "labels/01.png", 61, 67)
+    words = ("--data", tmp_path, "--out", tmp_path / "out", "--steps", 3, "--batch", 2, "--crop", 32)
+    namespace = run("unet_vessels.py", monkeypatch, *words)
+    assert "Dice on 1 test images: 0." in capsys.readouterr().out
+    check_saved(namespace, tmp_path / "out", (61, 67))
+
+
+def test_segformer(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=16,
+    )
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "small")
+    words = ("--data", folder, "--checkpoint", tmp_path / "small", "--out", tmp_path / "out")
+    namespace = run("segformer.py", monkeypatch, *words, "--steps", 2, "--batch", 2, "--crop", 64)
+    check_saved(namespace, tmp_path / "out", (64, 96))
+
+
+def test_mask2former(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("scipy")
+    backbone = transformers.SwinConfig(
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=4
+    )
+    config.encoder_layers, config.decoder_layers, config.num_attention_heads = 1, 2, 2
+    config.encoder_feedforward_dim = config.dim_feedforward = 16
+    transformers.Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path / "small")
+    words = ("--data", folder, "--checkpoint", tmp_path / "small", "--out", tmp_path / "out")
+    namespace = run("mask2former.py", monkeypatch, *words, "--steps", 2, "--crop", 64)
+    check_saved(namespace, tmp_path / "out", (64, 96))
+
+
+def test_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ultralytics")
+    for name in ("a", "b"):
+        write_image(tmp_path / f"data/images/{name}.png", 64, 64)
+        label = tmp_path / f"data/labels/{name}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.4 0.5\n")
+    data = tmp_path / "data.yaml"
+    data.write_text(f"path: {tmp_path / 'data'}\ntrain: images\nval: images\nnames:\n  0: thing\n")
+    monkeypatch.chdir(tmp_path)
+    words = ("--data", data, "--out", tmp_path / "out", "--epochs", 1, "--batch", 2, "--size", 64)
+    namespace = run("yolo.py", monkeypatch, *words)
+    model, other = namespace["model"], from_pretrained(tmp_path / "out")
+    image = torch.rand(1, 3, 64, 96)
+    assert torch.equal(model(image)[0], other(image)[0])
