@@ -2,8 +2,8 @@
 
     python examples/yolo.py --model yolo11n.yaml --data my_data.yaml --out my_yolo
 
-ultralytics (python -m pip install ultralytics) is under the AGPL-3.0, and so is what you build with it. --data is a data
-set's YAML as ultralytics documents it; --model a configuration, for fresh weights, or a .pt file that you trust.
+ultralytics (python -m pip install ultralytics) is under the AGPL-3.0, and so is what you build with it. --data is the
+YAML of a data set as ultralytics documents it; --model a configuration (fresh weights) or a .pt file that you trust.
 """
 
 import argparse

@@ -19,7 +19,8 @@ class Joint(NamedTuple):
     hr_channels: int
     lr_channels: int
     mode: str = "nearest"
-    """How the host enlarges the coarse map: a mode of ``torch.nn.functional.interpolate``."""
+    """How the host enlarges the coarse map: a mode of ``torch.nn.functional.interpolate``, or a word where that is
+    not it: ``"learned"``, or ``"none"`` where the host does not join the two maps."""
     align_corners: bool = False
     skipped: str = ""
     """Why no fusion fits here, or ``""``."""

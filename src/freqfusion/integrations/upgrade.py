@@ -31,7 +31,7 @@ class Site:
     hr_channels: int
     lr_channels: int
     mode: str
-    """How the host enlarges the coarse map."""
+    """How the host enlarges the coarse map: a mode of interpolation, ``"learned"`` or ``"none"``."""
     skipped: str
     """Why no fusion fits, or ``""`` where one does."""
 
