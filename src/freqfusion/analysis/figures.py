@@ -384,6 +384,8 @@ def plot_curves(
     title: str = "",
     x_label: str = "step",
     y_label: str = "",
+    whole_steps: bool = True,
+    log_y: bool = False,
     dark: bool = False,
     size: tuple[float, float] = (5.2, 3.4),
 ) -> Figure:
@@ -393,6 +395,8 @@ def plot_curves(
         histories: for each name its points ``(step, value)``; few points get markers.
         title: set above, on the left.
         x_label, y_label: of the axes.
+        whole_steps: ticks of the x axis at whole numbers only.
+        log_y: a logarithmic y axis; values must be above 0.
         dark: for a dark page; else for a white one. Both have a transparent ground.
         size: width and height in inches.
     """
@@ -410,7 +414,10 @@ def plot_curves(
             marker="os^Dv"[index % 5] if len(points) <= 30 else None,
             markersize=4.5,
         )
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole_steps))
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
     _dress(axes, title, x_label, y_label, ink, faint)
     if histories:
         axes.legend(fontsize=9, frameon=False, labelcolor=ink)
@@ -455,6 +462,101 @@ def plot_bars(
     axes.set_xlim(start, max(every) + 0.16 * room)
     _dress(axes, title, x_label, "", ink, faint)
     axes.grid(visible=False, axis="y")
+    return figure
+
+
+def plot_paired_bars(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    dark: bool = False,
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """Horizontal bars from zero, for each row one bar a series; a row's bars stand together, with their values.
+
+    Args:
+        values: for each row, at least one, its finite values by series; a series may be missing in a row.
+        title: set above, on the left.
+        x_label: of the value axis.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+        size: width and height in inches; by default as high as the rows need.
+    """
+    ink, faint = ("#E8E8EA", "#3A3B40") if dark else ("#222222", "#DDDDDD")
+    series = list(dict.fromkeys(name for row in values.values() for name in row))
+    if size is None:
+        size = (5.2, 1.1 + (0.2 * len(series) + 0.1) * len(values))
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    thickness = 0.84 / len(series)
+    for place, name in enumerate(series):
+        rows = [row for row, entry in enumerate(values.values()) if name in entry]
+        widths = [entry[name] for entry in values.values() if name in entry]
+        bars = axes.barh(
+            [row + (place + 0.5) * thickness - 0.42 for row in rows],
+            widths,
+            height=0.92 * thickness,
+            color=_LINE_COLOURS[place % len(_LINE_COLOURS)][dark],
+            label=name,
+        )
+        axes.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=8, color=ink)
+    # a dollar sign would begin a formula
+    axes.set_yticks(range(len(values)), [name.replace("$", r"\$") for name in values])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.axvline(0, color=ink, linewidth=0.8)
+    _dress(axes, title, x_label, "", ink, faint)
+    axes.grid(visible=False, axis="y")
+    figure.legend(
+        loc="outside lower center", ncols=min(len(series), 2), fontsize=9, frameon=False, labelcolor=ink
+    )
+    return figure
+
+
+def plot_histograms(
+    counts: Mapping[str, Sequence[float]],
+    edges: Sequence[float],
+    *,
+    title: str = "",
+    x_label: str = "",
+    dark: bool = False,
+    size: tuple[float, float] = (5.2, 3.4),
+) -> Figure:
+    """Histograms over the same bins as outlines in one frame, each as shares of its own sum.
+
+    Args:
+        counts: for each name how many values fell into each bin; with at least one value.
+        edges: of the bins, one more than bins.
+        title: set above, on the left.
+        x_label: of the value axis.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+        size: width and height in inches.
+
+    Raises:
+        ValueError: for a histogram without values or of another number of bins.
+    """
+    ink, faint = ("#E8E8EA", "#3A3B40") if dark else ("#222222", "#DDDDDD")
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    for index, (name, entries) in enumerate(counts.items()):
+        if len(entries) != len(edges) - 1 or not sum(entries) > 0:
+            raise ValueError(
+                f"the histogram {name!r} needs {len(edges) - 1} counts with a sum above 0, got {len(entries)} with "
+                f"the sum {sum(entries)}"
+            )
+        colour = _LINE_COLOURS[index % len(_LINE_COLOURS)][dark]
+        shares = 100 * np.asarray(entries, dtype=np.float64) / sum(entries)
+        axes.stairs(shares, edges, fill=True, color=colour, alpha=0.16)
+        axes.stairs(
+            shares,
+            edges,
+            label=name,
+            color=colour,
+            linewidth=1.8,
+            linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+        )
+    _dress(axes, title, x_label, "share, %", ink, faint)
+    axes.legend(fontsize=9, frameon=False, labelcolor=ink)
     return figure
 
 

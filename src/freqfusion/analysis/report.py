@@ -1,12 +1,13 @@
 """Self-contained HTML reports: one file, pictures inlined, readable in light and in dark."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import jinja2
+from matplotlib.figure import Figure
 
 from freqfusion._files import write_atomically
 from freqfusion.analysis.figures import Picture, figure_bytes, plot_bars, plot_curves, png_bytes
@@ -87,11 +88,24 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Any figure; ``draw`` makes it for a dark page (True) and for a light one."""
+
+    description: str
+    """What the frame shows, for those who cannot see it."""
+    draw: Callable[[bool], Figure]
+
+    def source(self, dark: bool) -> str:
+        """The drawn frame as a ``data:`` address."""
+        return inline_png(figure_bytes(self.draw(dark), transparent=True))
+
+
+@dataclass(frozen=True)
 class Curves:
-    """Frames of curves or bars side by side."""
+    """Frames of curves, bars or other figures side by side."""
 
     kind: ClassVar[str] = "curves"
-    frames: Sequence[Curve | Bars]
+    frames: Sequence[Curve | Bars | Drawing]
     note: str = ""
 
 
@@ -149,7 +163,15 @@ class Figures:
     items: Sequence[tuple[str, str, str]]
 
 
-Block = Table | Curves | Strip | Swatches | Text | Code | Figures
+@dataclass(frozen=True)
+class Html:
+    """HTML as it is; whoever made it has escaped its texts."""
+
+    kind: ClassVar[str] = "html"
+    html: str
+
+
+Block = Table | Curves | Strip | Swatches | Text | Code | Figures | Html
 
 
 @dataclass(frozen=True)

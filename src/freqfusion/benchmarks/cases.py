@@ -27,6 +27,7 @@ from freqfusion.ops import (
     resample,
     use_backend,
 )
+from freqfusion.ops._backends import UNASKED
 from freqfusion.ops.local_similarity import local_similarity_naive
 from freqfusion.ops.normalize_kernels import normalize_kernels_naive
 
@@ -324,8 +325,8 @@ def list_contestants(compiled: bool = False) -> list[str]:
     Args:
         compiled: with the torch backend through :func:`torch.compile` at the end.
     """
-    usable = [name for name, reason in available_backends().items() if not reason]
-    others = [name for name in usable if name != "torch"]
+    reasons = available_backends()
+    others = [name for name in UNASKED if name != "torch" and not reasons[name]]
     return [PEER, "torch", *others, *([COMPILED] if compiled else [])]
 
 

@@ -1,0 +1,146 @@
+"""Measure what fusion does to the features of a trained model, and look at it pixel by pixel."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freqfusion._optional import require
+
+if TYPE_CHECKING:
+    from freqfusion.analysis.feature_report import FeatureStudy
+
+EXAMPLE = """\
+examples:
+  freqfusion analyze --checkpoint runs/camvid/best.ckpt --data CAMVID_FOLDER --out analysis/
+  freqfusion analyze --checkpoint runs/freqfusion/best.ckpt --against runs/bilinear/best.ckpt --out analysis/
+  freqfusion analyze --features before.npy after.npy labels.npy --out analysis/
+
+writes into the folder OUT:
+  report.html             tables, figures and an explorer of single pixels; opens from disk
+  similarity.csv, ...     the numbers, and each figure as .png, .svg and .csv
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="freqfusion analyze",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a .ckpt of `freqfusion fit`, or a folder of freqfusion.save_pretrained",
+    )
+    source.add_argument(
+        "--features",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help=".npy, .npz or .safetensors with features, labels and, if wanted, images and predictions",
+    )
+    parser.add_argument("--against", type=Path, help="a second model to compare with")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--data", type=Path, help="folder of the images and labels [that of the training]")
+    parser.add_argument(
+        "--dataset", help="its layout: ade20k, camvid, folder, ... [that of the training, or folder]"
+    )
+    parser.add_argument("--split", help="part of the data [the one judged in training, or val]")
+    parser.add_argument(
+        "--classes", type=Path, help="with --features: a text file with one class name a line"
+    )
+    parser.add_argument("--limit", type=int, help="take only so many images, evenly spread [all]")
+    parser.add_argument("--pictures", type=int, default=6, help="images of them in the explorer [6]")
+    parser.add_argument("--sites", nargs="+", metavar="PATH", help="fusions to look at [all]")
+    parser.add_argument(
+        "--resize", type=int, nargs=2, metavar=("H", "W"), help="size of all images [that of the training]"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps [a GPU where there is one]")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    args.command = shlex.join(["freqfusion", "analyze", *argv])
+    if args.features and any((args.against, args.data, args.dataset, args.split, args.sites, args.resize)):
+        parser.error("--features takes no --against, --data, --dataset, --split, --sites or --resize")
+    if args.classes and not args.features:
+        parser.error("--classes goes with --features; a data set knows its classes")
+    for name in ("limit", "pictures"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for module in ("torchvision", "rich", "numpy", "PIL", "matplotlib", "jinja2"):
+        require(module, "train")
+
+    study = _saved(args) if args.features else _trained(args)
+    study.write(args.out)
+    _print(study)
+    print(f"the page is {args.out / 'report.html'}")
+    return 0
+
+
+def _print(study: "FeatureStudy") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for block in study.tables():
+        table = Table()
+        for place, name in enumerate(block.header):
+            table.add_column(name, justify="right" if place else "left")
+        for row in block.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+
+
+def _saved(args: argparse.Namespace) -> "FeatureStudy":
+    from rich.progress import track
+
+    from freqfusion.analysis.feature_report import FeatureStudy
+    from freqfusion.analysis.saved_features import read_features
+
+    saved = read_features(args.features, args.classes)
+    indices = _spread(len(saved), args.limit)
+    pictures = _spread(len(indices), args.pictures)
+    study = FeatureStudy(saved.classes, saved.palette, "saved features", args.command)
+    for place, index in enumerate(track(indices, "measuring")):
+        study.add(saved[index], show=place in pictures)
+    return study
+
+
+def _trained(args: argparse.Namespace) -> "FeatureStudy":
+    require("lightning", "train")
+    from rich.progress import track
+
+    from freqfusion.analysis.cost import choose_device
+    from freqfusion.analysis.feature_report import FeatureStudy
+    from freqfusion.training.analyze import load_subject, observe, open_data, tell_apart
+
+    paths = [path for path in (args.against, args.checkpoint) if path is not None]
+    subjects = tell_apart([load_subject(path, args.sites) for path in paths])
+    size = None if args.resize is None else (args.resize[0], args.resize[1])
+    data = open_data(subjects[-1], args.data, args.dataset, size)
+    split = args.split or data.hparams["val_split"]
+    indices = _spread(len(data.dataset(split)), args.limit)
+    pictures = _spread(len(indices), args.pictures)
+    source = f"the data set {data.hparams['dataset']} ({split})"
+    study = FeatureStudy(data.classes, data.palette, source, args.command)
+    observed = observe(subjects, data, split, indices, choose_device(args.device))
+    for place, observation in enumerate(track(observed, "measuring", total=len(indices))):
+        study.add(observation, show=place in pictures)
+    return study
+
+
+def _spread(length: int, wanted: int | None) -> list[int]:
+    """So many of ``range(length)``, evenly spread, or all.
+
+    >>> _spread(10, 4), _spread(2, 6), _spread(3, None)
+    ([1, 3, 6, 8], [0, 1], [0, 1, 2])
+    """
+    count = length if wanted is None else min(length, wanted)
+    return [(2 * place + 1) * length // (2 * count) for place in range(count)]
