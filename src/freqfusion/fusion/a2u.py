@@ -7,8 +7,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
+from freqfusion.fusion.interpolate import crop
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import check_kernel_size
+
+
+class AdaptivePool(nn.AdaptiveAvgPool2d):
+    """Average pooling to ``(size, size)``; under export as two matrix products.
+
+    ONNX has no such pooling of a map whose size is known only at run time.
+    """
+
+    output_size: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(input)
+        rows, columns = (self._averages(length, input) for length in input.shape[-2:])
+        return rows @ input @ columns.mT
+
+    def _averages(self, length: int, like: Tensor) -> Tensor:
+        """``(size, length)``: the weights of every cell."""
+        size = self.output_size
+        cell = torch.arange(size, device=like.device)[:, None]
+        place = torch.arange(length, device=like.device)
+        start = torch.div(cell * length, size, rounding_mode="floor")
+        end = torch.div((cell + 1) * length + size - 1, size, rounding_mode="floor")
+        inside = ((place >= start) & (place < end)).float()
+        return (inside / inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 class AffinityKernels(nn.Module):
@@ -28,7 +54,7 @@ class AffinityKernels(nn.Module):
             return nn.Sequential(nn.GroupNorm(norm_groups, channels), nn.LeakyReLU())
 
         def pooled(size: int, out_channels: int) -> nn.Sequential:
-            return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(channels, out_channels, 1))
+            return nn.Sequential(AdaptivePool(size), nn.Conv2d(channels, out_channels, 1))
 
         self.bnu = norm()
         self.bnv = norm()
@@ -93,6 +119,6 @@ class A2U(Fusion):
         self.kernel_gen = AffinityKernels(hr_channels, up_kernel, encode_kernel, share)
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        height, width = hr_feat.shape[-2:]
-        kernels = normalize_kernels(self.kernel_gen(hr_feat)[..., :height, :width], self.up_kernel)
+        logits = crop(self.kernel_gen(hr_feat), hr_feat.shape[-2:])
+        kernels = normalize_kernels(logits, self.up_kernel)
         return FusedFeatures(kernels, hr_feat, carafe(lr_feat, kernels, self.up_kernel))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import resize
+from freqfusion.fusion.interpolate import crop, resize
 
 Kind = Literal["holistic", "depthwise_o2o", "depthwise_m2o"]
 
@@ -78,5 +78,5 @@ class IndexNet(Fusion):
         else:
             maps = [self.get_submodule(f"indexnet{number}")(guide) for number in range(1, 5)]
             index = torch.stack(maps, dim=2).flatten(1, 2)
-        index = F.pixel_shuffle(index.sigmoid(), 2)[..., :height, :width]
+        index = crop(F.pixel_shuffle(index.sigmoid(), 2), (height, width))
         return FusedFeatures(None, hr_feat, index * resize(lr_feat, (height, width), "nearest"))

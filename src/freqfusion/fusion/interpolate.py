@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,11 +12,32 @@ from freqfusion.fusion.base import FusedFeatures, Fusion
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
     """Interpolate ``(B, C, h, w)`` to ``size``; the map itself where it has that size already."""
     size = tuple(size)
-    if x.shape[-2:] == size:
+    if _has_size(x, size):
         return x
     if mode in ("nearest", "nearest-exact", "area"):  # these take no align_corners
         return F.interpolate(x, size=size, mode=mode)
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first rows and columns of ``(B, C, h, w)``, ``size`` of them."""
+    height, width = size
+    if _has_size(x, (height, width)):
+        return x
+    if not torch.compiler.is_exporting():
+        return x[..., :height, :width]
+    # a slice of a size that is known only at run time would tie the program to the traced one's being a whole map
+    rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _has_size(x: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether ``x`` has that size; under export, whether it has it at every size that the program is for."""
+    if not torch.compiler.is_exporting():
+        return x.shape[-2:] == size
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
+
+    return all(statically_known_true(mine == wanted) for mine, wanted in zip(x.shape[-2:], size, strict=True))
 
 
 def fit(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -26,7 +48,7 @@ def fit(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     height, width = size
     if 0 <= x.shape[-2] - height <= 1 and 0 <= x.shape[-1] - width <= 1:
-        return x[..., :height, :width]
+        return crop(x, size)
     return resize(x, size, "bilinear")
 
 

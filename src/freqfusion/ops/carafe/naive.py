@@ -1,4 +1,4 @@
-"""Reference of the reassembly: one gathered map a tap, plain differentiable torch."""
+"""Reference of the reassembly: gathered maps for each row of taps, plain differentiable torch."""
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +36,14 @@ def carafe_naive(
     (batch, channels, h, w), (height, width) = x.shape, kernels.shape[-2:]
     dtype = accumulation_dtype(x, kernels)
     padded = pad(x.to(dtype), kernel_size // 2, padding_mode == "reflect")
-    taps = kernels.to(dtype).reshape(batch, groups, kernel_size * kernel_size, height, width)
+    taps = kernels.to(dtype).reshape(batch, groups, kernel_size, kernel_size, height, width)
+    taps = taps.transpose(3, 4)  # a row of taps beside the columns that it reads
     rows = torch.div(torch.arange(height, device=x.device) * h, height, rounding_mode="floor")
     columns = torch.div(torch.arange(width, device=x.device) * w, width, rounding_mode="floor")
+    columns = (columns + torch.arange(kernel_size, device=x.device)[:, None]).flatten()
     out = torch.zeros(batch, groups, channels // groups, height, width, dtype=dtype, device=x.device)
     for dy in range(kernel_size):
-        window_rows = padded.index_select(2, rows + dy)
-        for dx in range(kernel_size):
-            values = window_rows.index_select(3, columns + dx)
-            values = values.reshape(batch, groups, channels // groups, height, width)
-            out = out + values * taps[:, :, dy * kernel_size + dx, None]
+        values = padded.index_select(2, rows + dy).index_select(3, columns)
+        values = values.reshape(batch, groups, channels // groups, height, kernel_size, width)
+        out = out + (values * taps[:, :, None, dy]).sum(dim=4)
     return out.reshape(batch, channels, height, width).to(x.dtype)
