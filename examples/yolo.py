@@ -17,7 +17,9 @@ from freqfusion.integrations.ultralytics import UpgradeTrainer
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="yolo11n.yaml")
 parser.add_argument("--data", required=True)
-parser.add_argument("--out", required=True, help="folder of the trained model, beside what ultralytics writes")
+parser.add_argument(
+    "--out", required=True, help="folder of the trained model, beside what ultralytics writes"
+)
 parser.add_argument("--fusion", default="freqfusion")
 parser.add_argument("--epochs", type=int, default=100)
 parser.add_argument("--batch", type=int, default=16)
