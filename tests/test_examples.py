@@ -142,3 +142,25 @@ def test_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = namespace["model"], from_pretrained(tmp_path / "out")
     image = torch.rand(1, 3, 64, 96)
     assert torch.equal(model(image)[0], other(image)[0])
+
+
+def test_similarity_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("lightning", "torchmetrics", "rich", "scipy"):
+        pytest.importorskip(package)
+    from freqfusion.cli.main import main
+
+    words = "fit --config recipes/compare/camvid.yaml --model.network fpn_small --model.class_weights null"
+    words += " --data.dataset synthetic --data.resize null --data.crop_size [32,48] --data.batch_size 2"
+    words += " --trainer.max_steps 2 --trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
+    monkeypatch.chdir(EXAMPLES.parent)
+    run_folder = tmp_path / "carafe"
+    options = ["--data.dataset_options", '{"length": 8, "size": [32, 48]}', "--data.workers", "0"]
+    assert main([*words.split(), *options, "--model.fusion", "carafe", "--out", str(run_folder)]) == 0
+    capsys.readouterr()
+    table = ("--data", tmp_path, run_folder / "last.ckpt", "--limit", 2, "--out", tmp_path / "table.json")
+    namespace = run("similarity_table.py", monkeypatch, *table)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| carafe | ")
+    similarity = namespace["similarity"].compute().class_mean["all"]
+    assert json.loads((tmp_path / "table.json").read_text())["carafe"][0] == similarity.intra
