@@ -1,5 +1,18 @@
-"""Without Triton its kernels cannot be imported to look for doctests."""
+"""Files that import an optional package cannot be searched for doctests where it is not installed."""
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["src/freqfusion/ops/_triton"]
+HOSTS = {
+    "monai": "monai.py",
+    "segmentation_models_pytorch": "smp.py",
+    "torchvision": "torchvision.py",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics.py",
+}
+absent = [file for package, file in HOSTS.items() if find_spec(package) is None]
+collect_ignore = [f"src/freqfusion/integrations/{file}" for file in absent]
+collect_ignore += [f"tests/host_cases/{file}" for file in absent]
+if find_spec("triton") is None:
+    collect_ignore.append("src/freqfusion/ops/_triton")
+if find_spec("transformers") is None:
+    collect_ignore += ["tests/host_cases/transformers.py", "tests/host_cases/transformers_masks.py"]
