@@ -4,16 +4,31 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from freqfusion.analysis.feature_report import FREQUENCY_BINS, FeatureStudy, Observation
-from freqfusion.analysis.figures import figure_bytes, plot_curves, plot_histograms, plot_paired_bars
+from freqfusion.analysis.feature_report import (
+    CLASSES_SHOWN,
+    FREQUENCY_BINS,
+    FeatureStudy,
+    Internals,
+    Observation,
+)
+from freqfusion.analysis.figures import (
+    figure_bytes,
+    plot_arrows,
+    plot_curves,
+    plot_heat,
+    plot_histograms,
+    plot_paired_bars,
+)
 from freqfusion.analysis.similarity import FeatureSimilarity
-from freqfusion.analysis.spectra import Energy, high_frequency_share
+from freqfusion.analysis.spectra import Energy, high_frequency_share, kernel_spectrum
+from freqfusion.metrics.boundary_distance import BoundaryDistance
 
 CLASSES = ["sky", 'wall <b>"& $ {', "tree", "absent"]
 PALETTE = [(70, 130, 180), (180, 120, 60), (20, 140, 20), (0, 0, 0)]
@@ -271,3 +286,185 @@ def test_curves_with_a_logarithmic_axis():
     (axes,) = plot_curves(points).axes
     assert axes.get_yscale() == "linear"
     assert not any(tick % 1 for tick in axes.get_xticks())
+
+
+def internals(seed, size=(12, 16), highpass=True, offsets=True):
+    """As of a site with a coarse map of half the size."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def kernels(k):
+        return torch.rand(1, k * k, *size, generator=generator).softmax(1)
+
+    spectra = {"low-pass": kernel_spectrum(kernels(5), 5)}
+    if highpass:
+        spectra["high-pass"] = kernel_spectrum(kernels(3), 3, highpass=True)
+    return Internals(
+        spectra,
+        torch.randn(2, *size, generator=generator) if offsets else None,
+        (size[0] // 2, size[1] // 2),
+        torch.rand(*size, generator=generator) if highpass else None,
+    )
+
+
+def test_boundary_displacement_is_that_of_the_metric(tmp_path, no_drawing):
+    labels = observation().labels
+    shifted = labels.roll(2, dims=1)
+    predictions = [{"a": labels % 255, "b": shifted % 255}, {"a": shifted % 255, "b": shifted * 0}]
+    study = run([observation(seed, predictions=predictions[seed]) for seed in range(2)], tmp_path)
+    found = read(tmp_path / "boundary_displacement.csv")
+    stored = json.loads((tmp_path / "results.json").read_text())["boundary_displacement"]
+    assert len(found) == len(stored) == 2 * 3 * 4
+    for model in "ab":
+        metric = BoundaryDistance(len(CLASSES))
+        for prediction in predictions:
+            metric.update(prediction[model][None], labels[None])
+        expected = metric.compute()
+        assert [row for row in stored if row["model"] == model] == [
+            {"model": model, **row} for row in expected.rows(CLASSES)
+        ]
+        (row,) = [
+            row
+            for row in found
+            if (row["model"], row["direction"], row["class"]) == (model, "both", "all classes")
+        ]
+        score = expected.overall["both"]
+        assert float(row["mean"]) == score.mean
+        assert float(row["within_3"]) == score.within[3]
+        assert int(row["unmatched"]) == score.unmatched
+    assert score.unmatched > 0
+    assert score.mean > 0
+    overall, *by_class = study.displacement_tables()
+    assert overall.rows[-1][:3] == ["both, b", f"{score.mean:.2f}", f"{score.percentile_95:.2f}"]
+    assert [table.header[0] for table in by_class] == [
+        "truth to prediction: class",
+        "prediction to truth: class",
+    ]
+    assert [row[0] for row in by_class[0].rows[:2]] == [f"{CLASSES[0]}, a", f"{CLASSES[0]}, b"]
+    assert "absent" not in str(by_class)
+    no_nan(tmp_path)
+
+
+def test_boundaries_that_are_not_there(tmp_path, no_drawing):
+    flat = torch.ones(24, 32, dtype=torch.int64)
+    study = run([observation(labels=flat, levels=1)], tmp_path)
+    (overall,) = study.displacement_tables()  # of one model: without its name
+    assert overall.rows[0] == ["truth to prediction", "-", "-", "-", "-", "-", "0", "0"]
+    row = read(tmp_path / "boundary_displacement.csv")[0]
+    assert (row["mean"], row["within_1"], row["pixels"]) == ("", "", "0")
+
+    out = tmp_path / "without"
+    assert run([observation(predictions={})], out).displacement_tables() == []
+    assert "Not measured: there are no predictions." in (out / "report.html").read_text()
+    assert json.loads((out / "results.json").read_text())["boundary_displacement"] == []
+    assert not (out / "boundary_displacement.csv").exists()
+
+
+def test_only_the_classes_with_most_boundary_are_shown(tmp_path, no_drawing):
+    count = CLASSES_SHOWN + 1
+    labels = torch.arange(count).repeat_interleave(2).expand(2 * count, -1).clone()
+    labels[count:, :2] = 1  # the first has the least
+    maps = {"fine": {"after": torch.randn(4, count, count)}}
+    study = FeatureStudy([f"kind {k}" for k in range(count)], [(0, 0, 0)] * count, "test")
+    study.add(observation(labels=labels, maps=maps, image=None, predictions={"": labels}))
+    table = study.displacement_tables()[1]
+    assert [row[0] for row in table.rows] == [f"kind {k}" for k in range(1, count)]
+    assert "boundary_displacement.csv has all" in table.note
+
+
+def test_internals_are_figures(tmp_path):
+    given = [internals(seed) for seed in range(2)]
+    run([observation(seed, internals={"fine": {"ours": given[seed]}}) for seed in range(2)], tmp_path)
+    figures = tmp_path / "figures"
+    for name in ("kernels", "offsets", "detail"):
+        assert Image.open(figures / f"level2_{name}.png").size[0] > 600
+        assert "<svg" in (figures / f"level2_{name}.svg").read_text()
+        assert not (figures / f"level1_{name}.csv").exists()
+    rows = read(figures / "level2_kernels.csv")
+    for name in ("low-pass", "high-pass"):
+        response = [float(row["magnitude"]) for row in rows if row["filter"] == name]
+        mean = (given[0].kernels[name].magnitude + given[1].kernels[name].magnitude) / 2
+        np.testing.assert_allclose(response, mean.flatten(), rtol=1e-6)
+    assert [float(rows[34][name]) for name in ("vertical_frequency", "horizontal_frequency")] == [
+        pytest.approx(-0.5 + 1 / 32),
+        pytest.approx(-0.5 + 1 / 32),
+    ]
+    detail = read(figures / "level2_detail.csv")
+    np.testing.assert_allclose([float(row["detail"]) for row in detail], given[0].detail.flatten(), rtol=1e-6)
+    offsets = read(figures / "level2_offsets.csv")
+    assert len(offsets) == 12 * 16  # few enough to show all
+    for row in offsets:
+        place = int(row["row"]), int(row["column"])
+        assert [float(row["x"]), float(row["y"])] == pytest.approx(
+            given[0].offsets[(slice(None), *place)].tolist()
+        )
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("first image, image 0") == 1
+    assert "have none" not in page
+    no_nan(tmp_path)
+
+
+def test_what_a_module_lacks_is_left_out(tmp_path, no_drawing):
+    plain = internals(0, highpass=False, offsets=False)
+    level = {"before a": plain, "b": internals(1, size=(40, 60)), "c": None}
+    given = observation(levels=1, internals={"fine": level})
+    run([given], tmp_path)
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    inside = {"kernels_model1", "kernels_model2", "offsets_model2", "detail_model2"}
+    assert names == {f"level1_{name}" for name in inside | set(FIGURES)}
+    assert {row["filter"] for row in read(tmp_path / "figures" / "level1_kernels_model1.csv")} == {"low-pass"}
+    offsets = read(tmp_path / "figures" / "level1_offsets_model2.csv")
+    assert {int(row["column"]) for row in offsets} == set(range(1, 60, 3))
+    assert {int(row["row"]) for row in offsets} == set(range(1, 40, 3))
+    assert "fusions of other methods have none (c)" in (tmp_path / "report.html").read_text()
+    out = tmp_path / "no image"
+    run([replace(given, image=None)], out)
+    assert {path.stem for path in (out / "figures").iterdir()} == {
+        f"level1_{name}" for name in {"kernels_model1", "kernels_model2", *FIGURES}
+    }
+
+
+def test_arrows_start_and_point_where_they_should(monkeypatch, tmp_path, no_drawing):
+    drawn = {}
+
+    def plot(image, places, arrows, **options):
+        drawn.update(places=places, arrows=arrows, **options)
+
+    monkeypatch.setattr("freqfusion.analysis.feature_report.plot_arrows", plot)
+    found = replace(internals(0), offsets=torch.zeros(2, 12, 16))
+    found.offsets[:, 5, 7] = torch.tensor([1.0, -0.5])  # a coarse pixel is 4 of the image
+    run([observation(levels=1, internals={"fine": {"": found}})], tmp_path)
+    (moved,) = np.flatnonzero(drawn["arrows"].any(1))
+    assert drawn["places"][moved].tolist() == [14.5, 10.5]
+    assert drawn["arrows"][moved].tolist() == [4, -2]
+    assert drawn["unit"] == 4
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_arrows_are_magnified_alike(dark):
+    image = np.zeros((20, 40, 3), np.uint8)
+    places = np.array([[5.0, 5.0], [15.0, 5.0], [25.0, 15.0]])
+    arrows = np.array([[0.1, 0.0], [0.0, 0.1], [0.0, 0.0]])
+    figure = plot_arrows(image, places, arrows, title="t", unit=0.5, unit_name="units", dark=dark)
+    (axes,) = figure.axes
+    quiver, key = axes.collections[0], axes.artists[0]
+    assert quiver.get_offsets().tolist() == places.tolist()
+    assert (quiver.U.tolist(), quiver.V.tolist()) == ([0.1, 0, 0], [0, 0.1, 0])
+    assert 5 < 0.1 / quiver.scale < 40  # seen, and inside the image
+    assert key.text.get_text() == "0.2 units"
+    np.testing.assert_allclose(key.U, 0.1)
+    assert axes.get_ylim() == (19.5, -0.5)  # down is positive
+    figure_bytes(figure)
+    figure_bytes(plot_arrows(image, places, 0 * arrows))  # nothing moves
+
+
+def test_heat_has_one_scale():
+    maps = {"a": np.full((4, 6), 0.5), "b": np.full((4, 6), 2.0)}
+    image = np.zeros((8, 12, 3), np.uint8)
+    *frames, scale = plot_heat(maps, title="t", value_label="v", image=image, dark=True).axes
+    assert [axes.get_title() for axes in frames] == ["image", "a", "b"]
+    assert [axes.images[0].get_clim() for axes in frames[1:]] == [(0, 2), (0, 2)]
+    assert scale.get_ylabel() == "v"
+    first, second, _ = plot_heat(maps, extent=(-0.5, 0.5, -0.5, 0.5), x_label="x", y_label="y").axes
+    assert first.get_xticks().tolist() == second.get_xticks().tolist() == [-0.5, 0, 0.5]
+    assert (first.get_ylabel(), second.get_ylabel()) == ("y", "")
+    figure_bytes(plot_heat({"zero": np.zeros((4, 6))}))

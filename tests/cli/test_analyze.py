@@ -10,14 +10,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import freqfusion
-from freqfusion.analysis.record import record_features
+from freqfusion.analysis.record import fusion_sites, record_features
 from freqfusion.analysis.similarity import FeatureSimilarity
+from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.cli import analyze
 from freqfusion.cli.main import main
 from freqfusion.data.transforms import eval_transform
+from freqfusion.metrics.boundary_distance import BoundaryDistance
 from freqfusion.models import create_model
 from freqfusion.training import SegmentationModule, load_checkpoint
-from freqfusion.training.analyze import load_subject, observe
+from freqfusion.training.analyze import Subject, load_subject, observe
 from tiny_training import tiny_data
 
 
@@ -125,6 +127,104 @@ def test_two_checkpoints(checkpoints, tmp_path):
     assert set(summary(out)) == {
         (level, f"ours {name}") for name in ("A before", "A after", "B before", "B after")
     }
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_internals_and_boundaries_of_two_models(checkpoints, tmp_path, capsys):
+    ours, plain = checkpoints
+    assert run("--checkpoint", ours, "--against", plain, "--out", tmp_path, "--limit", 2) == 0
+    assert "truth to" in capsys.readouterr().out
+    subject, data = load_subject(ours), tiny_data(length=5)
+    metric, responses, found = BoundaryDistance(data.num_classes), [], []
+    for index in (1, 3):
+        sample = eval_transform()(data.sample("val", index))
+        with record_features(subject.network) as recorded, torch.no_grad():
+            scores = subject.network(sample["image"].as_subclass(torch.Tensor)[None])
+        labels = sample["mask"].as_subclass(torch.Tensor).long()[None]
+        metric.update(scores.argmax(1), labels)
+        module = subject.network.get_submodule(subject.sites[2])
+        found.append(fusion_internals(module, *recorded[subject.sites[2]].inputs))
+        responses.append(kernel_spectrum(found[-1].highpass_kernels, module.highpass_kernel, highpass=True))
+    figures = tmp_path / "figures"
+    rows = read(figures / "level3_kernels_model2.csv")
+    response = [float(row["magnitude"]) for row in rows if row["filter"] == "high-pass"]
+    mean = (responses[0].magnitude + responses[1].magnitude) / 2
+    np.testing.assert_allclose(response, mean.flatten(), rtol=1e-4)
+    detail = [float(row["detail"]) for row in read(figures / "level3_detail_model2.csv")]
+    np.testing.assert_allclose(detail, found[0].detail.flatten(), rtol=1e-4, atol=1e-6)
+    arrows = read(figures / "level3_offsets_model2.csv")
+    offsets = found[0].offsets[0].unflatten(0, (2, -1)).mean(1)
+    for row in arrows:
+        place = int(row["row"]), int(row["column"])
+        expected = offsets[(slice(None), *place)].tolist()
+        assert [float(row["x"]), float(row["y"])] == pytest.approx(expected, abs=1e-6)
+    assert not list(figures.glob("*_model1.*"))
+    assert "fusions of other methods have none (plain)" in (tmp_path / "report.html").read_text()
+    stored = json.loads((tmp_path / "results.json").read_text())["boundary_displacement"]
+    assert [row for row in stored if row["model"] == "ours"] == [
+        {"model": "ours", **row} for row in metric.compute().rows(data.classes)
+    ]
+    assert {row["model"] for row in read(tmp_path / "boundary_displacement.csv")} == {"plain", "ours"}
+    for path in tmp_path.rglob("*.csv"):
+        assert not re.search(r"\b(nan|inf)\b", path.read_text().lower()), path
+
+
+class Host(torch.nn.Module):
+    """A network with a pyramid that ``upgrade_`` knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = torch.nn.ModuleList(
+            [torch.nn.Conv2d(3, 8, 3, padding=1, stride=2), torch.nn.Conv2d(8, 8, 3, padding=1, stride=2)]
+        )
+        self.fpn = pytest.importorskip("torchvision.ops").FeaturePyramidNetwork([8, 8], 8)
+
+    def forward(self, image):
+        fine = self.stages[0](image)
+        return self.fpn({"0": fine, "1": self.stages[1](fine)})
+
+
+@pytest.mark.parametrize("fusion", ["freqfusion", "carafe", None])
+def test_an_upgraded_host_runs_once(fusion):
+    torch.manual_seed(0)
+    host, data, calls = Host(), tiny_data(length=5), []
+    if fusion:
+        freqfusion.upgrade_(host, fusion)  # starts as it was: its gates are shut
+    host.eval()
+    host.register_forward_hook(lambda *args: calls.append(1))
+    with record_features(host):
+        sites = fusion_sites(host)
+    (one,) = observe([Subject("host", host, sites, None)], data, "val", [0], torch.device("cpu"))
+    assert len(calls) == 1
+    assert one.predictions == {}
+    inside = one.internals[sites[0]]["host"]
+    if fusion != "freqfusion":
+        assert inside is None
+        return
+    assert set(inside.kernels) == {"low-pass", "high-pass"}
+    assert inside.offsets.shape == (2, 12, 16)
+    assert inside.coarse_size == (6, 8)
+    assert inside.detail.shape == (12, 16)
+    assert not inside.detail.any()
+    host.get_submodule(sites[0]).hr_gate.weight.data.fill_(0.5)
+    (one,) = observe([Subject("host", host, sites, None)], data, "val", [0], torch.device("cpu"))
+    with record_features(host) as recorded, torch.no_grad():
+        host(eval_transform()(data.sample("val", 0))["image"].as_subclass(torch.Tensor)[None])
+    full = fusion_internals(host.get_submodule(sites[0]).fusion, *recorded[sites[0]].inputs).detail
+    assert full.max() > 0
+    torch.testing.assert_close(one.internals[sites[0]]["host"].detail, full[0, 0] / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_that_gives_nan_is_named(checkpoints):
+    subject = load_subject(checkpoints[0])
+    with torch.no_grad():
+        next(subject.network.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"ours, val-000000, decode_head.fpn.fusions.0: .*NaN"):
+        next(observe([subject], tiny_data(length=5), "val", [0], torch.device("cpu")))
 
 
 def make_folder(root, num_classes=8, size=(24, 32)):

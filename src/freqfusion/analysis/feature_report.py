@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from torch import Tensor
 import freqfusion
 from freqfusion._files import write_atomically
 from freqfusion.analysis.explorer import Scene, build_explorer, thin
-from freqfusion.analysis.figures import Colour, figure_bytes, plot_curves, plot_histograms, plot_paired_bars
+from freqfusion.analysis.figures import (
+    Colour,
+    figure_bytes,
+    plot_arrows,
+    plot_curves,
+    plot_heat,
+    plot_histograms,
+    plot_paired_bars,
+)
 from freqfusion.analysis.report import (
     Code,
     Curves,
@@ -32,7 +41,18 @@ from freqfusion.analysis.report import (
     write_report,
 )
 from freqfusion.analysis.similarity import FeatureSimilarity, SimilarityResult
-from freqfusion.analysis.spectra import Energy, high_frequency_share, radial_power_spectrum
+from freqfusion.analysis.spectra import (
+    Energy,
+    KernelSpectrum,
+    high_frequency_share,
+    radial_power_spectrum,
+)
+from freqfusion.metrics.boundary_distance import (
+    DIRECTIONS,
+    BoundaryDisplacement,
+    BoundaryDistance,
+    BoundaryDistanceResult,
+)
 
 BEFORE, AFTER = "before", "after"
 """Variants of a level: the coarse map enlarged bilinearly, as standard fusion does, and as the fusion gives it."""
@@ -40,6 +60,8 @@ CLASSES_SHOWN = 20
 """Classes in a figure, those with the most pixels; the CSV has all."""
 FREQUENCY_BINS = 20
 """Equal parts of the frequencies from 0 to 0.5 cycles per pixel."""
+ARROWS = 24
+"""Arrows along the longer side of an image, at most."""
 REGIONS = {"all": "all pixels", "boundary": "boundary pixels"}
 MEASURES = {"intra": "IntraSim", "margin": "SimMargin", "accuracy": "SimAcc"}
 DEFINITIONS = (
@@ -49,6 +71,35 @@ DEFINITIONS = (
     "{width} pixels of another class. Higher is better, but they judge features, not predictions. High frequencies: "
     "their share in the energy of the features; the boundary is one pixel of the map wide here."
 )
+DISPLACEMENT = (
+    "Distance of each boundary pixel of a class to the nearest boundary pixel of that class on the other side, in "
+    "pixels of the labels: mean, 95th percentile, and share of the pixels that are at most so far off; from truth to "
+    "prediction, from prediction to truth, and both pooled. Unmatched are pixels in images where the other side has "
+    "no boundary of the class, an object missed or invented; they are beyond every distance, and in no mean or "
+    "percentile."
+)
+INTERNALS = (
+    "Kernel response: magnitude of the frequency response of the learned kernels, mean over all of an image and over "
+    "the images, in cycles per pixel of the map that they filter; the high-pass filter is what its kernels leave of "
+    "the fine map. Offsets: an arrow leads from a pixel towards where its feature is taken from, mean over the "
+    "groups; some of the pixels are shown, evenly spread, and the key gives the length. Added detail: by how much "
+    "the high-pass filter changes the fine map, root mean square over the channels. Offsets and detail are those of "
+    "the first image, {image}."
+)
+
+
+@dataclass(frozen=True)
+class Internals:
+    """What a FreqFusion module did to one image at a site."""
+
+    kernels: Mapping[str, KernelSpectrum]
+    """Frequency response by name of the filter."""
+    offsets: Tensor | None
+    """``(2, H, W)`` in coarse pixels, along x and along y, mean over the groups."""
+    coarse_size: tuple[int, int]
+    """Height and width of the coarse map."""
+    detail: Tensor | None
+    """``(H, W)``: by how much each pixel of the fine map changed, root mean square over the channels."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +115,8 @@ class Observation:
     """``(3, H, W)`` uint8."""
     predictions: Mapping[str, Tensor] = field(default_factory=dict)
     """By model, each ``(H, W)``."""
+    internals: Mapping[str, Mapping[str, Internals | None]] = field(default_factory=dict)
+    """By level and model; None where its fusion is another method. Empty if no model was looked into."""
 
 
 class _Spectra:
@@ -94,6 +147,106 @@ class _Spectra:
             for place in range(FREQUENCY_BINS)
             if self.power[place] > 0
         ]
+
+
+class _Inside:
+    """What FreqFusion modules do at a site: kernel responses added up over images, the rest of the first image.
+
+    Args:
+        first: of the first image.
+        image: its pixels ``(H, W, 3)``, if known.
+    """
+
+    def __init__(self, first: Internals, image: np.ndarray[Any, Any] | None) -> None:
+        self.first = first
+        self.image = image
+        self._images = 0
+        self._sums = {name: np.zeros(tuple(x.magnitude.shape)) for name, x in first.kernels.items()}
+
+    def update(self, internals: Internals) -> None:
+        """Add an image, the first one too."""
+        self._images += 1
+        for name, spectrum in internals.kernels.items():
+            self._sums[name] += spectrum.magnitude.numpy()
+
+    def charts(self, prefix: str, suffix: str, model: str) -> Iterator["Chart"]:
+        """Kernels, offsets and detail, as far as the module has them."""
+        title = "Kernel response" + model
+        responses = {name: total / self._images for name, total in self._sums.items()}
+        frequency = next(iter(self.first.kernels.values())).frequency.tolist()
+        yield Chart(
+            f"{prefix}_kernels{suffix}",
+            f"{title}: {', '.join(responses)}",
+            lambda dark: plot_heat(
+                responses,
+                title=title,
+                value_label="magnitude",
+                extent=(-0.5, 0.5, -0.5, 0.5),
+                x_label="cycles per pixel",
+                y_label="cycles per pixel",
+                dark=dark,
+            ),
+            ["filter", "vertical_frequency", "horizontal_frequency", "magnitude"],
+            [
+                [name, frequency[row], frequency[column], float(value)]
+                for name, response in responses.items()
+                for (row, column), value in np.ndenumerate(response)
+            ],
+        )
+        if self.image is None:
+            return
+        if self.first.offsets is not None:
+            yield self._arrows(self.first.offsets, self.image, f"{prefix}_offsets{suffix}", model)
+        if self.first.detail is not None:
+            yield self._detail(self.first.detail, self.image, f"{prefix}_detail{suffix}", model)
+
+    def _arrows(self, offsets: Tensor, image: np.ndarray[Any, Any], name: str, model: str) -> "Chart":
+        title = "Offsets" + model
+        height, width = offsets.shape[1:]
+        step = -(-max(height, width) // ARROWS)
+        rows, columns = (
+            grid.flatten()
+            for grid in np.meshgrid(
+                np.arange(step // 2, height, step), np.arange(step // 2, width, step), indexing="ij"
+            )
+        )
+        along = offsets[:, rows, columns].T.numpy()
+        pixel = np.array([image.shape[1] / width, image.shape[0] / height])
+        coarse = np.array(
+            [image.shape[1] / self.first.coarse_size[1], image.shape[0] / self.first.coarse_size[0]]
+        )
+        places = (np.stack([columns, rows], axis=1) + 0.5) * pixel - 0.5
+        return Chart(
+            name,
+            f"{title}: arrows over the image",
+            lambda dark: plot_arrows(
+                image,
+                places,
+                along * coarse,
+                title=title,
+                unit=float(coarse[0]),
+                unit_name="coarse pixels",
+                dark=dark,
+            ),
+            ["row", "column", "x", "y"],
+            [
+                [row, column, *arrow]
+                for row, column, arrow in zip(rows.tolist(), columns.tolist(), along.tolist(), strict=True)
+            ],
+        )
+
+    def _detail(self, detail: Tensor, image: np.ndarray[Any, Any], name: str, model: str) -> "Chart":
+        title = "Added detail" + model
+        values = detail.numpy()
+        return Chart(
+            name,
+            f"{title}: the image, and where the high-pass filter changes the fine map",
+            lambda dark: plot_heat(
+                {"detail": values}, title=title, value_label="root mean square", image=image, dark=dark
+            ),
+            ["row", "column", "detail"],
+            [[row, column, float(value)] for (row, column), value in np.ndenumerate(values)],
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +290,9 @@ class FeatureStudy:
         self._scenes: list[Scene] = []
         self._similarity: dict[str, dict[str, FeatureSimilarity]] = {}
         self._spectra: dict[str, dict[str, _Spectra]] = {}
+        self._boundaries: dict[str, BoundaryDistance] = {}
+        self._inside: dict[str, dict[str, _Inside | None]] = {}
+        self._first = ""
 
     def add(self, observation: Observation, *, show: bool = False) -> None:
         """Measure an image; ``show`` it in the explorer.
@@ -168,6 +324,20 @@ class FeatureStudy:
                     self._spectra[level][variant].update(features[None], labels, self.ignore_index)
                 except ValueError as error:
                     raise ValueError(f"{observation.name}, {level}, {variant}: {error}") from error
+        for model, prediction in observation.predictions.items():
+            distances = self._boundaries.setdefault(
+                model, BoundaryDistance(len(self.classes), self.ignore_index)
+            )
+            distances.update(prediction[None].cpu(), observation.labels[None].cpu())
+        for level, found_inside in observation.internals.items():
+            known = self._inside.setdefault(level, {})
+            for model, internals in found_inside.items():
+                if model not in known:
+                    known[model] = None if internals is None else _Inside(internals, _pixels(observation))
+                inside = known[model]
+                if inside is not None and internals is not None:
+                    inside.update(internals)
+        self._first = self._first or observation.name
         self._images += 1
         if show:
             self._scenes.append(_scene(observation))
@@ -199,6 +369,8 @@ class FeatureStudy:
     def write(self, out: Path) -> None:
         """Write ``report.html``, ``similarity.csv``, ``results.json`` and ``figures/`` into a folder.
 
+        With predictions, also ``boundary_displacement.csv``.
+
         Raises:
             ValueError: before the first image, if no pixel has a class, or if too many images are shown.
         """
@@ -207,7 +379,8 @@ class FeatureStudy:
             level: list(self._charts(number, level, maps))
             for number, (level, maps) in enumerate(results.items(), 1)
         }
-        for chart in (chart for charts_of_level in charts.values() for chart in charts_of_level):
+        inside = {level: list(self._inside_charts(number, level)) for number, level in enumerate(results, 1)}
+        for chart in chain(*charts.values(), *inside.values()):
             figure = chart.draw(False)
             for file_format in ("png", "svg"):
                 data = figure_bytes(figure, file_format)
@@ -220,6 +393,14 @@ class FeatureStudy:
             for row in result.rows(self.classes)
         ]
         write_atomically(out / "similarity.csv", _csv(list(rows[0]), [list(row.values()) for row in rows]))
+        displacements = [
+            {"model": model, **row}
+            for model, result in self.displacements().items()
+            for row in result.rows(self.classes)
+        ]
+        if displacements:
+            cells = [list(row.values()) for row in displacements]
+            write_atomically(out / "boundary_displacement.csv", _csv(list(displacements[0]), cells))
         content = {
             "source": self.source,
             "command": self.command,
@@ -227,10 +408,11 @@ class FeatureStudy:
             "classes": self.classes,
             "boundary_width": self._boundary_width,
             "summary": self.summary(),
+            "boundary_displacement": displacements,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(out / "results.json", (text + "\n").encode())
-        write_report(out / "report.html", self._report(results, charts))
+        write_report(out / "report.html", self._report(results, charts, inside))
 
     def summary(self) -> list[dict[str, Any]]:
         """A row a level and variant: the measures over all pixels and over the boundary's; None if undefined."""
@@ -265,6 +447,49 @@ class FeatureStudy:
             tables.append(Table([f"{title}: level", *names.values()], rows, note=note if is_last else ""))
         return tables
 
+    def displacements(self) -> dict[str, BoundaryDistanceResult]:
+        """How far predicted boundaries are off, by model; nothing without predictions."""
+        return {model: distances.compute() for model, distances in self._boundaries.items()}
+
+    def displacement_tables(self) -> list[Table]:
+        """Of all classes together, and class by class in either direction; no table without predictions."""
+        results = self.displacements()
+        if not results:
+            return []
+        words = {direction: direction.replace("_", " ") for direction in DIRECTIONS}
+        within = next(iter(self._boundaries.values())).within
+        columns = ["mean", "95 %", *(f"≤ {n} px" for n in within), "pixels", "unmatched"]
+
+        def row(name: str, model: str, score: BoundaryDisplacement) -> list[str]:
+            distances = ["-" if x is None else f"{x:.2f}" for x in (score.mean, score.percentile_95)]
+            shares = ["-" if x is None else f"{100 * x:.1f} %" for x in score.within.values()]
+            label = f"{name}, {model}" if len(results) > 1 else name
+            return [label, *distances, *shares, str(score.pixels), str(score.unmatched)]
+
+        overall = [
+            row(words[direction], model, result.overall[direction])
+            for direction in DIRECTIONS
+            for model, result in results.items()
+        ]
+        tables = [Table(["boundaries", *columns], overall, note=DISPLACEMENT)]
+        pixels: dict[int, int] = {}
+        for result in results.values():
+            for index, score in result.per_class["both"].items():
+                pixels[index] = max(pixels.get(index, 0), score.pixels)
+        largest = sorted(sorted(pixels, key=lambda index: -pixels[index])[:CLASSES_SHOWN])
+        note = f"The {CLASSES_SHOWN} classes with the most boundary; boundary_displacement.csv has all."
+        for direction in DIRECTIONS[:2]:
+            rows = [
+                row(self.classes[index], model, result.per_class[direction][index])
+                for index in largest
+                for model, result in results.items()
+                if index in result.per_class[direction]
+            ]
+            if rows:
+                few = note if len(pixels) > CLASSES_SHOWN else ""
+                tables.append(Table([f"{words[direction]}: class", *columns], rows, note=few))
+        return tables
+
     @property
     def _boundary_width(self) -> int | float:
         return next(iter(self._similarity.values()))[self.variants[0]].boundary_width
@@ -276,6 +501,14 @@ class FeatureStudy:
             yield from self._histogram(number, maps, region)
         yield from self._distance_chart(number, maps)
         yield from self._spectrum_chart(number, level)
+
+    def _inside_charts(self, number: int, level: str) -> Iterator[Chart]:
+        models = self._inside.get(level, {})
+        for place, (model, inside) in enumerate(models.items(), 1):
+            if inside is not None:
+                several = len(models) > 1
+                suffix, words = (f"_model{place}", f", {model}") if several else ("", "")
+                yield from inside.charts(f"level{number}", suffix, words)
 
     def _class_chart(
         self, number: int, maps: Mapping[str, SimilarityResult], measure: str
@@ -401,7 +634,10 @@ class FeatureStudy:
         return text
 
     def _report(
-        self, results: Mapping[str, Mapping[str, SimilarityResult]], charts: Mapping[str, Sequence[Chart]]
+        self,
+        results: Mapping[str, Mapping[str, SimilarityResult]],
+        charts: Mapping[str, Sequence[Chart]],
+        inside: Mapping[str, Sequence[Chart]],
     ) -> Report:
         sections = [Section("", self.tables())]
         if self._scenes:
@@ -427,9 +663,20 @@ class FeatureStudy:
                     ],
                 )
             )
+        sections.append(
+            Section(
+                "Boundary displacement",
+                self.displacement_tables() or [Text("Not measured: there are no predictions.")],
+            )
+        )
+        note = INTERNALS.format(image=self._first)
         for level, of_level in reversed(list(charts.items())):
-            drawings = Curves([Drawing(chart.description, chart.draw) for chart in of_level])
-            sections.append(Section(f"Level {list(results).index(level) + 1}: {level}", [drawings]))
+            blocks = [Curves([Drawing(chart.description, chart.draw) for chart in of_level])]
+            if inside[level]:
+                drawings = [Drawing(chart.description, chart.draw) for chart in inside[level]]
+                blocks.append(Curves(drawings, note))
+                note = ""  # once is enough
+            sections.append(Section(f"Level {list(results).index(level) + 1}: {level}", blocks))
         many = len(self.classes) > CLASSES_SHOWN
         sections.append(
             Section(
@@ -448,6 +695,7 @@ class FeatureStudy:
                         f"{self._images} images of {self.source}. Features are brought to the size of the labels "
                         "bilinearly."
                     ),
+                    *self._without_internals(),
                     *([Code(self.command)] if self.command else []),
                 ],
             )
@@ -462,6 +710,18 @@ class FeatureStudy:
             f"{platform.python_version()}.",
         )
 
+    def _without_internals(self) -> list[Text]:
+        """A sentence on the models that have sites of other methods."""
+        names = {model for found in self._inside.values() for model, x in found.items() if x is None}
+        if not names:
+            return []
+        return [
+            Text(
+                "Learned kernels, offsets and added detail are shown of FreqFusion modules; fusions of other methods "
+                f"have none ({', '.join(sorted(names))})."
+            )
+        ]
+
 
 def _draw_histograms(
     counts: Mapping[str, Sequence[float]], edges: Sequence[float], title: str, dark: bool
@@ -469,8 +729,12 @@ def _draw_histograms(
     return plot_histograms(counts, edges, title=title, x_label="SimMargin", dark=dark)
 
 
+def _pixels(observation: Observation) -> np.ndarray[Any, Any] | None:
+    """The image ``(H, W, 3)``."""
+    return None if observation.image is None else observation.image.permute(1, 2, 0).cpu().numpy()
+
+
 def _scene(observation: Observation) -> Scene:
-    image = observation.image
     return Scene(
         name=observation.name,
         maps={
@@ -478,7 +742,7 @@ def _scene(observation: Observation) -> Scene:
             for level, maps in observation.maps.items()
         },
         labels=observation.labels.cpu().numpy(),
-        image=None if image is None else image.permute(1, 2, 0).cpu().numpy(),
+        image=_pixels(observation),
         predictions={name: labels.cpu().numpy() for name, labels in observation.predictions.items()},
     )
 

@@ -71,6 +71,12 @@ def _same_size(first: Array, second: Array, names: str) -> None:
         raise ValueError(f"{names} differ in size: {first.shape[:2]} and {second.shape[:2]}")
 
 
+def _dimmed(image: Picture) -> Picture:
+    """A dark greyscale ground, on which bright marks stand out."""
+    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.uint16)
+    return np.repeat((CORRECT_COLOUR[0] + grey * 90 // 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def colour_mask(mask: Array | Tensor, palette: Sequence[Colour]) -> Picture:
     """Paint every pixel in the colour of its class.
 
@@ -132,9 +138,7 @@ def error_map(
     else:
         image = _picture(image)
         _same_size(image, target, "image and truth")
-        grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.uint16)
-        dimmed = (CORRECT_COLOUR[0] + grey * 90 // 255).astype(np.uint8)
-        result = np.repeat(dimmed[..., None], 3, axis=2)
+        result = _dimmed(image)
     ignored = target == ignore_index
     result[(pred != target) & ~ignored] = WRONG_COLOUR
     result[ignored] = IGNORED_COLOUR
@@ -557,6 +561,114 @@ def plot_histograms(
         )
     _dress(axes, title, x_label, "share, %", ink, faint)
     axes.legend(fontsize=9, frameon=False, labelcolor=ink)
+    return figure
+
+
+def plot_heat(
+    maps: Mapping[str, Array],
+    *,
+    title: str = "",
+    value_label: str = "",
+    image: Array | None = None,
+    extent: tuple[float, float, float, float] | None = None,
+    x_label: str = "",
+    y_label: str = "",
+    dark: bool = False,
+) -> Figure:
+    """Maps of values side by side on one scale from zero, with a name over each.
+
+    Args:
+        maps: for each name its finite values of 0 or more ``(H, W)``; at least one map.
+        title: set above, on the left.
+        value_label: of the scale.
+        image: ``(H', W', 3)`` uint8, of the same proportions, set to the left of the maps.
+        extent: left, right, bottom and top of the maps for axes with ticks there and in the middle; without it there
+            are no axes.
+        x_label, y_label: of these axes.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+    """
+    ink = "#E8E8EA" if dark else "#222222"
+    panels = len(maps) + (image is not None)
+    height, width = next(iter(maps.values())).shape
+    labels = 0.0 if extent is None else 0.4
+    size = (5.2, min((4.2 - labels) / panels * height / width, 5.2) + 0.65 + labels)
+    figure = Figure(figsize=size, dpi=160, layout="compressed")
+    frames = list(figure.subplots(1, panels, squeeze=False)[0])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=ink, fontweight="bold")
+    if image is not None:
+        frames[0].imshow(_picture(image))
+        frames[0].set_title("image", fontsize=9, color=ink)
+    largest = max(float(values.max()) for values in maps.values())
+    for axes, (name, values) in zip(frames[panels - len(maps) :], maps.items(), strict=True):
+        heat = axes.imshow(values, cmap="viridis", vmin=0, vmax=largest or 1, extent=extent, origin="upper")
+        axes.set_title(name, fontsize=9, color=ink)
+        axes.set_xlabel(x_label, fontsize=9, color=ink)
+    frames[0].set_ylabel(y_label, fontsize=9, color=ink)
+    for axes in frames:
+        axes.tick_params(colors=ink, labelsize=8, length=0)
+        left, right, bottom, top = extent or (0, 0, 0, 0)
+        axes.set_xticks([left, (left + right) / 2, right] if extent else [])
+        axes.set_yticks([bottom, (bottom + top) / 2, top] if extent and axes is frames[0] else [])
+        axes.spines[:].set_visible(False)
+    scale = figure.colorbar(heat, ax=frames, fraction=0.06, aspect=14, pad=0.02)
+    scale.set_label(value_label, fontsize=9, color=ink)
+    scale.ax.tick_params(colors=ink, labelsize=8, length=0)
+    scale.ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    scale.outline.set_visible(False)
+    return figure
+
+
+def plot_arrows(
+    image: Array,
+    places: Array,
+    arrows: Array,
+    *,
+    title: str = "",
+    unit: float = 1.0,
+    unit_name: str = "pixels",
+    dark: bool = False,
+) -> Figure:
+    """Arrows over a dimmed greyscale image, all magnified alike so that they can be seen; a key says by how much.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        places: ``(N, 2)`` column and row where each arrow begins, in pixels of the image; at least one.
+        arrows: ``(N, 2)`` its components along x and y (down), in pixels of the image.
+        title: set above, on the left.
+        unit: pixels of the image that the key counts as one.
+        unit_name: what it calls them.
+        dark: for a dark page; else for a white one. Both have a transparent ground.
+    """
+    ink = "#E8E8EA" if dark else "#222222"
+    height, width = _picture(image).shape[:2]
+    figure = Figure(figsize=(5.2, min(5.0 * height / width, 6.5) + 0.8), dpi=160, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(_dimmed(image))
+    axes.set_title(title, loc="left", fontsize=11, color=ink, fontweight="bold")
+    axes.set_axis_off()
+    # nearly all arrows end before the second next one begins; a few outliers do not shrink the rest
+    room = 1.6 * np.sqrt(height * width / len(places))
+    usual = float(np.quantile(np.hypot(*arrows.T), 0.95))
+    magnified = room / usual if usual else 1.0
+    quiver = axes.quiver(
+        *places.T,
+        *arrows.T,
+        angles="xy",
+        scale_units="xy",
+        scale=1 / magnified,
+        color=_LINE_COLOURS[1][1],
+        width=0.004,
+        headwidth=4,
+        headlength=5,
+        headaxislength=4.5,
+    )
+    key = float(f"{max(usual, 1e-3 * unit) / unit:.1g}")
+    name = f"{key:g} {unit_name}"
+    axes.quiverkey(
+        quiver, 0.92, -0.05, key * unit, name, labelpos="W", labelcolor=ink, fontproperties={"size": 9}
+    )
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
     return figure
 
 

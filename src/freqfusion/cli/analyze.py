@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
     for name in ("limit", "pictures"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for module in ("torchvision", "rich", "numpy", "PIL", "matplotlib", "jinja2"):
+    for module in ("torchvision", "rich", "numpy", "scipy", "PIL", "matplotlib", "jinja2"):
         require(module, "train")
 
     study = _saved(args) if args.features else _trained(args)
@@ -89,7 +89,7 @@ def _print(study: "FeatureStudy") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for block in study.tables():
+    for block in [*study.tables(), *study.displacement_tables()[:1]]:
         table = Table()
         for place, name in enumerate(block.header):
             table.add_column(name, justify="right" if place else "left")

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.analysis.feature_report import AFTER, BEFORE, Observation
-from freqfusion.analysis.record import fusion_sites, record_features
+from freqfusion.analysis.feature_report import AFTER, BEFORE, Internals, Observation
+from freqfusion.analysis.record import Recorded, fusion_sites, record_features
+from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.transforms import eval_transform
+from freqfusion.fusion import FreqFusion
 from freqfusion.fusion.interpolate import resize
+from freqfusion.integrations import Junction
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint
 from freqfusion.training.data import SegmentationData
 from freqfusion.training.rng import fixed_randomness
@@ -107,7 +110,7 @@ def observe(
     indices: Sequence[int],
     device: torch.device,
 ) -> Iterator[Observation]:
-    """Images with labels, the models' features at their fusion sites, and predictions.
+    """Images with labels, the models' features at their fusion sites, predictions, and what FreqFusion modules do.
 
     Every image goes through each network once and whole. Sites of two models meet in their order; before
     fusion is the coarse map enlarged bilinearly, after fusion what the decoder gets instead of it.
@@ -135,12 +138,14 @@ def observe(
         labels = sample["mask"].as_subclass(Tensor).long()
         images = eval_transform()(sample)["image"].as_subclass(Tensor)[None].to(device)
         maps: dict[str, dict[str, Tensor]] = {site: {} for site in subjects[0].sites}
+        internals: dict[str, dict[str, Internals | None]] = {site: {} for site in subjects[0].sites}
         predictions = {}
         for subject in subjects:
             prefix = f"{subject.name} " if len(subjects) > 1 else ""
             with record_features(subject.network, subject.sites) as recorded:
                 output = _run(subject, images, sample["name"])
-            for level, site in zip(maps, subject.sites, strict=True):
+                modules = [subject.network.get_submodule(site) for site in subject.sites]
+            for level, site, module in zip(maps, subject.sites, modules, strict=True):
                 if site not in recorded:
                     raise ValueError(
                         f"{subject.name}: the fusion {site} did not run; leave it out with --sites"
@@ -148,6 +153,10 @@ def observe(
                 (fine, coarse), (_, fused) = recorded[site].inputs, recorded[site].outputs
                 maps[level][prefix + BEFORE] = resize(coarse, fine.shape[-2:], "bilinear")[0]
                 maps[level][prefix + AFTER] = fused[0]
+                try:
+                    internals[level][subject.name] = _internals(module, recorded[site])
+                except ValueError as error:  # values that are not finite
+                    raise ValueError(f"{subject.name}, {sample['name']}, {site}: {error}") from error
             scores = _scores(output)
             if scores is not None:
                 if scores.shape[1] != len(data.classes):
@@ -165,7 +174,26 @@ def observe(
             labels=labels,
             image=sample["image"].as_subclass(Tensor),
             predictions=predictions,
+            internals=internals,
         )
+
+
+def _internals(site: nn.Module, recorded: Recorded) -> Internals | None:
+    """What a site's FreqFusion did to the one image it was given; None for another method."""
+    fusion = site.fusion if isinstance(site, Junction) else site
+    if not isinstance(fusion, FreqFusion):
+        return None
+    fine, coarse = recorded.inputs
+    found = fusion_internals(fusion, fine, coarse)
+    kernels = {"low-pass": kernel_spectrum(found.lowpass_kernels, fusion.lowpass_kernel)}
+    offsets = detail = None
+    if found.highpass_kernels is not None:
+        kernels["high-pass"] = kernel_spectrum(found.highpass_kernels, fusion.highpass_kernel, highpass=True)
+        # by what came out of the site, so that its gates count
+        detail = (recorded.outputs[0] - fine)[0].float().square().mean(0).sqrt().cpu()
+    if found.offsets is not None:
+        offsets = found.offsets[0].float().unflatten(0, (2, -1)).mean(1).cpu()
+    return Internals(kernels, offsets, (coarse.shape[-2], coarse.shape[-1]), detail)
 
 
 @torch.no_grad()
