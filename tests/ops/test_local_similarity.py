@@ -40,7 +40,10 @@ def test_equals_naive(channels: int, height: int, width: int, window: int, dilat
     assert_close("out", out, oracle.detach(), 1e-12)
     cotangent = torch.randn_like(oracle)
     actual, expected = (torch.autograd.grad(value, x, cotangent)[0] for value in (out, oracle))
-    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-11)
+    norm = (
+        x.detach().norm(dim=1, keepdim=True).clamp_max(1)
+    )  # the derivative, and so its rounding, grows as 1 / norm
+    assert torch.allclose(actual * norm, expected * norm, rtol=1e-9, atol=1e-11)
 
 
 def test_zero_vectors_have_similarity_zero() -> None:
