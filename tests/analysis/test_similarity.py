@@ -453,7 +453,11 @@ def test_centres_of_the_data_set_come_first() -> None:
 def test_strides_that_round_either_way_are_taken() -> None:
     labels = torch.zeros(1, 250, 333, dtype=torch.int64)
     for size in ((62, 83), (63, 84), (32, 42), (7, 10), (8, 11), (1, 1), (250, 333), (500, 666)):
-        FeatureSimilarity(1, size=(20, 20)).update(torch.rand(1, 2, *size), labels)
+        similarity = FeatureSimilarity(1, size=(20, 20))
+        similarity.update(torch.ones(1, 2, *size), labels)
+        score = similarity.compute().per_class["all"][0]
+        assert score.pixels == 400, size
+        assert score.intra == pytest.approx(1.0), size
 
 
 @pytest.mark.gpu

@@ -83,7 +83,7 @@ print(model.freqfusion_upgrade)
 
 def test_what_the_json_says(saved: Path, spec: str) -> None:
     config = json.loads((saved / "freqfusion.json").read_text())
-    assert config["host"] == {"library": spec.removesuffix(":make"), "name": "make", "arguments": {}}
+    assert config["host"] == {"source": spec.removesuffix(":make"), "name": "make", "arguments": {}}
     expected = {"fusion": "freqfusion", "init": "identity", "options": {}, "sites": ["fpn.fusions.0"]}
     assert config["upgrade"] == expected
     assert {"torch", "freqfusion"} <= set(config["versions"])
@@ -145,7 +145,7 @@ def test_code_named_by_a_file_is_not_run(saved: Path) -> None:
     [
         ({"format": 2}, "has the format 2, this freqfusion reads 1; update it"),
         ({"sha256": "0"}, "is cut off, changed or of another model"),
-        ({"host": {"library": "smp"}}, r"was changed: host\.name is None"),
+        ({"host": {"source": "smp"}}, r"was changed: host\.name is None"),
         ({"host": "smp:Unet"}, r"was changed: host is 'smp:Unet'"),
         ({"versions": None}, "was changed: versions is None"),
         ({"upgrade": {"fusion": "carafe"}}, r"was changed: upgrade\.init is None"),

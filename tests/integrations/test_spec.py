@@ -10,7 +10,7 @@ from freqfusion.integrations.spec import ModelSpec, load_model
 
 
 @pytest.mark.parametrize(
-    ("text", "library", "name", "arguments"),
+    ("text", "source", "name", "arguments"),
     [
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision", "fasterrcnn_resnet50_fpn", {}),
         (
@@ -28,9 +28,9 @@ from freqfusion.integrations.spec import ModelSpec, load_model
         ("some/dir/file.py:make?name='3'", "some/dir/file.py", "make", {"name": "3"}),
     ],
 )
-def test_parse_and_write(text: str, library: str, name: str, arguments: dict[str, object]) -> None:
+def test_parse_and_write(text: str, source: str, name: str, arguments: dict[str, object]) -> None:
     spec = ModelSpec.parse(text)
-    assert (spec.library, spec.name, spec.arguments) == (library, name, arguments)
+    assert (spec.source, spec.name, spec.arguments) == (source, name, arguments)
     assert ModelSpec.parse(str(spec)) == spec
 
 

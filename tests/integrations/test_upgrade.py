@@ -212,6 +212,8 @@ def test_subclasses_of_a_host_are_left_alone() -> None:
 def test_register_host_checks_its_class() -> None:
     with pytest.raises(TypeError, match=r"must have the bases \(Upgraded, <class"):
         register_host(type("Alone", (Upgraded,), {}))
+    with pytest.raises(TypeError, match="Half has joints but no example"):
+        register_host(type("Half", (Upgraded, nn.Bilinear), {"joints": staticmethod(lambda module: [])}))
     with pytest.raises(ValueError, match="Neck is registered already, as UpgradedNeck"):
         register_host(type("Again", (Upgraded, Neck), {}))
 
@@ -228,3 +230,16 @@ def test_half_precision_keeps_its_dtype(maps: tuple[Tensor, Tensor]) -> None:
     expected = model(*half)[0]
     upgrade_(model)
     assert torch.equal(model(*half)[0], expected)
+
+
+def test_a_stop_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(Neck(), Neck())
+
+    def stop(self: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(UpgradedNeck, "forward", stop)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_(model)
+    assert [type(neck) for neck in model.necks] == [Neck, Neck]
+    assert not any("fusions" in name for name in model.state_dict())

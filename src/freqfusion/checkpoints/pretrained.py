@@ -26,7 +26,7 @@ CARD = "README.md"
 FORMAT = 1
 _PARTS: dict[str, type] = {
     "host": dict,
-    "host.library": str,
+    "host.source": str,
     "host.name": str,
     "host.arguments": dict,
     "versions": dict,
@@ -70,7 +70,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
     data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
-        "host": {"library": spec.library, "name": spec.name, "arguments": spec.arguments},
+        "host": {"source": spec.source, "name": spec.name, "arguments": spec.arguments},
         "upgrade": None
         if upgrade is None
         else {
@@ -79,7 +79,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
             "options": upgrade.options,
             "sites": list(upgrade.sites),
         },
-        "versions": _versions(spec.library),
+        "versions": _versions(spec.source),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     try:
@@ -126,13 +126,13 @@ def from_pretrained(
     if host is None:
         if not spec.is_known:
             raise ValueError(
-                f"{folder / CONFIG} says that the model is made by {spec.library}:{spec.name}, code that is not "
+                f"{folder / CONFIG} says that the model is made by {spec.source}:{spec.name}, code that is not "
                 "run because a file names it; if you trust it, pass it as host="
             )
         model = spec.build()
     else:
         model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
-    _warn_of_versions(config["versions"], spec.library, folder)
+    _warn_of_versions(config["versions"], spec.source, folder)
     if config["upgrade"] is not None:
         upgrade_again_(model, Upgrade(**config["upgrade"]))
     weights: dict[str, Tensor] = safetensors.load(data)
@@ -212,7 +212,7 @@ def _check_replay(spec: ModelSpec, upgrade: Upgrade | None, weights: dict[str, T
         model = spec.build()
         if upgrade is not None:
             upgrade_again_(model, upgrade)
-    _check_fit(weights, model, "the saved model", f"{spec.library}:{spec.name} with these arguments")
+    _check_fit(weights, model, "the saved model", f"{spec.source}:{spec.name} with these arguments")
 
 
 def _check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, target: str) -> None:
@@ -280,9 +280,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return config, data
 
 
-def _versions(library: str) -> dict[str, str]:
+def _versions(source: str) -> dict[str, str]:
     versions = {"torch": str(torch.__version__)}
-    for package in ("freqfusion", _PACKAGES.get(library, library)):
+    for package in ("freqfusion", _PACKAGES.get(source, source)):
         with contextlib.suppress(
             metadata.PackageNotFoundError, ValueError
         ):  # code of the user's has no version
@@ -290,8 +290,8 @@ def _versions(library: str) -> dict[str, str]:
     return versions
 
 
-def _warn_of_versions(written: dict[str, str], library: str, folder: Path) -> None:
-    here = _versions(library)
+def _warn_of_versions(written: dict[str, str], source: str, folder: Path) -> None:
+    here = _versions(source)
     changed = [
         f"{name} {version} (here {here.get(name, 'none')})"
         for name, version in written.items()
@@ -303,7 +303,7 @@ def _warn_of_versions(written: dict[str, str], library: str, folder: Path) -> No
 
 def _model_card(repo_id: str, model: nn.Module, config: dict[str, Any]) -> str:
     host, upgrade = config["host"], config["upgrade"]
-    made = f"`{host['library']}:{host['name']}`"
+    made = f"`{host['source']}:{host['name']}`"
     what = (
         f"{made}, upgraded with `{upgrade['fusion']}` at {len(upgrade['sites'])} sites (init `{upgrade['init']}`)"
         if upgrade

@@ -129,12 +129,15 @@ class Upgraded(nn.Module):
 
         A class without joints takes its place where a module inside it is upgraded, for what must change along.
         """
-        raise NotImplementedError
+        return []
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
-        """Small random arguments of the module's ``forward``, to compare it before and after."""
-        raise NotImplementedError
+        """Small random arguments of the module's ``forward``, to compare it before and after.
+
+        A class with joints defines it.
+        """
+        return ()
 
     @staticmethod
     def seen(module: Any, parent: nn.Module | None) -> Any:

@@ -72,10 +72,6 @@ class _Model(Upgraded):
     requires_divisible_input_shape = False
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        return []
-
-    @staticmethod
     def decoder_stride(model: Any) -> int:
         """Image size over mask size before the head enlarges the masks."""
         return 4

@@ -36,7 +36,7 @@ class ModelSpec:
     :meth:`parse` reads.
     """
 
-    library: str
+    source: str
     """One of ``torchvision smp transformers monai ultralytics freqfusion fusion``, else a Python module or file."""
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -49,23 +49,23 @@ class ModelSpec:
             ValueError: if it is not of that form.
 
         >>> ModelSpec.parse("smp:Unet?encoder_name=resnet18&classes=2")
-        ModelSpec(library='smp', name='Unet', arguments={'encoder_name': 'resnet18', 'classes': 2})
+        ModelSpec(source='smp', name='Unet', arguments={'encoder_name': 'resnet18', 'classes': 2})
         """
         target, _, query = text.partition("?")
-        library, colon, name = target.rpartition(":")
-        if not (library and colon and name):
+        source, colon, name = target.rpartition(":")
+        if not (source and colon and name):
             raise ValueError(f"{text!r} does not name a model; write it like one of these:\n{EXAMPLES}")
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        return cls(library, name, {key: _literal(value) for key, value in pairs})
+        return cls(source, name, {key: _literal(value) for key, value in pairs})
 
     def __str__(self) -> str:
         query = urlencode({key: _text(value) for key, value in self.arguments.items()})
-        return f"{self.library}:{self.name}" + (f"?{query}" if query else "")
+        return f"{self.source}:{self.name}" + (f"?{query}" if query else "")
 
     @property
     def is_known(self) -> bool:
         """Whether the library is one of those above, so that building runs no code that the text names."""
-        return self.library in _BUILDERS
+        return self.source in _BUILDERS
 
     def build(self) -> nn.Module:
         """The model with fresh weights; nothing is downloaded unless an argument asks for it.
@@ -75,7 +75,7 @@ class ModelSpec:
             ValueError: if it has no such model, or what was named does not make one.
             TypeError: for an argument that the constructor does not take.
         """
-        build = _BUILDERS.get(self.library)
+        build = _BUILDERS.get(self.source)
         model = build(self.name, dict(self.arguments)) if build else self._python()(**self.arguments)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{self} made a {type(model).__name__}, not a torch.nn.Module")
@@ -83,8 +83,8 @@ class ModelSpec:
         return model
 
     def _python(self) -> Callable[..., Any]:
-        if self.library.endswith(".py"):
-            path = Path(self.library)
+        if self.source.endswith(".py"):
+            path = Path(self.source)
             if not path.is_file():
                 raise ValueError(f"there is no file {path} to take {self.name} from")
             source = importlib.util.spec_from_file_location(path.stem, path)
@@ -94,17 +94,17 @@ class ModelSpec:
             source.loader.exec_module(module)
         else:
             try:
-                module = importlib.import_module(self.library)
+                module = importlib.import_module(self.source)
             except ModuleNotFoundError as error:
-                if error.name != self.library.partition(".")[0]:
+                if error.name != self.source.partition(".")[0]:
                     raise
                 raise ValueError(
-                    f"there is neither a library nor a Python module {self.library!r}; write the model like one of "
+                    f"there is neither a library nor a Python module {self.source!r}; write the model like one of "
                     f"these:\n{EXAMPLES}"
                 ) from error
         function: Any = getattr(module, self.name, None)
         if not callable(function):
-            raise ValueError(f"{self.library} has no function or class {self.name!r}")
+            raise ValueError(f"{self.source} has no function or class {self.name!r}")
         found: Callable[..., Any] = function
         return found
 

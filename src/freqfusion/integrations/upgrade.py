@@ -143,7 +143,7 @@ def upgrade_(
     try:
         for place, fusions in changes:
             _change(place, fusions, init, verify)
-    except Exception:
+    except BaseException:  # Ctrl-C too
         _restore(model)
         raise
     model.freqfusion_upgrade = Upgrade(fusion, init, paths, dict(options))  # type: ignore[assignment]
