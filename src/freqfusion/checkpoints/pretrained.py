@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
-from freqfusion.integrations import Upgrade
+from freqfusion.integrations import Upgrade, Upgraded
 from freqfusion.integrations.spec import ModelSpec
 from freqfusion.integrations.upgrade import upgrade_again_
 from freqfusion.models import Segmenter
@@ -183,14 +183,15 @@ def _describe(model: nn.Module) -> ModelSpec:
         return spec
     if isinstance(model, Segmenter) and model.made_by is not None:
         return ModelSpec("freqfusion", *model.made_by)
-    library = type(model).__module__.partition(".")[0]
+    host = type(model).host_class() if isinstance(model, Upgraded) else type(model)
+    library = host.__module__.partition(".")[0]
     config: Any = getattr(model, "config", None)
     if library == "transformers" and config is not None:
-        return ModelSpec("transformers", type(model).__name__, config.to_dict())
+        return ModelSpec("transformers", host.__name__, config.to_dict())
     if library == "segmentation_models_pytorch" and config is not None:
-        return ModelSpec("smp", type(model).__name__, {**config, "encoder_weights": None})
+        return ModelSpec("smp", host.__name__, {**config, "encoder_weights": None})
     raise ValueError(
-        f"it is not known how this {type(model).__name__} is made; say it with host=, for example "
+        f"it is not known how this {host.__name__} is made; say it with host=, for example "
         'host="torchvision:maskrcnn_resnet50_fpn?num_classes=5" or host="my_package.models:build"'
     )
 

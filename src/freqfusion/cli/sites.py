@@ -41,12 +41,8 @@ def run(argv: list[str]) -> int:
 
     model = load_model(args.model)
     sites = find_sites(model)
-    if all(site.skipped for site in sites):
-        for site in sites:
-            print(f"{site.path}: skipped: {site.skipped}")
-        upgrade_(model, args.fusion)  # raises, saying what is supported
     before = _count(model)
-    upgrade_(model, args.fusion, verify=False)
+    upgrade_(model, args.fusion, verify=False)  # where no site can be used it raises and says why
 
     rows = [("site", "in", "fine", "coarse", "parameters", "")]
     for site in sites:

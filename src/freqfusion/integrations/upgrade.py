@@ -259,7 +259,10 @@ def _why_nothing(model: nn.Module, places: Iterable[_Place]) -> str:
     if usable:
         return f"filter_fn refused all {len(usable)} sites: {', '.join(site.path for site in usable)}"
     if sites:
-        reasons = "; ".join(f"{site.path}: {site.skipped}" for site in sites)
+        paths: dict[str, list[str]] = {}
+        for site in sites:
+            paths.setdefault(site.skipped, []).append(site.path)
+        reasons = "; ".join(f"{', '.join(at)}: {reason}" for reason, at in paths.items())
         return f"no site of this {type(model).__name__} can be used: {reasons}"
     supported = "\n".join(f"  {library}: {what}" for library, what in SUPPORTED.items())
     return (
