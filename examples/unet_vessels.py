@@ -23,7 +23,7 @@ parser.add_argument("--weights", help="of the encoder; imagenet downloads them")
 parser.add_argument("--fusion", default="freqfusion")
 parser.add_argument("--steps", type=int, default=500)
 parser.add_argument("--batch", type=int, default=4)
-parser.add_argument("--crop", type=int, default=256)
+parser.add_argument("--crop", type=int, default=256, help="side of the training crops")
 args = parser.parse_args()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -39,14 +39,15 @@ def dice(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 2 * (predicted * truth).sum() / (predicted.sum() + truth.sum() + 1e-6)
 
 
-model = smp.Unet("resnet18", encoder_weights=args.weights, classes=1)
-freqfusion.upgrade_(model, args.fusion).to(device)
+model = freqfusion.upgrade_(smp.Unet("resnet18", encoder_weights=args.weights, classes=1), args.fusion).to(
+    device
+)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-crop = v2.RandomCrop(args.crop, pad_if_needed=True)
-train = read("train")
+crop, train = v2.RandomCrop(args.crop, pad_if_needed=True), read("train")
 for step in range(1, args.steps + 1):
-    numbers = torch.randint(len(train), (args.batch,))
-    crops = torch.stack([crop(torch.cat(train[i])) for i in numbers]).to(device)
+    crops = torch.stack([crop(torch.cat(train[i])) for i in torch.randint(len(train), (args.batch,))]).to(
+        device
+    )
     logits, truth = model(crops[:, :3]), crops[:, 3:]
     loss = F.binary_cross_entropy_with_logits(logits, truth) + 1 - dice(logits.sigmoid(), truth)
     optimizer.zero_grad()

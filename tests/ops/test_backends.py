@@ -296,3 +296,28 @@ def test_compiled_code_follows_the_preference() -> None:
     with use_backend("torch"):
         compiled(X)
     assert ["'native'" in code for code in graphs] == [True, False]
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_deterministic_mode(backend: str) -> None:
+    """The same gradients twice; the mode also fills fresh memory with NaN, which a kernel must not leave behind."""
+    if available_backends()[backend]:
+        pytest.skip(available_backends()[backend])
+    torch.manual_seed(0)
+    fusion = FreqFusion(16, 24)
+    hr, lr = torch.randn(2, 16, 13, 18), torch.randn(2, 24, 7, 9)
+    gradients = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            inputs = [x.clone().requires_grad_() for x in (hr, lr)]
+            with use_backend(backend):
+                _, fused_hr, fused_lr = fusion(*inputs)
+                (fused_hr.square().sum() + fused_lr.square().sum()).backward()
+            gradients.append([x.grad for x in (*inputs, *fusion.parameters())])
+            fusion.zero_grad()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for first, second in zip(*gradients, strict=True):
+        assert torch.isfinite(first).all()
+        assert torch.equal(first, second)
