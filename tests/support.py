@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,38 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
 KEPT_BY_FILL_RULE = {"num_batches_tracked", "init_pos", "hamming_lowpass", "hamming_highpass"}
 
 
-def fill_by_rule(module: nn.Module) -> nn.Module:
-    """Give every parameter and statistic the value that the golden files' rule derives from its name."""
+def value_by_rule(key: str, shape: Sequence[int]) -> Tensor | None:
+    """What the golden files' rule gives the entry of this name, in float64; None where it is kept as constructed."""
+    name = key.rpartition(".")[2]
+    if name in KEPT_BY_FILL_RULE:
+        return None
+    noise = np.asarray(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(shape)))
+    if name == "running_mean":
+        filled = 0.1 * noise
+    elif name == "running_var":
+        filled = 1 + 0.1 * np.abs(noise)
+    elif name.startswith("layer_scale"):
+        filled = 0.5 + 0.1 * noise
+    elif len(shape) >= 2:
+        filled = noise / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("bias"):
+        filled = 0.02 * noise
+    else:
+        filled = 1 + 0.1 * noise
+    return torch.from_numpy(np.asarray(filled))
+
+
+def fill_by_rule(module: nn.Module, official_names: Mapping[str, str] | None = None) -> nn.Module:
+    """Give every parameter and statistic the value that the golden files' rule derives from its name.
+
+    Args:
+        module: filled in place.
+        official_names: the released name of each entry, where it is not ours.
+    """
     state = module.state_dict()
     for key, value in state.items():
-        name = key.rpartition(".")[2]
-        if name in KEPT_BY_FILL_RULE:
-            continue
-        seed = zlib.crc32(key.encode())
-        noise = np.asarray(np.random.RandomState(seed).standard_normal(tuple(value.shape)))
-        if name == "running_mean":
-            filled = 0.1 * noise
-        elif name == "running_var":
-            filled = 1 + 0.1 * np.abs(noise)
-        elif name.startswith("layer_scale"):
-            filled = 0.5 + 0.1 * noise
-        elif value.ndim >= 2:
-            filled = noise / np.sqrt(np.prod(value.shape[1:]))
-        elif name.endswith("bias"):
-            filled = 0.02 * noise
-        else:
-            filled = 1 + 0.1 * noise
-        state[key] = torch.from_numpy(np.asarray(filled)).to(value.dtype)
+        filled = value_by_rule(official_names[key] if official_names else key, value.shape)
+        if filled is not None:
+            state[key] = filled.to(value.dtype)
     module.load_state_dict(state)
     return module

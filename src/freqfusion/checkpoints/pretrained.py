@@ -18,7 +18,6 @@ from freqfusion._optional import require
 from freqfusion.integrations import Upgrade, Upgraded
 from freqfusion.integrations.spec import ModelSpec
 from freqfusion.integrations.upgrade import upgrade_again_
-from freqfusion.models import Segmenter
 
 CONFIG = "freqfusion.json"
 WEIGHTS = "model.safetensors"
@@ -181,8 +180,9 @@ def _describe(model: nn.Module) -> ModelSpec:
     spec = getattr(model, "freqfusion_host", None)
     if isinstance(spec, ModelSpec):
         return spec
-    if isinstance(model, Segmenter) and model.made_by is not None:
-        return ModelSpec("freqfusion", *model.made_by)
+    made_by = getattr(model, "made_by", None)  # of our own networks
+    if isinstance(made_by, tuple):
+        return ModelSpec("freqfusion", *made_by)
     host = type(model).host_class() if isinstance(model, Upgraded) else type(model)
     library = host.__module__.partition(".")[0]
     config: Any = getattr(model, "config", None)

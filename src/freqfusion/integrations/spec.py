@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from torch import nn
 
+from freqfusion import models
 from freqfusion._optional import require
 from freqfusion.fusion import create_fusion
-from freqfusion.models import create_model
 
 EXAMPLES = """\
 torchvision:maskrcnn_resnet50_fpn?num_classes=5
@@ -198,7 +198,9 @@ def _ultralytics(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _freqfusion(name: str, arguments: dict[str, Any]) -> nn.Module:
-    return create_model(name, **arguments)
+    create: Any = models.create_detector if name.startswith(models.DETECTORS) else models.create_model
+    model: nn.Module = create(name, **arguments)
+    return model
 
 
 def _fusion(name: str, arguments: dict[str, Any]) -> nn.Module:

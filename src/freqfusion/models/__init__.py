@@ -1,9 +1,10 @@
-"""Segmentation networks with a fusion method of choice: SegNeXt, and decoders on any timm backbone."""
+"""Networks with a fusion method of choice: SegNeXt, decoders on any timm backbone, and detectors."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from freqfusion._optional import require
 from freqfusion.models.base import Segmenter
 from freqfusion.models.encoders import SmallEncoder, TimmEncoder
 from freqfusion.models.inference import predict_logits
@@ -12,18 +13,38 @@ from freqfusion.models.segmenter import DECODERS, EncoderDecoder, build_segmente
 from freqfusion.models.segnext import SegNeXt
 from freqfusion.models.weights import load_backbone_weights
 
+if TYPE_CHECKING:
+    from freqfusion.models.detection import RCNN, PanopticFPN, create_detector, list_detectors
+
+DETECTORS = ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
+"""The kinds of :func:`freqfusion.models.detection.create_detector`, with which its names begin."""
+
 __all__ = [
+    "DETECTORS",
     "MSCAN",
+    "RCNN",
     "EncoderDecoder",
+    "PanopticFPN",
     "SegNeXt",
     "Segmenter",
     "TimmEncoder",
     "build_segmenter",
+    "create_detector",
     "create_model",
+    "list_detectors",
     "list_models",
     "load_backbone_weights",
     "predict_logits",
 ]
+
+
+def __getattr__(
+    name: str,
+) -> Any:  # the detectors need torchvision, which is imported when they are asked for
+    if name not in ("RCNN", "PanopticFPN", "create_detector", "list_detectors"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("torchvision", "vision")
+    return getattr(require(f"{__name__}.detection", "vision"), name)
 
 
 def _fpn_small(
