@@ -1,6 +1,7 @@
 """Models by a line of text: ``torchvision:maskrcnn_resnet50_fpn?num_classes=5``."""
 
 import ast
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -76,7 +77,8 @@ class ModelSpec:
             TypeError: for an argument that the constructor does not take.
         """
         build = _BUILDERS.get(self.source)
-        model = build(self.name, dict(self.arguments)) if build else self._python()(**self.arguments)
+        arguments = copy.deepcopy(self.arguments)  # transformers takes entries out of nested dicts
+        model = build(self.name, arguments) if build else self._python()(**arguments)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{self} made a {type(model).__name__}, not a torch.nn.Module")
         model.freqfusion_host = self  # type: ignore[assignment]

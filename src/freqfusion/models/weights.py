@@ -1,7 +1,10 @@
-"""Loading backbone weights from a file or an address."""
+"""Reading weights from files, and loading a backbone's from a file or an address."""
 
 import hashlib
-from collections.abc import Mapping
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,15 +16,16 @@ from freqfusion._optional import require
 
 LISTED_KEYS = 8
 """How many keys of each kind an error message names."""
+WRAPPERS = ("state_dict", "model")
+"""Names under which checkpoints hold the state dict, beside an optimizer's and notes."""
 
 
 def load_backbone_weights(backbone: nn.Module, source: str | Path) -> None:
     """Load weights into ``backbone``, in place; every key must match.
 
     Understood layouts: a plain state dict of the backbone; a full model, whose ``backbone.`` entries are
-    taken; either of them wrapped as ``{"state_dict": ...}``. An ImageNet classifier (``head.*``) is left
-    out. Files are read with ``weights_only=True``, or with safetensors where the name ends in
-    ``.safetensors``.
+    taken; either of them in one of the wrappings that :func:`read_state_dict` knows. An ImageNet classifier
+    (``head.*``, torchvision's ``fc.*``) is left out.
 
     Args:
         backbone: the module to fill, e.g. ``MSCAN("t")``.
@@ -36,9 +40,52 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path) -> None:
     """
     address = str(source)
     path = _download(address) if address.startswith(("http://", "https://")) else Path(source)
-    state = _backbone_entries(_read(path), path)
+    state = _backbone_entries(read_state_dict(path))
     _check_fit(backbone, state, path)
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(state, strict=False)  # whether they fit was checked
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU.
+
+    Understood layouts: a plain state dict; one wrapped as ``{"state_dict": ...}`` (mmcv, Lightning) or
+    ``{"model": ...}`` (detectron2). A prefix ``module.`` of all names, which ``DataParallel`` adds, is taken
+    off. Files are read with ``weights_only=True``, or with safetensors where the name ends in
+    ``.safetensors``: none can run code.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ImportError: for a safetensors file where that package is absent.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a readable set of weights.
+    """
+    path = Path(path)
+    content = _read(path)
+    if isinstance(content, Mapping):
+        wrapped = (content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping))
+        content = next(wrapped, content)
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds {type(content).__name__!r}, expected a state dict: names and tensors")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} is not a state dict: entry {key!r} is a {type(value).__name__}, expected a tensor and its "
+                "name"
+            )
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with a set of weights, in one line: the first keys of each kind, or ``""`` if there are none."""
+    found = []
+    for kind, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+            found.append(f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{more}")
+    return "; ".join(found)
 
 
 def _download(url: str) -> Path:
@@ -64,34 +111,67 @@ def _read(path: Path) -> Any:
         load = require("safetensors.torch", "hub").load_file
     else:
         load = _load_pickle
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} cannot be read as weights: a .pkl of detectron2 is a plain pickle of NumPy arrays, which can "
+            "run code when it is opened. If you trust whoever made it, turn it into tensors once, and take the "
+            f"file that this writes:\n{_rewrite_command(path)}"
+        )
     try:
         return load(path)
     except Exception as error:  # a foreign file makes the unpickler fail in almost any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as weights ({reason}). Expected a state dict saved with torch.save or "
+            f"{path} cannot be read as weights ({_reason(error)}). Expected a state dict saved with torch.save or "
             "safetensors; was the file downloaded completely?"
         ) from error
 
 
 def _load_pickle(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # mapped, so that an optimizer's state is not read
+    mapped = zipfile.is_zipfile(path)
+    with torch.serialization.safe_globals(_numpy_numbers()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _backbone_entries(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds {type(content).__name__!r}, expected a state dict: names and tensors")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"{path} is not a state dict: entry {key!r} is a {type(value).__name__}, expected a tensor"
-            )
-    if any(key.startswith("backbone.") for key in content):
-        prefix = "backbone."
-        return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    return {key: value for key, value in content.items() if not key.startswith("head.")}
+def _numpy_numbers() -> list[Any]:
+    """What a NumPy number is made of in a pickle; mmcv notes the best score as one, and none runs code."""
+    try:
+        import numpy
+    except ModuleNotFoundError:
+        return []
+    scalar = numpy.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
+    kinds = [type(numpy.dtype(name)) for name in ("float64", "float32", "int64", "int32")]
+    return [*((scalar, name) for name in names), numpy.dtype, *kinds]
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, in a line. torch's own words advise to run what is in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        return (
+            f"it holds {found[1]}, which could run code"
+            if found
+            else "its pickle is damaged or of another kind"
+        )
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _rewrite_command(path: Path) -> str:
+    code = (
+        "import pickle, torch; "
+        f"arrays = pickle.load(open({str(path)!r}, 'rb'), encoding='latin1')['model']; "
+        "tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}; "
+        f"torch.save(tensors, {str(path.with_suffix('.pth'))!r})"
+    )
+    return f'python -c "{code}"'
+
+
+def _backbone_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "backbone."
+    if any(key.startswith(prefix) for key in state):
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in state.items() if not key.startswith(("head.", "fc."))}
 
 
 def _check_fit(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -102,16 +182,13 @@ def _check_fit(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
         if key in state and state[key].shape != value.shape
     ]
     problems = {
-        "missing": [key for key in own if key not in state],
+        # old files lack the counters of batch norms, which have no effect
+        "missing": [key for key in own if key not in state and not key.endswith(".num_batches_tracked")],
         "unexpected": [key for key in state if key not in own],
         "of another shape": misfits,
     }
-    found = []
-    for kind, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-            found.append(f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{more}")
+    found = list_problems(problems)
     if found:
         raise ValueError(
-            f"{path} does not fit this {type(backbone).__name__}; is it another variant? " + "; ".join(found)
+            f"{path} does not fit this {type(backbone).__name__}; is it another variant? {found}"
         )

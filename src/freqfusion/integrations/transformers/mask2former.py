@@ -1,6 +1,5 @@
 """transformers: the pixel decoder of Mask2Former, fused as in the authors' release; see also OneFormer's."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -107,45 +106,3 @@ class UpgradedMask2FormerPixelDecoder(PixelDecoder, Mask2FormerPixelDecoder):
 
 def _name(side: str, level: int) -> str:
     return f"{side}_{4 * 2**level}"
-
-
-_KEYS = (
-    (r"input_proj\.(\d+)\.([01])\.(weight|bias)", r"input_projections.\1.\2.\3"),
-    (r"transformer\.level_embed", "level_embed"),
-    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.+)", r"encoder.layers.\1.self_attn.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.(.+)", r"encoder.layers.\1.self_attn_layer_norm.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)", r"encoder.layers.\1.final_layer_norm.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear([12])\.(.+)", r"encoder.layers.\1.fc\2.\3"),
-    (r"mask_features\.(weight|bias)", r"mask_projection.\1"),
-    (r"(adapter|layer)_(\d+)\.(weight|bias)", r"\1_\2.0.\3"),
-    (r"(adapter|layer)_(\d+)\.norm\.(weight|bias)", r"\1_\2.1.\3"),
-    (r"freqfusions\.0\.(.+)", r"fusions.in_16.fusion.\1"),
-    (r"freqfusions\.1\.(.+)", r"fusions.in_8.fusion.\1"),
-    (r"freqfusions\.2\.(.+)", r"fusions.out_4.fusion.\1"),
-)
-
-
-def pixel_decoder_key(official_key: str) -> str:
-    """The name in an upgraded ``Mask2FormerPixelDecoder`` of a parameter of the FreqFusion authors' release.
-
-    Also those of the original Mask2Former, whose code the release builds on. Values and shapes are the same.
-
-    Args:
-        official_key: as in the release's checkpoints, without ``sem_seg_head.pixel_decoder.`` in front.
-
-    Raises:
-        ValueError: for a key that such a pixel decoder does not have.
-
-    >>> pixel_decoder_key("transformer.encoder.layers.0.linear1.weight")
-    'encoder.layers.0.fc1.weight'
-    >>> pixel_decoder_key("freqfusions.2.content_encoder.bias")
-    'fusions.out_4.fusion.content_encoder.bias'
-    """
-    for pattern, replacement in _KEYS:
-        match = re.fullmatch(pattern, official_key)
-        if match:
-            return match.expand(replacement)
-    raise ValueError(
-        f"{official_key!r} is no parameter of the released pixel decoder; expected one such as "
-        "'input_proj.0.0.weight', without the prefix of the whole model"
-    )

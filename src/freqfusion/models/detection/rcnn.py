@@ -92,8 +92,8 @@ class DetectionTransform(GeneralizedRCNNTransform):
             if name in target:
                 labels = target[name]
                 labels = labels[None] if labels.ndim == 2 else labels
-                resized = F.interpolate(labels[:, None].float(), size=size)[:, 0].to(labels.dtype)
-                target[name] = resized.view(*target[name].shape[:-2], *size)
+                resized = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0]
+                target[name] = resized.to(labels.dtype).view(*target[name].shape[:-2], *size)
         return image, target
 
     def postprocess(

@@ -1,0 +1,180 @@
+"""What a family of published models says of itself, and how the tensors of an official file get into ours."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, reduce
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from freqfusion.models.weights import list_problems
+
+Reasons = Mapping[str, str]
+"""Regular expressions for whole keys, each with the reason for the exception."""
+
+
+class Shapes(dict[str, tuple[int, ...]]):
+    """Shapes of an official file's tensors by key; asking for a key that it lacks is a ValueError."""
+
+    def __missing__(self, key: str) -> tuple[int, ...]:
+        raise ValueError(f"it has no {key}")
+
+    def count(self, prefix: str) -> int:
+        """How many modules a list holds, given the beginning of its keys, such as ``"backbone.layers."``."""
+        return len({key.removeprefix(prefix).partition(".")[0] for key in self if key.startswith(prefix)})
+
+
+def same_key(key: str) -> Sequence[str]:
+    """For a family whose names are ours."""
+    return (key,)
+
+
+class Plan(NamedTuple):
+    """How the tensors of one official file become a model."""
+
+    title: str
+    """What it is, for people: the variant and what else was found."""
+    model: nn.Module
+    """With fresh weights; :func:`freqfusion.save_pretrained` knows how it is made."""
+    own_keys: Callable[[str], Sequence[str]] = same_key
+    """The model's key for an official one; several if the official tensor holds them one after another along its
+    first axis; none if it is not known."""
+    unneeded: Reasons = MappingProxyType({})
+    """Official keys without a place in the model."""
+    kept: Reasons = MappingProxyType({})
+    """Keys of the model that may be absent from the file and then stay as they were made."""
+
+
+class Family(NamedTuple):
+    """Published models that have their names in common."""
+
+    title: str
+    """A line of the list of what is known."""
+    recognises: Callable[[Shapes], bool]
+    """Whether a file is one of them."""
+    plan: Callable[[Shapes], Plan]
+    """Raises ValueError, whose message goes on after "the file is taken for one of these, but"."""
+
+
+class Renaming:
+    """Names by a table, in both directions.
+
+    Args:
+        rows: an official name and ours. ``{}`` stands for a part of a name that has no dots and is the same in
+            both; after a final dot anything follows, the same in both. Several names of ours are those of tensors
+            that the official one holds one after another along its first axis. The first row that fits counts.
+
+    >>> names = Renaming({"norm{}.": "norms.{}.", "qkv.{}": ("q.{}", "k.{}", "v.{}")})
+    >>> names.own_keys("norm2.weight"), names.own_keys("qkv.bias"), names.own_keys("qkv.x.bias")
+    (('norms.2.weight',), ('q.bias', 'k.bias', 'v.bias'), ())
+    """
+
+    def __init__(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
+        self._rows = {official: (own,) if isinstance(own, str) else own for official, own in rows.items()}
+
+    def own_keys(self, official_key: str) -> Sequence[str]:
+        """Our names of an official tensor, in the order of its rows; empty for one that is not in the table."""
+        for official, owns in self._rows.items():
+            parts = _match(official, official_key)
+            if parts is not None:
+                return tuple(_put(own, parts) for own in owns)
+        return ()
+
+    def official_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under official names, given those under ours.
+
+        Raises:
+            ValueError: for names that are not in the table.
+        """
+        pieces: dict[str, dict[int, Tensor]] = {}
+        unknown = []
+        for key, value in state.items():
+            found = self._official_key(key)
+            if found is None:
+                unknown.append(key)
+            else:
+                pieces.setdefault(found[0], {})[found[1]] = value
+        if unknown:
+            raise ValueError(f"no official names are known for {list_problems({'keys': unknown})}")
+        return {
+            key: torch.cat([parts[i] for i in sorted(parts)]) if len(parts) > 1 else parts[0]
+            for key, parts in pieces.items()
+        }
+
+    def _official_key(self, own_key: str) -> tuple[str, int] | None:
+        for official, owns in self._rows.items():
+            for i, own in enumerate(owns):
+                parts = _match(own, own_key)
+                if parts is not None:
+                    return _put(official, parts), i
+        return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    pattern = re.escape(template).replace(r"\{\}", r"([^.]+)")
+    return re.compile(pattern + "(.+)" if template.endswith(".") else pattern)
+
+
+def _match(template: str, key: str) -> Sequence[str] | None:
+    found = _pattern(template).fullmatch(key)
+    return None if found is None else found.groups()
+
+
+def _put(template: str, parts: Sequence[str]) -> str:
+    return (template + "{}" if template.endswith(".") else template).format(*parts)
+
+
+def fill(plan: Plan, state: Mapping[str, Tensor]) -> Counter[str]:
+    """Load an official file's tensors into a plan's model, each one checked. The model takes their dtype.
+
+    Returns:
+        How many tensors were left out, by reason.
+
+    Raises:
+        ValueError: for tensors of another shape, without a place in the model, and places without a tensor. The model
+            is then as it was.
+    """
+    own = plan.model.state_dict()
+    filled: dict[str, Tensor] = {}
+    unneeded: Counter[str] = Counter()
+    addressed: set[str] = set()
+    unknown, misfits = [], []
+    for key, value in state.items():
+        reason = reason_for(key, plan.unneeded)
+        if reason:
+            unneeded[reason] += 1
+            continue
+        names = plan.own_keys(key)
+        if not names or not own.keys() >= set(names) or addressed & set(names):
+            unknown.append(key)
+            continue
+        addressed.update(names)
+        shapes = [tuple(own[name].shape) for name in names]
+        expected = shapes[0] if len(names) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if tuple(value.shape) != expected:
+            misfits.append(f"{key} {tuple(value.shape)} instead of {expected} of {', '.join(names)}")
+            continue
+        pieces = [value] if len(names) == 1 else value.split([shape[0] for shape in shapes])
+        filled.update(zip(names, pieces, strict=True))
+    found = list_problems(
+        {
+            "missing": [name for name in own if name not in addressed and not reason_for(name, plan.kept)],
+            "without a place": unknown,
+            "of another shape": misfits,
+        }
+    )
+    if found:
+        raise ValueError(f"its tensors do not fit {plan.title}: {found}")
+    dtypes = {value.dtype for value in filled.values() if value.is_floating_point()}
+    plan.model.to(reduce(torch.promote_types, dtypes))
+    plan.model.load_state_dict(filled, strict=False)  # what is left is kept
+    return unneeded
+
+
+def reason_for(key: str, reasons: Reasons) -> str:
+    """Why a key is an exception, or ``""`` if it is none."""
+    return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, key)), "")
