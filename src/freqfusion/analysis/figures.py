@@ -46,7 +46,8 @@ _LINE_COLOURS = (
 _LINE_STYLES = ("-", "-", "--", "-.", ":")
 
 
-def _picture(image: Array | Tensor) -> Picture:
+def as_picture(image: Array | Tensor) -> Picture:
+    """The image as an array; a ValueError if it is not ``(H, W, 3)`` uint8."""
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(
@@ -56,7 +57,8 @@ def _picture(image: Array | Tensor) -> Picture:
     return array
 
 
-def _mask(mask: Array | Tensor) -> Array:
+def as_mask(mask: Array | Tensor) -> Array:
+    """The mask as an array; a ValueError if it is not ``(H, W)`` of integers."""
     array = np.asarray(mask)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(
@@ -66,7 +68,8 @@ def _mask(mask: Array | Tensor) -> Array:
     return array
 
 
-def _same_size(first: Array, second: Array, names: str) -> None:
+def check_same_size(first: Array, second: Array, names: str) -> None:
+    """Raise a ValueError that begins with ``names`` unless both have one height and width."""
     if first.shape[:2] != second.shape[:2]:
         raise ValueError(f"{names} differ in size: {first.shape[:2]} and {second.shape[:2]}")
 
@@ -87,7 +90,7 @@ def colour_mask(mask: Array | Tensor, palette: Sequence[Colour]) -> Picture:
     Returns:
         ``(H, W, 3)`` uint8; indices outside the palette are grey.
     """
-    mask = _mask(mask)
+    mask = as_mask(mask)
     colours = np.array([*palette, IGNORED_COLOUR], dtype=np.uint8)
     inside = (mask >= 0) & (mask < len(palette))
     return colours[np.where(inside, mask, len(palette))]
@@ -106,8 +109,8 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-    image, mask = _picture(image), _mask(mask)
-    _same_size(image, mask, "image and mask")
+    image, mask = as_picture(image), as_mask(mask)
+    check_same_size(image, mask, "image and mask")
     # Integer weights in 16 bits: float copies of a very large image would take twice the memory and more.
     weight = np.uint16(round(alpha * 256))
     blended = colour_mask(mask, palette).astype(np.uint16) * weight
@@ -131,13 +134,13 @@ def error_map(
         ignore_index: value of ``target`` that is not judged.
         image: ``(H, W, 3)`` uint8; where given, a dimmed greyscale of it is the ground.
     """
-    pred, target = _mask(pred), _mask(target)
-    _same_size(pred, target, "prediction and truth")
+    pred, target = as_mask(pred), as_mask(target)
+    check_same_size(pred, target, "prediction and truth")
     if image is None:
         result = np.full((*target.shape, 3), CORRECT_COLOUR, dtype=np.uint8)
     else:
-        image = _picture(image)
-        _same_size(image, target, "image and truth")
+        image = as_picture(image)
+        check_same_size(image, target, "image and truth")
         result = _dimmed(image)
     ignored = target == ignore_index
     result[(pred != target) & ~ignored] = WRONG_COLOUR
@@ -146,7 +149,8 @@ def error_map(
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of all pictures, ``size`` in pixels."""
     # Matplotlib ships DejaVu, which has the letters of most languages; no system font is relied on.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
@@ -177,7 +181,7 @@ def legend(
             f"names, colours and shares must be of one length, got {len(names)}, {len(colours)} and "
             f"{'none' if shares is None else len(shares)}"
         )
-    font = _font(font_size)
+    font = load_font(font_size)
     margin, swatch, row = font_size // 2 + 2, font_size, round(font_size * 1.6)
     room = None if height is None else (height - 2 * margin) // row
     rows = max(len(names), 1) if room is None else min(max(room, 8), max(len(names), 1))
@@ -256,7 +260,7 @@ def densest_window(weights: Array, size: int) -> tuple[int, int]:
 def draw_box(picture: Picture, box: tuple[int, int, int, int], colour: Colour = (255, 255, 255)) -> Picture:
     """A copy with a one-pixel frame around ``(top, left, height, width)``, just inside the box."""
     top, left, height, width = box
-    framed = Image.fromarray(_picture(picture))
+    framed = Image.fromarray(as_picture(picture))
     ImageDraw.Draw(framed).rectangle((left, top, left + width - 1, top + height - 1), outline=tuple(colour))
     return np.asarray(framed)
 
@@ -292,7 +296,7 @@ def picture_strip(
                     f"its row and column need {expected}"
                 )
     size = font_size
-    while size > 6 and any(_font(size).getlength(t) > w for t, w in zip(titles, widths, strict=True)):
+    while size > 6 and any(load_font(size).getlength(t) > w for t, w in zip(titles, widths, strict=True)):
         size -= 1
     header = round(size * 1.5) + gap
     canvas = Image.new(
@@ -304,10 +308,10 @@ def picture_strip(
     left = gap
     for column_index, (title, width) in enumerate(zip(titles, widths, strict=True)):
         middle = left + width / 2
-        draw.text((middle, header // 2), title, font=_font(size), fill=(20, 20, 20), anchor="mm")
+        draw.text((middle, header // 2), title, font=load_font(size), fill=(20, 20, 20), anchor="mm")
         top = header
         for row, height in zip(rows, heights, strict=True):
-            canvas.paste(Image.fromarray(_picture(row[column_index])), (left, top))
+            canvas.paste(Image.fromarray(as_picture(row[column_index])), (left, top))
             top += height + gap
         left += width + gap
     return np.asarray(canvas)
@@ -357,7 +361,7 @@ def save_index_png(path: str | Path, mask: Array | Tensor, palette: Sequence[Col
         mask: ``(H, W)`` class indices.
         palette: RGB of each class; its length is the number of classes.
     """
-    mask = _mask(mask)
+    mask = as_mask(mask)
     wide = len(palette) > 255
     largest = 65535 if wide else 255
     if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) <= largest:
@@ -596,7 +600,7 @@ def plot_heat(
     frames = list(figure.subplots(1, panels, squeeze=False)[0])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=ink, fontweight="bold")
     if image is not None:
-        frames[0].imshow(_picture(image))
+        frames[0].imshow(as_picture(image))
         frames[0].set_title("image", fontsize=9, color=ink)
     largest = max(float(values.max()) for values in maps.values())
     for axes, (name, values) in zip(frames[panels - len(maps) :], maps.items(), strict=True):
@@ -640,7 +644,7 @@ def plot_arrows(
         dark: for a dark page; else for a white one. Both have a transparent ground.
     """
     ink = "#E8E8EA" if dark else "#222222"
-    height, width = _picture(image).shape[:2]
+    height, width = as_picture(image).shape[:2]
     figure = Figure(figsize=(5.2, min(5.0 * height / width, 6.5) + 0.8), dpi=160, layout="constrained")
     axes = figure.subplots()
     axes.imshow(_dimmed(image))
