@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from freqfusion._rle import run_lengths
 from freqfusion.metrics import read_detections, write_detections, write_panoptic, write_panoptic_image
-from freqfusion.metrics.results import check_rle, run_lengths
+from freqfusion.metrics.results import check_rle
 
 BOX = {"image_id": 4, "category_id": 18, "bbox": [1.5, 2, 0, 7.25], "score": 0.5}
 MASK = {"image_id": 4, "category_id": 1, "segmentation": {"size": [5, 7], "counts": ";230009"}, "score": 1}

@@ -24,7 +24,7 @@ def test_a_checkpoint_rebuilds_the_network(run):
     assert len(classes) == len(palette) == module.network.num_classes
     assert all(isinstance(name, str) for name in classes)
     assert all(len(colour) == 3 for colour in palette)
-    assert tuple(module.resize) == (24, 28)
+    assert tuple(module.data_options["resize"]) == (24, 28)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights[key]), key
 

@@ -67,14 +67,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
     def transform(sample: dict) -> dict:
         return {**sample, "image": sample["image"] + torch.rand(1)}
 
-    dataset = [
-        {
-            "image": tv_tensors.Image(torch.zeros(3, 4, 4)),
-            "mask": tv_tensors.Mask(torch.zeros(4, 4)),
-            "name": "",
-        }
-    ] * 3
-    samples = _Samples(dataset, transform, None, seed=5)
+    samples = _Samples([{"image": torch.zeros(3, 4, 4)}] * 3, transform, seed=5)
 
     def draw(epoch: int, index: int) -> float:
         return float(samples[epoch, index]["image"][0, 0, 0])
@@ -90,10 +83,13 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
     assert draw(0, 1) != first
 
 
-def test_resize_keeps_labels_whole():
+def test_resize_keeps_labels_whole(monkeypatch):
     mask = torch.tensor([[0, 7], [255, 3]], dtype=torch.uint8).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    dataset = [{"image": tv_tensors.Image(torch.zeros(3, 8, 8)), "mask": tv_tensors.Mask(mask), "name": "a"}]
-    sample = _Samples(dataset, lambda sample: sample, (5, 3), seed=0)[0, 0]
+    sample = {"image": tv_tensors.Image(torch.zeros(3, 8, 8)), "mask": tv_tensors.Mask(mask), "name": "a"}
+    data = SegmentationData(resize=(5, 3))
+    monkeypatch.setattr(data, "open", lambda split: [sample])
+    assert data.sample("val", 0)["mask"].shape == (5, 3)
+    sample = data.transform("eval")(data.dataset("val")[0])
     assert sample["image"].shape == (3, 5, 3)
     assert sample["mask"].shape == (5, 3)
     assert sample["mask"].dtype == torch.int64
@@ -104,11 +100,7 @@ def test_resize_keeps_labels_whole():
 def test_workers_do_not_change_what_comes():
     def first_batches(workers: int) -> list[torch.Tensor]:
         data = tiny_data(length=8, workers=workers)
-        dataset = data.dataset("train")
-        from freqfusion.data.transforms import train_transform
-
-        transform = train_transform((16, 24), (0.5, 2.0), None, 0.5, True)
-        loader = data._loader(dataset, transform, TrainOrder(8, 4, seed=0))
+        loader = data._loader("train", "train", TrainOrder(8, 4, seed=0))
         images = [batch["image"] for batch in loader]
         del loader
         gc.collect()  # ends the workers here; if that happens during an import, they wait for its lock

@@ -1,42 +1,10 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from freqfusion.training import predict
-from freqfusion.training.predict import enlarged_argmax, find_images, predict_mask
-
-
-def touch(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def test_find_images_keeps_relative_paths_and_tells_suffixes_apart(tmp_path):
-    for name in ("b/x.jpg", "x.JPG", "b/y.png", "b/Y.jpeg", "notes.txt", ".hidden.png", "out/masks/x.png"):
-        touch(tmp_path / name)
-    found = dict(find_images(tmp_path, tmp_path / "out"))
-    assert found == {
-        tmp_path / "x.JPG": Path("x"),
-        tmp_path / "b/x.jpg": Path("b/x"),
-        tmp_path / "b/y.png": Path("b/y.png"),
-        tmp_path / "b/Y.jpeg": Path("b/Y.jpeg"),
-    }
-
-
-def test_find_images_takes_any_single_file(tmp_path):
-    path = touch(tmp_path / "scan.weird")
-    assert find_images(path, tmp_path / "out") == [(path, Path("scan"))]
-
-
-def test_find_images_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
-        find_images(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no image in .* looked for \.bmp"):
-        find_images(tmp_path, tmp_path / "out")
+from freqfusion.training.predict import enlarged_argmax, predict_mask
 
 
 @pytest.mark.parametrize("source", [(5, 7), (1, 1), (4, 4), (9, 3)])

@@ -5,7 +5,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ _PARTS: dict[str, type] = {
     "upgrade.init": str,
     "upgrade.options": dict,
     "upgrade.sites": list,
+    "classes": list,
 }
-"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``."""
+"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``, and one whose
+classes have no names lacks them."""
 _PACKAGES = {"smp": "segmentation-models-pytorch", "fusion": "freqfusion"}
 
 
@@ -44,7 +46,8 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
     """Write a model, upgraded or not, to a folder: ``model.safetensors`` and ``freqfusion.json``.
 
     The JSON names the constructor with its arguments, the upgrade and the versions; nothing is pickled. Both
-    files are written beside their place and moved there.
+    files are written beside their place and moved there. If the model has an attribute ``classes``, the names of
+    what it predicts, these are kept too.
 
     Args:
         model: the model whose weights are saved.
@@ -62,23 +65,14 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
         ValueError: if it is not known how the model is made, or ``host`` makes one with other weights.
     """
     safetensors = require("safetensors.torch", "hub")
-    spec = ModelSpec.parse(host) if host is not None else _describe(model)
-    upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
+    description = describe_model(model, host)
     weights = _unshared(model)
-    _check_replay(spec, upgrade, weights)
+    _check_replay(description, weights)
     data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
-        "host": {"source": spec.source, "name": spec.name, "arguments": spec.arguments},
-        "upgrade": None
-        if upgrade is None
-        else {
-            "fusion": upgrade.fusion,
-            "init": upgrade.init,
-            "options": upgrade.options,
-            "sites": list(upgrade.sites),
-        },
-        "versions": _versions(spec.source),
+        **description,
+        "versions": _versions(description["host"]["source"]),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     try:
@@ -121,19 +115,8 @@ def from_pretrained(
     if not folder.is_dir():
         folder = _download(str(directory), revision)
     config, data = _read(folder)
-    spec = ModelSpec(**config["host"])
-    if host is None:
-        if not spec.is_known:
-            raise ValueError(
-                f"{folder / CONFIG} says that the model is made by {spec.source}:{spec.name}, code that is not "
-                "run because a file names it; if you trust it, pass it as host="
-            )
-        model = spec.build()
-    else:
-        model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
-    _warn_of_versions(config["versions"], spec.source, folder)
-    if config["upgrade"] is not None:
-        upgrade_again_(model, Upgrade(**config["upgrade"]))
+    _warn_of_versions(config["versions"], config["host"]["source"], folder)
+    model = rebuild_model(config, host, str(folder / CONFIG))
     weights: dict[str, Tensor] = safetensors.load(data)
     _check_fit(weights, model, str(folder / WEIGHTS), "the model")
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -141,6 +124,68 @@ def from_pretrained(
             tensor.data = tensor.data.to(weights[name].dtype)
     model.load_state_dict(weights, strict=False)  # whether they fit was checked above
     return model.eval()
+
+
+def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
+    """How a model is made and upgraded, and what its classes are called, in the plain values of the JSON.
+
+    Args:
+        model: see :func:`save_pretrained`.
+        host: likewise.
+
+    Raises:
+        ValueError: if it is not known how the model is made.
+    """
+    spec = ModelSpec.parse(host) if host is not None else _describe(model)
+    upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
+    description: dict[str, Any] = {
+        "host": {"source": spec.source, "name": spec.name, "arguments": spec.arguments},
+        "upgrade": None
+        if upgrade is None
+        else {
+            "fusion": upgrade.fusion,
+            "init": upgrade.init,
+            "options": upgrade.options,
+            "sites": list(upgrade.sites),
+        },
+    }
+    classes = getattr(model, "classes", None)
+    if isinstance(classes, (list, tuple)):
+        description["classes"] = [str(name) for name in classes]
+    return description
+
+
+def rebuild_model(
+    description: Mapping[str, Any],
+    host: str | Callable[[], nn.Module] | None = None,
+    source: str = "the description",
+) -> nn.Module:
+    """A model with fresh weights, as :func:`describe_model` says it was made.
+
+    Args:
+        description: of the model.
+        host: see :func:`from_pretrained`.
+        source: where the description comes from, for messages.
+
+    Raises:
+        ImportError: if the host's library is not installed.
+        ValueError: if only the description names the code that makes the model.
+    """
+    spec = ModelSpec(**description["host"])
+    if host is None:
+        if not spec.is_known:
+            raise ValueError(
+                f"{source} says that the model is made by {spec.source}:{spec.name}, code that is not "
+                "run because a file names it; if you trust it, pass it as host="
+            )
+        model = spec.build()
+    else:
+        model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
+    if description["upgrade"] is not None:
+        upgrade_again_(model, Upgrade(**description["upgrade"]))
+    if "classes" in description:
+        model.classes = tuple(description["classes"])  # type: ignore[assignment]
+    return model
 
 
 def push_to_hub(
@@ -207,12 +252,11 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _check_replay(spec: ModelSpec, upgrade: Upgrade | None, weights: dict[str, Tensor]) -> None:
+def _check_replay(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Make the model again, so that no file is written that cannot be read."""
-    with torch.random.fork_rng(devices=[]):
-        model = spec.build()
-        if upgrade is not None:
-            upgrade_again_(model, upgrade)
+    spec = ModelSpec(**description["host"])
+    with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
+        model = rebuild_model(description, host=spec.build)
     _check_fit(weights, model, "the saved model", f"{spec.source}:{spec.name} with these arguments")
 
 
@@ -270,6 +314,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         plain = key.startswith("upgrade") and config.get("upgrade", "absent") is None
+        plain = plain or (key == "classes" and key not in config)
         if not isinstance(value, kind) and not plain:
             raise ValueError(f"{path} was changed: {key} is {value!r}. Copy it again")
     data = (folder / WEIGHTS).read_bytes()

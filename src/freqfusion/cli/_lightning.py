@@ -8,12 +8,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from freqfusion.training import SegmentationData, SegmentationModule, create_trainer
-from freqfusion.training.checkpoints import BEST, LAST, read_checkpoint
+from freqfusion.training import create_trainer
+from freqfusion.training.checkpoints import BEST, LAST, read_checkpoint, task_of
+from freqfusion.training.tasks import TASKS, find_task
 
 _NOISE = (
     r".*treespec, LeafSpec.*",
@@ -45,10 +47,13 @@ class CommandLine(LightningCLI):
         _be_quiet()
         argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
         self.command = command
-        self.checkpoint = _value_of("--checkpoint", argv)
+        path = _value_of("--checkpoint", argv)
+        self.checkpoint = None if path is None else _read(path)
+        self.task = _task_of(argv, self.checkpoint)
+        module_class, data_class = find_task(self.task)
         super().__init__(
-            SegmentationModule,
-            SegmentationData,
+            module_class,
+            data_class,
             save_config_callback=SaveConfigCallback if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
@@ -77,7 +82,16 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        if self.task != "semantic":
+            parser.link_arguments("data.things", "model.things", apply_on="instantiate")
         parser.set_defaults({"trainer.logger": False})
+        parser.add_argument(
+            "--task",
+            type=str,
+            default=self.task,
+            help=f"What is trained: {', '.join(TASKS)}. Recipes say it. The options below depend on it: "
+            "--task NAME --help shows them.",
+        )
         parser.add_argument("--out", type=str | None, default=None, help=_OUT_HELP[self.command])
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_HELP[self.command])
         if self.command == "fit":
@@ -98,7 +112,7 @@ class CommandLine(LightningCLI):
                 help="As --ckpt_path, and all settings come from it too; none need to be given.",
             )
         if self.checkpoint is not None:
-            parser.set_defaults(_settings_of(self.checkpoint))
+            parser.set_defaults(_settings_in(self.checkpoint))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -165,15 +179,38 @@ _CKPT_HELP = {
 }
 
 
-def _settings_of(checkpoint: str) -> dict[str, Any]:
-    """The module's and the data's settings in a checkpoint, as defaults of the command line."""
+def _read(checkpoint: str) -> dict[str, Any]:
     try:
-        content = read_checkpoint(checkpoint)
+        return read_checkpoint(checkpoint)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _task_of(argv: list[str], checkpoint: dict[str, Any] | None) -> str:
+    """The task that the command line, its last recipe that names one, or its checkpoint says."""
+    task = task_of(checkpoint or {})
+    for index in range(len(argv)):
+        value = _value_of("--config", argv[index : index + 2])
+        if value is not None and Path(value).is_file():
+            try:
+                recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise UsageError(f"{value} is no YAML: {' '.join(str(error).split())}") from error
+            if isinstance(recipe, dict):
+                task = str(recipe.get("task", task))
+    task = _value_of("--task", argv) or task
+    try:
+        find_task(task)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return task
+
+
+def _settings_in(content: dict[str, Any]) -> dict[str, Any]:
+    """The module's and the data's settings in a checkpoint, as defaults of the command line."""
     defaults: dict[str, Any] = {}
     for group, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-        linked = {"num_classes", "seed"}
+        linked = {"num_classes", "things", "seed"}
         defaults |= {
             f"{group}.{name}": value for name, value in content.get(key, {}).items() if name not in linked
         }

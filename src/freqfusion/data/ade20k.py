@@ -3,25 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from freqfusion.data import class_names
 from freqfusion.data.base import FileDataset, Pair, Palette, voc_colour
 
 _FOLDERS = {"train": "training", "val": "validation"}
-
-_NAMES = (
-    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, "
-    "earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, "
-    "mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, "
-    "base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, "
-    "refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, "
-    "river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, "
-    "palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, "
-    "truck, tower, chandelier, awning, streetlight, booth, television, airplane, dirt track, apparel, "
-    "pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, "
-    "conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, "
-    "bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, "
-    "lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, "
-    "pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"
-)
 
 
 class ADE20K(FileDataset):
@@ -40,7 +25,7 @@ class ADE20K(FileDataset):
         "(ADEChallengeData2016.zip, unpacked)."
     )
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
-    classes = tuple(_NAMES.split(", "))
+    classes = class_names.ADE20K
     palette: Palette = tuple(voc_colour(index + 1) for index in range(150))
     values: Mapping[int, int] = {0: 255, **{index + 1: index for index in range(150)}}
 

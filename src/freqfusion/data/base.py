@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,10 +66,18 @@ class Pair(NamedTuple):
     mask: Path
 
 
-class FileDataset(SegmentationDataset):
-    """Base of the datasets that live in files.
+class _Listed(Protocol):
+    @property
+    def name(self) -> str: ...
 
-    A subclass says where the files are (:meth:`find`) and what a stored label value means (:attr:`values`);
+
+Entry = TypeVar("Entry", bound=_Listed)
+
+
+class SampleFiles(Dataset[Sample], Generic[Entry]):
+    """Base of the datasets that live in files: finds, checks and reads samples, and deals with bad ones.
+
+    A subclass says where the files are (:meth:`find`, :meth:`files`) and how a sample is read (:meth:`read`);
     this class checks them, so that every dataset answers a bad file with the same words.
 
     Args:
@@ -89,53 +98,61 @@ class FileDataset(SegmentationDataset):
     layout: ClassVar[str]
     """One sentence on the expected files, for error messages."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    values: Mapping[int, int]
-    """Stored label value -> class index or ``ignore_index``."""
+    """The splits there are; none listed where that is up to the files."""
 
     def __init__(self, root: str | Path, split: str, *, skip_bad: bool = False) -> None:
         self.root = Path(root)
         self.split = split
         self.skip_bad = skip_bad
         self._replaces_bad = skip_bad and split == "train"
-        if split not in self.splits:
+        if self.splits and split not in self.splits:
             raise ValueError(
                 f"{type(self).__name__} has no labelled split {split!r}; "
                 f"choose one of {', '.join(self.splits)}"
             )
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder. {self.layout}")
-        pairs = list(self.find())
-        if not pairs:
+        found = list(self.find())
+        if not found:
             raise FileNotFoundError(f"{self.root}: no sample of the split {split!r} in it. {self.layout}")
-        self._classes_of_values = torch.full((256,), -1, dtype=torch.int16)
-        for value, label in self.values.items():
-            self._classes_of_values[value] = label
         self._reported: set[str] = set()
-        self.pairs = [pair for pair in pairs if self._usable(pair)]
-        if not self.pairs:
+        self.entries = [entry for entry in found if self._usable(entry)]
+        if not self.entries:
             raise BadSampleError(
-                f"{self.root}: none of the {len(pairs)} samples of the split {split!r} can be used; "
+                f"{self.root}: none of the {len(found)} samples of the split {split!r} can be used; "
                 "see the warnings, or leave out skip_bad to see the first error."
             )
 
-    def find(self) -> Iterable[Pair]:
+    def find(self) -> Iterable[Entry]:
         """The files of every sample of the split, in a fixed order, whether they exist or not."""
         raise NotImplementedError
 
+    def files(self, entry: Entry) -> Sequence[Path]:
+        """All files of a sample."""
+        raise NotImplementedError
+
+    def read(self, entry: Entry) -> Sample:
+        """Read a sample.
+
+        Raises:
+            BadSampleError: for files that cannot be used.
+        """
+        raise NotImplementedError
+
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         for step in range(len(self)):
-            pair = self.pairs[(index + step) % len(self)]
+            entry = self.entries[(index + step) % len(self)]
             try:
-                return self._read(pair)
+                return self.read(entry)
             except BadSampleError as error:
                 if not self._replaces_bad:
                     raise
-                self._report(pair, error)
+                self._report(entry, error)
         raise BadSampleError(f"{self.root}: none of the {len(self)} samples can be read; see the warnings.")
 
     def require_folder(self, folder: Path) -> Path:
@@ -151,41 +168,70 @@ class FileDataset(SegmentationDataset):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
-    def _usable(self, pair: Pair) -> bool:
+    def _usable(self, entry: Entry) -> bool:
+        paths = self.files(entry)
         try:
-            for path, partner in ((pair.image, pair.mask), (pair.mask, pair.image)):
+            for path in paths:
                 if not path.is_file():
+                    partners = [str(partner) for partner in paths if partner != path]
+                    of = (
+                        f"the partner of {partners[0]}"
+                        if partners
+                        else f"the file of the sample {entry.name}"
+                    )
                     raise BadSampleError(
-                        f"{path}: missing, the partner of {partner}. Restore it, or remove the sample, or "
-                        "leave such samples out with skip_bad (--skip-bad)."
+                        f"{path}: missing, {of}. Restore it, or remove the sample, or leave such samples out with "
+                        "skip_bad (--skip-bad)."
                     )
             if self.skip_bad and not self._replaces_bad:
-                self._read(pair)
+                self.read(entry)
         except BadSampleError as error:
             if not self.skip_bad:
                 raise
-            self._report(pair, error)
+            self._report(entry, error)
             return False
         return True
 
-    def _report(self, pair: Pair, error: BadSampleError) -> None:
-        if pair.name not in self._reported:
-            self._reported.add(pair.name)
-            _log.warning("left out the sample %s: %s", pair.name, error)
+    def _report(self, entry: Entry, error: BadSampleError) -> None:
+        if entry.name not in self._reported:
+            self._reported.add(entry.name)
+            _log.warning("left out the sample %s: %s", entry.name, error)
 
-    def _read(self, pair: Pair) -> Sample:
-        image = read_image(pair.image)
-        stored = read_mask(pair.mask)
+
+class FileDataset(SampleFiles[Pair], SegmentationDataset):
+    """Base of the segmentation datasets in files; for arguments and errors see :class:`SampleFiles`.
+
+    A subclass also says what a stored label value means (:attr:`values`).
+    """
+
+    values: Mapping[int, int]
+    """Stored label value -> class index or ``ignore_index``."""
+
+    @cached_property
+    def _classes_of_values(self) -> Tensor:
+        table = torch.full((256,), -1, dtype=torch.int16)
+        for value, label in self.values.items():
+            table[value] = label
+        return table
+
+    def files(self, entry: Pair) -> Sequence[Path]:
+        """The picture and its mask."""
+        return [entry.image, entry.mask]
+
+    def read(self, entry: Pair) -> Sample:
+        """Read a picture and its classes."""
+        image = read_image(entry.image)
+        stored = read_mask(entry.mask)
         if image.shape[1:] != stored.shape:
             raise BadSampleError(
-                f"{pair.mask}: is {stored.shape[1]}x{stored.shape[0]} pixels, but its picture {pair.image} "
+                f"{entry.mask}: is {stored.shape[1]}x{stored.shape[0]} pixels, but its picture {entry.image} "
                 f"is {image.shape[2]}x{image.shape[1]}. Give them one size (resize labels with nearest "
                 "neighbour), or leave the sample out with skip_bad (--skip-bad)."
             )
         return {
             "image": tv_tensors.Image(image),
-            "mask": tv_tensors.Mask(self._decode(stored, pair.mask)),
-            "name": pair.name,
+            "mask": tv_tensors.Mask(self._decode(stored, entry.mask)),
+            "name": entry.name,
         }
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:

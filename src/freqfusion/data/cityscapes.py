@@ -4,30 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from freqfusion.data.base import FileDataset, Pair, Palette
-
-# (label id, name, colour) of the classes that are scored, in the order of their train ids (Cordts et al.,
-# "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016, and the benchmark's label table)
-_CLASSES = (
-    (7, "road", (128, 64, 128)),
-    (8, "sidewalk", (244, 35, 232)),
-    (11, "building", (70, 70, 70)),
-    (12, "wall", (102, 102, 156)),
-    (13, "fence", (190, 153, 153)),
-    (17, "pole", (153, 153, 153)),
-    (19, "traffic light", (250, 170, 30)),
-    (20, "traffic sign", (220, 220, 0)),
-    (21, "vegetation", (107, 142, 35)),
-    (22, "terrain", (152, 251, 152)),
-    (23, "sky", (70, 130, 180)),
-    (24, "person", (220, 20, 60)),
-    (25, "rider", (255, 0, 0)),
-    (26, "car", (0, 0, 142)),
-    (27, "truck", (0, 0, 70)),
-    (28, "bus", (0, 60, 100)),
-    (31, "train", (0, 80, 100)),
-    (32, "motorcycle", (0, 0, 230)),
-    (33, "bicycle", (119, 11, 32)),
-)
+from freqfusion.data.class_names import CITYSCAPES_LABELS as CLASSES
 
 
 class Cityscapes(FileDataset):
@@ -44,11 +21,11 @@ class Cityscapes(FileDataset):
         "gtFine_trainvaltest.zip, unpacked into one folder)."
     )
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
-    classes = tuple(name for _, name, _ in _CLASSES)
-    palette: Palette = tuple(colour for _, _, colour in _CLASSES)
+    classes = tuple(name for _, name, _ in CLASSES)
+    palette: Palette = tuple(colour for _, _, colour in CLASSES)
     values: Mapping[int, int] = {
         **dict.fromkeys(range(34), 255),
-        **{label_id: index for index, (label_id, _, _) in enumerate(_CLASSES)},
+        **{label_id: index for index, (label_id, _, _) in enumerate(CLASSES)},
     }
 
     def find(self) -> Iterator[Pair]:

@@ -1,6 +1,7 @@
 """Scenes drawn on the fly, for trying things out without any files."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from freqfusion.data.base import Palette, Sample, SegmentationDataset
+from freqfusion.data.objects import Category, ObjectDataset, thing_annotations
 
 _SPLITS = ("train", "val", "test")
 
@@ -34,6 +36,7 @@ _CLASSES = (
 
 _GROUND, _WALL, _POND, _SHARD, _RING, _BUSH, _POLE, _WIRE = range(len(_CLASSES))
 _SOLIDS = (_WALL, _POND, _SHARD, _RING, _BUSH)
+_STUFF = (_GROUND, _WALL, _WIRE)
 
 
 class SyntheticScenes(SegmentationDataset):
@@ -87,18 +90,93 @@ class SyntheticScenes(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         if not -self.length <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        index %= self.length
-        rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), index])
-        image, mask = _draw_scene(rng, self.size)
+        canvas = self._draw(index)
         return {
-            "image": tv_tensors.Image(torch.from_numpy(image)),
-            "mask": tv_tensors.Mask(torch.from_numpy(mask)),
-            "name": f"{self.split}-{index:06d}",
+            "image": tv_tensors.Image(torch.from_numpy(canvas.finished())),
+            "mask": tv_tensors.Mask(torch.from_numpy(canvas.mask)),
+            "name": self.name(index),
         }
 
+    def name(self, index: int) -> str:
+        """The name of a scene."""
+        return f"{self.split}-{index % self.length:06d}"
 
-def _draw_scene(rng: Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """``(3, H, W)`` image and ``(H, W)`` mask."""
+    def _draw(self, index: int) -> "_Canvas":
+        """A scene with all its shapes, before light and noise."""
+        rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), index % self.length])
+        return _draw_scene(rng, self.size)
+
+
+class SyntheticPanoptic(ObjectDataset):
+    """The scenes of :class:`SyntheticScenes` with panoptic segments.
+
+    Every pond, shard, ring, bush and pole is an object; ground, walls and wires are stuff, one segment a class.
+    Stuff comes first, then the objects in the order in which they were drawn; what is hidden completely has no
+    segment, and there is neither void nor crowd. Image and classes equal those of ``SyntheticScenes`` with the same
+    arguments, which also says what the arguments mean and which errors they raise.
+
+    Example:
+        >>> scenes = SyntheticPanoptic("val", length=1)
+        >>> scene = scenes[0]
+        >>> [scenes.classes[label] for label in scene["labels"]]
+        ['ground', 'wall', 'wire', 'shard', 'ring', 'pond', 'pond', 'bush', 'shard', 'pole']
+    """
+
+    is_panoptic = True
+    categories = tuple(
+        Category(number, entry.name, number - 1 not in _STUFF, entry.colour)
+        for number, entry in enumerate(_CLASSES, 1)
+    )
+
+    def __init__(
+        self, split: str, length: int = 1000, size: tuple[int, int] = (96, 96), seed: int = 0
+    ) -> None:
+        self._scenes = SyntheticScenes(split, length, size, seed)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        canvas = self._scenes._draw(index)
+        return {
+            "image": tv_tensors.Image(torch.from_numpy(canvas.finished())),
+            "name": self.name(index),
+            "image_id": self.image_id(index),
+            **_segments(canvas),
+        }
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, the same for all."""
+        return self._scenes.size
+
+    def image_id(self, index: int) -> int:
+        """The index of the scene."""
+        return index % len(self)
+
+    def name(self, index: int) -> str:
+        """The split and the index."""
+        return self._scenes.name(index)
+
+    def _annotations(self, index: int) -> Iterator[dict[str, Any]]:
+        return thing_annotations(**_segments(self._scenes._draw(index)), categories=self.categories)
+
+
+def _segments(canvas: "_Canvas") -> dict[str, torch.Tensor]:
+    """``segments``, ``labels`` and ``iscrowd`` of a panoptic sample."""
+    labels = np.array(canvas.labels)
+    # shapes of stuff go by their class, things by their place in the order of drawing
+    keys = np.where(np.isin(labels, _STUFF), labels, len(_CLASSES) + np.arange(len(labels)))
+    _, first, numbers = np.unique(keys[canvas.shapes], return_index=True, return_inverse=True)
+    return {
+        "segments": tv_tensors.Mask(torch.from_numpy(numbers.reshape(canvas.size).astype(np.int32) + 1)),
+        "labels": torch.from_numpy(labels[canvas.shapes.flat[first]]),
+        "iscrowd": torch.zeros(len(first), dtype=torch.bool),
+    }
+
+
+def _draw_scene(rng: Generator, size: tuple[int, int]) -> "_Canvas":
     canvas = _Canvas(rng, size)
     solids = np.repeat(_SOLIDS, rng.integers(1, 3, len(_SOLIDS)))
     for label in rng.permutation(solids):
@@ -106,7 +184,7 @@ def _draw_scene(rng: Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8
     for label in (_POLE, _WIRE):
         for _ in range(rng.integers(1, 4)):
             canvas.draw_thin(label)
-    return canvas.finished(), canvas.mask
+    return canvas
 
 
 class _Canvas:
@@ -123,6 +201,9 @@ class _Canvas:
         rows, columns = np.indices(size, dtype=np.float32, sparse=True)
         self.rows, self.columns = rows, columns
         self.mask = np.zeros(size, np.uint8)
+        self.shapes = np.zeros(size, np.int64)
+        self.labels = [_GROUND]
+        """The class of each shape, by the numbers in ``shapes``."""
         self.image = np.empty((3, *size), np.float32)
         self.image[:] = self._texture(self._colour(_GROUND), rows, columns)
 
@@ -201,6 +282,8 @@ class _Canvas:
         cover = np.clip(0.5 - distance, 0, 1)
         under += cover * (self._texture(colour, u, v) - under)
         self.mask[box][inside] = label
+        self.shapes[box][inside] = len(self.labels)
+        self.labels.append(label)
 
     def _texture(self, colour: Plane, u: Plane, v: Plane) -> Plane:
         """``(3, H, W)`` colours around ``colour``: stripes, checks or grain along the axes u and v."""

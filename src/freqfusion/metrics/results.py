@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
+from freqfusion._rle import run_lengths
 
 LARGEST_ID = 256**3 - 1
 """The largest segment id that the three colours of a panoptic PNG can hold."""
@@ -31,38 +32,6 @@ def shown(value: Any) -> str:
     """The value for an error message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def run_lengths(counts: str) -> list[int]:
-    """The run lengths in the text of a compressed RLE.
-
-    Each number is written in groups of five bits, lowest first, as characters from ``"0"`` on; a sixth bit says that
-    more follow, the fifth of the last group is the sign. From the fourth number on it is the difference to the
-    number two before (COCO API, ``maskApi.c``).
-
-    Raises:
-        ValueError: for another character, or a number that is cut off.
-
-    Example:
-        >>> run_lengths(";230009")  # a mask of 5 x 7 pixels with a rectangle of 2 x 3
-        [11, 2, 3, 2, 3, 2, 12]
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            raise ValueError(f"the character {character!r} does not occur in a compressed RLE")
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    if shift:
-        raise ValueError("the last run is cut off")
-    return runs
 
 
 def check_rle(mask: Any, name: str, size: tuple[int, int] | None = None) -> None:

@@ -10,12 +10,23 @@ from freqfusion._optional import require
 if TYPE_CHECKING:
     from freqfusion.training.checkpoints import load_checkpoint
     from freqfusion.training.data import SegmentationData
+    from freqfusion.training.detection import DetectionModule
     from freqfusion.training.module import SegmentationModule
+    from freqfusion.training.objects import ObjectData
     from freqfusion.training.run import create_trainer
 
-__all__ = ["SegmentationData", "SegmentationModule", "create_trainer", "load_checkpoint"]
+__all__ = [
+    "DetectionModule",
+    "ObjectData",
+    "SegmentationData",
+    "SegmentationModule",
+    "create_trainer",
+    "load_checkpoint",
+]
 
 _HOMES = {
+    "DetectionModule": "detection",
+    "ObjectData": "objects",
     "SegmentationData": "data",
     "SegmentationModule": "module",
     "create_trainer": "run",

@@ -17,7 +17,7 @@ from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import FreqFusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations import Junction
-from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint
+from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint
 from freqfusion.training.data import SegmentationData
 from freqfusion.training.rng import fixed_randomness
 
@@ -50,8 +50,8 @@ def load_subject(path: Path, sites: Sequence[str] | None = None) -> Subject:
         network, data = from_pretrained(path), None
         name = path.name
     else:
-        network = load_checkpoint(path)[0].network
-        data = read_checkpoint(path).get("datamodule_hyper_parameters", {})
+        module, _, _ = load_checkpoint(path)
+        network, data = module.network, module.data_options
         name = path.resolve().parent.name if path.name in (BEST, LAST) else path.stem
     with record_features(network):  # in here a host that is not upgraded has sites too
         known = fusion_sites(network)

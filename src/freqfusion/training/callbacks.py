@@ -23,18 +23,8 @@ from freqfusion._files import write_atomically
 FACTS = "run.json"
 HISTORY = "metrics.csv"
 CURVE = "learning_curve.png"
-COLUMNS = (
-    "step",
-    "epoch",
-    "seconds",
-    "lr",
-    "train_loss",
-    "val_loss",
-    "val_miou",
-    "val_boundary_iou",
-    "val_pixel_accuracy",
-    "val_mean_accuracy",
-)
+COLUMNS = ("step", "epoch", "seconds", "lr", "train_loss")
+"""Of the history; the task's figures follow as ``val_NAME``."""
 
 
 class RunFacts(Callback):
@@ -80,6 +70,8 @@ class History(Callback):
     def __init__(self, folder: str | Path, every_steps: int = 50) -> None:
         self.folder, self.every_steps = Path(folder), every_steps
         self.rows: list[dict[str, float]] = []
+        self._figures: dict[str, str] = {}
+        self._headline: list[str] = []
         self._loss_sum: Tensor | float = 0.0  # stays on the device: reading it waits for the GPU
         self._loss_count = 0
         self._step = 0
@@ -100,6 +92,10 @@ class History(Callback):
         self._loss_sum, self._loss_count = state_dict["loss_sum"], state_dict["loss_count"]
         self._step = state_dict["step"]
         self._seconds = state_dict.get("seconds", 0.0)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        self._figures = {f"val_{name}": label for name, label in pl_module.figures.items()}
+        self._headline = [f"val_{name}" for name in pl_module.headline]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -131,8 +127,8 @@ class History(Callback):
         row = self._row(trainer)
         row |= {
             column: float(trainer.callback_metrics[column])
-            for column in COLUMNS
-            if column.startswith("val_") and column in trainer.callback_metrics
+            for column in self._figures
+            if column in trainer.callback_metrics
         }
         if self.rows and self.rows[-1]["step"] == row["step"]:
             self.rows[-1] |= row
@@ -148,7 +144,7 @@ class History(Callback):
     def _write_rows(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(text, (*COLUMNS, *self._figures), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
             write_atomically(self.folder / HISTORY, text.getvalue().encode())
@@ -158,12 +154,12 @@ class History(Callback):
         self._write_rows(trainer)
         if not trainer.is_global_zero:
             return
-        if curve := self.curve("val_miou"):
+        if any(self.curve(column) for column in self._headline):
             from freqfusion.analysis.figures import learning_curve
 
             percent = {
-                name: [(step, 100 * value) for step, value in points]
-                for name, points in (("mIoU", curve), ("boundary IoU", self.curve("val_boundary_iou")))
+                self._figures[column]: [(step, 100 * value) for step, value in self.curve(column)]
+                for column in self._headline
             }
             learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
 
@@ -216,17 +212,20 @@ class ClassReport(Callback):
         if not trainer.is_global_zero:
             return
         results = pl_module.results
-        rows = list(zip(pl_module.classes, results["iou"], results["boundary_iou_per_class"], strict=True))
+        columns = {figure.name: results[figure.per_class] for figure in pl_module.class_figures}
+        rows = list(zip(pl_module.classes, *columns.values(), strict=True))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["class", "iou", "boundary_iou"])
-        writer.writerows([name, _blank(iou), _blank(boundary)] for name, iou, boundary in rows)
+        writer.writerow(["class", *columns])
+        writer.writerows([name, *map(_blank, values)] for name, *values in rows)
         write_atomically(self.folder / f"{stage}_classes.csv", text.getvalue().encode())
-        summary: dict[str, Any] = {key: value for key, value in results.items() if isinstance(value, float)}
+        summary: dict[str, Any] = {
+            key: _null(value) for key, value in results.items() if isinstance(value, float)
+        }
         if trainer.state.fn == "fit":
             summary = {"step": trainer.global_step, **summary}
         summary["classes"] = {
-            name: {"iou": _null(iou), "boundary_iou": _null(boundary)} for name, iou, boundary in rows
+            name: dict(zip(columns, map(_null, values), strict=True)) for name, *values in rows
         }
         write_atomically(
             self.folder / f"{stage}_metrics.json", (json.dumps(summary, indent=2) + "\n").encode()
@@ -240,22 +239,19 @@ def print_results(module: Any, title: str) -> None:
     results = module.results
     table = Table(title=f"{title}, %", title_justify="left")
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    table.add_column("boundary IoU", justify="right")
-    for name, iou, boundary in zip(
-        module.classes, results["iou"], results["boundary_iou_per_class"], strict=True
-    ):
-        table.add_row(name, _percent(iou), _percent(boundary))
+    for figure in module.class_figures:
+        table.add_column(figure.label, justify="right")
+    columns = [results[figure.per_class] for figure in module.class_figures]
+    for name, *values in zip(module.classes, *columns, strict=True):
+        table.add_row(name, *map(_percent, values))
     table.add_section()
-    table.add_row("mean", _percent(results["miou"]), _percent(results["boundary_iou"]))
+    table.add_row("mean", *(_percent(results[figure.mean]) for figure in module.class_figures))
     console = Console()
     console.print(table)
-    console.print(
-        f"mIoU {_percent(results['miou'])}   boundary IoU {_percent(results['boundary_iou'])}   "
-        f"pixel accuracy {_percent(results['pixel_accuracy'])}   "
-        f"mean accuracy {_percent(results['mean_accuracy'])}",
-        highlight=False,
-    )
+    shown = [
+        f"{label} {_percent(results[name])}" for name, label in module.figures.items() if name in results
+    ]
+    console.print("   ".join(shown), highlight=False)
 
 
 def _percent(value: float) -> str:
@@ -284,7 +280,7 @@ class RunProgress(ProgressBar):
         self._eval_task: TaskID | None = None
         self._start = (0.0, 0)
         self._loss: Tensor | None = None
-        self._miou = math.nan
+        self._judged: dict[str, float] = {}
         self._shown = True
         self._drawn = 0.0
 
@@ -323,17 +319,19 @@ class RunProgress(ProgressBar):
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._advance_evaluation()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._end_evaluation(trainer)
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_shown(trainer):
             return
         metrics = trainer.callback_metrics
-        self._miou = float(metrics.get("val_miou", math.nan))
-        boundary = float(metrics.get("val_boundary_iou", math.nan))
+        self._judged = {
+            pl_module.figures[name]: float(metrics.get(f"val_{name}", math.nan))
+            for name in pl_module.headline
+        }
+        figures = "  ".join(f"{label} {_percent(value)}" for label, value in self._judged.items())
         self.console.print(
             f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  loss {self._shown_loss()}  "
-            f"val mIoU {_percent(self._miou)}  boundary IoU {_percent(boundary)}  "
-            f"left {self._time_left(trainer)}",
+            f"val {figures}  left {self._time_left(trainer)}",
             highlight=False,
         )
 
@@ -387,8 +385,10 @@ class RunProgress(ProgressBar):
             self._close()
 
     def _info(self, trainer: L.Trainer) -> str:
-        miou = "" if math.isnan(self._miou) else f"  val mIoU {_percent(self._miou)}"
-        return f"left {self._time_left(trainer)}  loss {self._shown_loss()}{miou}"
+        judged = "".join(
+            f"  val {label} {_percent(value)}" for label, value in list(self._judged.items())[:1]
+        )
+        return f"left {self._time_left(trainer)}  loss {self._shown_loss()}{judged}"
 
     def _shown_loss(self) -> str:
         return "?" if self._loss is None else f"{float(self._loss):.3f}"

@@ -10,8 +10,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from freqfusion.checkpoints import from_pretrained
+from freqfusion.data.base import voc_colour
+from freqfusion.models import RCNN, PanopticFPN
+from freqfusion.training.detection import DetectionModule
 from freqfusion.training.module import SegmentationModule
+from freqfusion.training.task import PRETRAINED, TaskModule
+from freqfusion.training.tasks import TASKS, find_task
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -69,13 +76,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def task_of(content: dict[str, Any]) -> str:
+    """The task of what `read_checkpoint` returns; checkpoints of before there were several do not say."""
+    return str(content.get("task", next(iter(TASKS))))
+
+
 def load_checkpoint(
     path: str | Path,
-) -> tuple[SegmentationModule, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+) -> tuple[TaskModule, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Rebuild what ``freqfusion fit`` saved: nothing but the file is needed.
 
     Args:
-        path: A ``.ckpt`` file.
+        path: A ``.ckpt`` file, or a folder of :func:`freqfusion.save_pretrained` or ``freqfusion convert``, whose
+            network then gets its task's default settings.
 
     Returns:
         The module in evaluation mode on the CPU, the names of its classes, and one RGB colour a class.
@@ -84,35 +97,67 @@ def load_checkpoint(
         FileNotFoundError: where there is no such file.
         ValueError: for a file that is cut off, unsafe to load, or not one of ours.
     """
+    if Path(path).is_dir():
+        module = _around_pretrained(str(path))
+        return module.eval(), module.classes, module.palette
     content = read_checkpoint(path)
     try:
-        module = SegmentationModule(**content["hyper_parameters"])
+        module_class, _ = find_task(task_of(content))
+        module = module_class(**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not fit this version of freqfusion ({error}): use the version that wrote it"
         ) from error
-    module.resize = content.get("datamodule_hyper_parameters", {}).get("resize")
+    module.data_options = dict(content.get("datamodule_hyper_parameters", {}))
     module.classes = tuple(content["classes"])
+    module.category_ids = list(content.get("category_ids", module.category_ids))
     module.palette = tuple((red, green, blue) for red, green, blue in content["palette"])
     return module.eval(), module.classes, module.palette
+
+
+def _around_pretrained(folder: str) -> TaskModule:
+    """A module of the task that a saved network is for; classes without names are numbered."""
+    network: Any = from_pretrained(folder)
+    classes = getattr(network, "classes", None)
+    options: dict[str, Any] = {}
+    if isinstance(getattr(network, "transform", None), GeneralizedRCNNTransform):
+        task = DetectionModule.task
+        heads = getattr(network, "roi_heads", None)
+        if isinstance(network, RCNN):
+            num_classes = network.num_classes
+        else:  # torchvision's count the background too
+            num_classes = (
+                heads.box_predictor.cls_score if heads else network.head.classification_head
+            ).out_features
+        if isinstance(network, PanopticFPN):
+            options["things"] = network.things
+    else:
+        task = SegmentationModule.task
+        num_classes = network.num_classes
+    module_class: Any = TASKS[task][0]
+    module: TaskModule = module_class(network=f"{PRETRAINED}{folder}", num_classes=num_classes, **options)
+    if classes is not None:
+        module.classes = tuple(classes)
+    module.palette = tuple(voc_colour(index) for index in range(1, num_classes + 1))
+    return module
 
 
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, from which a run goes on exactly, and ``best.ckpt``, the best validation so far.
 
-    ``last.ckpt`` is written every ``every_steps`` optimiser steps and after each validation.
+    The first figure of the task's headline decides, the greater the better. ``last.ckpt`` is written every
+    ``every_steps`` optimiser steps and after each validation.
 
     Args:
         folder: Where the files go.
         every_steps: Optimiser steps between two of ``last.ckpt``.
-        monitor: The figure, the greater the better, that decides on ``best.ckpt``.
     """
 
-    def __init__(self, folder: str | Path, every_steps: int = 500, monitor: str = "val_miou") -> None:
+    def __init__(self, folder: str | Path, every_steps: int = 500) -> None:
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-        self.folder, self.every_steps, self.monitor = Path(folder), every_steps, monitor
+        self.folder, self.every_steps = Path(folder), every_steps
         self.best_score: float | None = None
         self._step = 0
         self._saved_step = 0
@@ -143,10 +188,10 @@ class Checkpoints(Checkpoint):
         if stepped and self._step % self.every_steps == 0 and not self._validation_follows(trainer):
             self._save_last(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        score = trainer.callback_metrics.get(self.monitor)
+        score = trainer.callback_metrics.get(f"val_{pl_module.headline[0]}")
         if score is not None and (self.best_score is None or float(score) > self.best_score):
             self.best_score = float(score)
             # Before last.ckpt, which knows of this score: a run that goes on from there must find the file.

@@ -1,19 +1,21 @@
-"""The Lightning data module: which images, in which order, with which augmentation.
+"""The Lightning data modules: which images, in which order, with which augmentation.
 
 Order and augmentation depend on ``(seed, epoch, index)`` alone: not on the number of workers or processes,
 and not on what was drawn before. So a run can start again in the middle of an epoch and go on exactly.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
 
 from freqfusion.data import create_dataset
+from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
 from freqfusion.training.rng import cpu_seed, derive_seed
 
@@ -21,32 +23,15 @@ Sample = dict[str, Any]
 
 
 class _Samples(Dataset[Sample]):
-    """Samples by ``(epoch, index)``: read, resized, transformed, with randomness from ``(seed, epoch, index)``."""
+    """Samples by ``(epoch, index)``: read and transformed, with randomness from ``(seed, epoch, index)``."""
 
-    def __init__(
-        self, dataset: Any, transform: Callable[[Sample], Sample], resize: tuple[int, int] | None, seed: int
-    ) -> None:
-        self.dataset, self.transform, self.resize, self.seed = dataset, transform, resize, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __init__(self, dataset: Any, transform: Callable[[Sample], Sample], seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         with cpu_seed(derive_seed(self.seed, epoch, index)):
-            sample = self.transform(_resized(self.dataset[index], self.resize))
-        return {
-            "image": sample["image"].as_subclass(Tensor),
-            "mask": sample["mask"].as_subclass(Tensor).long(),
-            "name": sample["name"],
-        }
-
-
-def _resized(sample: Sample, size: tuple[int, int] | None) -> Sample:
-    from torchvision.transforms import v2
-
-    # tv_tensors: images are interpolated, masks take the nearest label
-    return sample if size is None else v2.Resize(size, antialias=True)(sample)
+            return self.transform(self.dataset[index])
 
 
 def collate(samples: list[Sample]) -> Sample:
@@ -71,12 +56,28 @@ class TrainOrder(Sampler[list[tuple[int, int]]]):
     All processes shuffle alike, cut the same whole batches and take their own slice of each, so that
     together they see what a single process would. The last, incomplete batch is left out.
 
+    Args:
+        length: How many images there are.
+        batch_size: Images a batch, over all processes together.
+        seed: Decides the order.
+        rank: Which process this is.
+        world_size: How many there are.
+        sizes: Height and width of every image, to make batches of landscape and of portrait images.
+
     Attributes:
         epoch: Which pass over the data.
         first: The first batch of the pass to give out.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         if batch_size % world_size:
             raise ValueError(
                 f"batch_size {batch_size} cannot be shared by {world_size} processes: use a multiple of "
@@ -87,7 +88,7 @@ class TrainOrder(Sampler[list[tuple[int, int]]]):
                 f"the training set has {length} images, fewer than one batch of {batch_size}: "
                 f"set batch_size to {length} or less"
             )
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.sizes = length, batch_size, seed, sizes
         self.rank, self.share = rank, batch_size // world_size
         self.epoch = 0
         self.first = 0
@@ -98,9 +99,14 @@ class TrainOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        for batch in range(self.first, len(self)):
-            start = batch * self.batch_size + self.rank * self.share
-            yield [(self.epoch, index) for index in order[start : start + self.share]]
+        if self.sizes is None:
+            cuts = range(0, len(self) * self.batch_size, self.batch_size)
+            batches = [order[start : start + self.batch_size] for start in cuts]
+        else:
+            batches = group_by_aspect(self.sizes, order, self.batch_size)
+        start = self.rank * self.share
+        for batch in batches[self.first :]:
+            yield [(self.epoch, index) for index in batch[start : start + self.share]]
 
 
 class EvalOrder(Sampler[list[tuple[int, int]]]):
@@ -171,7 +177,116 @@ def default_workers(cores: int) -> int:
     return 0 if cores <= 2 else min(8, cores // 2)
 
 
-class SegmentationData(L.LightningDataModule):
+class ImageData(L.LightningDataModule):
+    """What the data modules have in common; a subclass says how a split is opened and how samples are transformed.
+
+    Its ``hparams`` hold ``train_split``, ``val_split``, ``test_split``, ``batch_size``, ``eval_batch_size``,
+    ``workers`` and ``seed``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._datasets: dict[str, Any] = {}
+
+    def open(self, split: str) -> Any:
+        """Open the data set of one split."""
+        raise NotImplementedError
+
+    def transform(self, stage: str) -> Callable[[Sample], Sample]:
+        """What is done to a sample, and drawn at random, for ``"train"`` or ``"eval"``."""
+        raise NotImplementedError
+
+    collate: Callable[[list[Sample]], Sample]
+    """Makes a batch of samples. A static method."""
+
+    def sizes(self, split: str) -> Sequence[tuple[int, int]] | None:
+        """Height and width of each image by which training batches are grouped; None for no grouping."""
+        return None
+
+    def check_options(self) -> None:
+        """Refuse batch sizes that cannot be."""
+        batch, eval_batch = self.hparams["batch_size"], self.hparams["eval_batch_size"]
+        if batch < 1 or eval_batch < 1:
+            raise ValueError(
+                f"batch_size and eval_batch_size must be at least 1, got {batch} and {eval_batch}"
+            )
+
+    def dataset(self, split: str) -> Any:
+        """The data set of one split, opened once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.open(split)
+        return self._datasets[split]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.dataset(self.hparams["val_split"]).classes)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """One RGB colour a class."""
+        return tuple(self.dataset(self.hparams["val_split"]).palette)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    def setup(self, stage: str) -> None:
+        """Open the data sets that the stage needs, so that what is missing is said before the work begins."""
+        options = self.hparams
+        if stage == "fit":
+            self.dataset(options["train_split"])
+        self.dataset(options["test_split" if stage == "test" else "val_split"])
+
+    def train_dataloader(self) -> _TrainBatches:
+        split = self.hparams["train_split"]
+        trainer = self._require_trainer()
+        order = TrainOrder(
+            len(self.dataset(split)),
+            self.hparams["batch_size"],
+            self.hparams["seed"],
+            trainer.global_rank,
+            trainer.world_size,
+            self.sizes(split),
+        )
+        return _TrainBatches(self._loader(split, "train", order), order, trainer)
+
+    def val_dataloader(self) -> _EvalBatches:
+        return self._eval_batches(self.hparams["val_split"])
+
+    def test_dataloader(self) -> _EvalBatches:
+        return self._eval_batches(self.hparams["test_split"])
+
+    def _eval_batches(self, split: str) -> _EvalBatches:
+        trainer = self._require_trainer()
+        length, batch_size = len(self.dataset(split)), self.hparams["eval_batch_size"]
+        order = EvalOrder(length, batch_size, trainer.global_rank, trainer.world_size)
+        return _EvalBatches(self._loader(split, "eval", order))
+
+    def _loader(self, split: str, stage: str, order: Sampler[list[tuple[int, int]]]) -> DataLoader[Sample]:
+        workers = self.hparams["workers"]
+        workers = default_workers(available_cores()) if workers is None else workers
+        return DataLoader(
+            _Samples(self.dataset(split), self.transform(stage), self.hparams["seed"]),
+            batch_sampler=order,
+            collate_fn=self.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # without its own generator a loader draws from the global one whenever it is iterated
+            generator=torch.Generator(),
+        )
+
+    def _require_trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError(
+                f"{type(self).__name__} makes its loaders for a Trainer: pass it to fit, validate or test"
+            )
+        return self.trainer
+
+
+class SegmentationData(ImageData):
     """Images and masks for training, validation and test.
 
     Args:
@@ -215,101 +330,40 @@ class SegmentationData(L.LightningDataModule):
         skip_bad: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(
-                f"batch_size and eval_batch_size must be at least 1, got {batch_size} and {eval_batch_size}"
-            )
         self.save_hyperparameters()
-        self._datasets: dict[str, Any] = {}
+        self.check_options()
 
-    def dataset(self, split: str) -> Any:
-        """The data set of one split, opened once."""
-        if split not in self._datasets:
-            options = self.hparams
-            self._datasets[split] = create_dataset(
-                options["dataset"],
-                options["root"],
-                split,
-                skip_bad=options["skip_bad"],
-                **(options["dataset_options"] or {}),
-            )
-        return self._datasets[split]
+    collate = staticmethod(collate)
+
+    def open(self, split: str) -> Any:
+        options = self.hparams
+        return create_dataset(
+            options["dataset"],
+            options["root"],
+            split,
+            skip_bad=options["skip_bad"],
+            **(options["dataset_options"] or {}),
+        )
 
     def sample(self, split: str, index: int) -> Sample:
         """One image and its mask at the size they are judged at, without augmentation or normalisation."""
         return _resized(self.dataset(split)[index], self.hparams["resize"])
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return tuple(self.dataset(self.hparams["val_split"]).classes)
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour a class."""
-        return tuple(self.dataset(self.hparams["val_split"]).palette)
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.classes)
-
-    def setup(self, stage: str) -> None:
-        """Open the data sets that the stage needs, so that what is missing is said before the work begins."""
+    def transform(self, stage: str) -> Callable[[Sample], Sample]:
         options = self.hparams
-        if stage == "fit":
-            self.dataset(options["train_split"])
-        self.dataset(options["test_split" if stage == "test" else "val_split"])
-
-    def train_dataloader(self) -> _TrainBatches:
-        options = self.hparams
-        dataset = self.dataset(options["train_split"])
-        transform = train_transform(
-            crop_size=options["crop_size"],
-            ratio_range=options["ratio_range"],
-            base_size=options["base_size"],
-            flip=options["flip"],
-            photometric=options["photometric"],
-        )
-        trainer = self._require_trainer()
-        order = TrainOrder(
-            len(dataset), options["batch_size"], options["seed"], trainer.global_rank, trainer.world_size
-        )
-        return _TrainBatches(self._loader(dataset, transform, order), order, trainer)
-
-    def val_dataloader(self) -> _EvalBatches:
-        return self._eval_batches(self.hparams["val_split"])
-
-    def test_dataloader(self) -> _EvalBatches:
-        return self._eval_batches(self.hparams["test_split"])
-
-    def _eval_batches(self, split: str) -> _EvalBatches:
-        dataset = self.dataset(split)
-        trainer = self._require_trainer()
-        order = EvalOrder(
-            len(dataset), self.hparams["eval_batch_size"], trainer.global_rank, trainer.world_size
-        )
-        return _EvalBatches(self._loader(dataset, eval_transform(), order))
-
-    def _loader(
-        self, dataset: Any, transform: Callable[[Sample], Sample], order: Sampler[list[tuple[int, int]]]
-    ) -> DataLoader[Sample]:
-        workers = self.hparams["workers"]
-        workers = default_workers(available_cores()) if workers is None else workers
-        return DataLoader(
-            _Samples(dataset, transform, self.hparams["resize"], self.hparams["seed"]),
-            batch_sampler=order,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # without its own generator a loader draws from the global one whenever it is iterated
-            generator=torch.Generator(),
-        )
-
-    def _require_trainer(self) -> L.Trainer:
-        if self.trainer is None:
-            raise RuntimeError(
-                "SegmentationData makes its loaders for a Trainer: pass it to fit, validate or test"
+        if stage == "eval":
+            then = eval_transform()
+        else:
+            then = train_transform(
+                crop_size=options["crop_size"],
+                ratio_range=options["ratio_range"],
+                base_size=options["base_size"],
+                flip=options["flip"],
+                photometric=options["photometric"],
             )
-        return self.trainer
+        return v2.Compose([partial(_resized, size=options["resize"]), then])
+
+
+def _resized(sample: Sample, size: tuple[int, int] | None) -> Sample:
+    # tv_tensors: images are interpolated, masks take the nearest label
+    return sample if size is None else v2.Resize(size, antialias=True)(sample)

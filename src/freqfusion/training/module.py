@@ -1,9 +1,8 @@
-"""The Lightning module: one network, its loss, the published schedule, and how it is judged."""
+"""The Lightning module of semantic segmentation: network, loss, the published schedule, and how it is judged."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -14,14 +13,14 @@ from torchmetrics import MeanMetric
 from freqfusion.metrics import SegmentationMetrics
 from freqfusion.models import create_model
 from freqfusion.models.inference import predict_logits
-from freqfusion.training.rng import fixed_randomness, get_rng_state, set_rng_state
+from freqfusion.training.rng import fixed_randomness
 from freqfusion.training.schedule import parameter_groups, poly_with_warmup
+from freqfusion.training.task import ClassFigure, TaskModule, existing_network
 
 IGNORE_INDEX = 255
-SCALARS = ("miou", "boundary_iou", "pixel_accuracy", "mean_accuracy")
 
 
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(TaskModule):
     """Trains and judges a semantic segmentation network. The defaults are the published SegNeXt schedule.
 
     The loss is cross entropy averaged over all pixels of the batch, ignored ones counting zero, as in the
@@ -48,6 +47,19 @@ class SegmentationModule(L.LightningModule):
         boundary_width: Width of the band of boundary IoU: pixels (int) or a share of the image's diagonal.
     """
 
+    task = "semantic"
+    figures = {  # noqa: RUF012  # read only
+        "loss": "loss",
+        "miou": "mIoU",
+        "boundary_iou": "boundary IoU",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_accuracy": "mean accuracy",
+    }
+    headline = ("miou", "boundary_iou")
+    class_figures = (
+        ClassFigure("IoU", "iou", "iou", "miou"),
+        ClassFigure("boundary IoU", "boundary_iou", "boundary_iou_per_class", "boundary_iou"),
+    )
     class_weights: Tensor | None
 
     def __init__(
@@ -70,11 +82,7 @@ class SegmentationModule(L.LightningModule):
         flip_test: bool = False,
         boundary_width: int | float = 0.02,
     ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(
-                f"num_classes is {num_classes}, expected at least 1: pass the data's class count"
-            )
+        super().__init__(num_classes)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"class_weights has {len(class_weights)} values for {num_classes} classes: give one a class"
@@ -82,33 +90,18 @@ class SegmentationModule(L.LightningModule):
         scales = tuple(scales)
         self.save_hyperparameters()
         try:
-            self.network = create_model(network, num_classes, fusion=fusion, **(network_options or {}))
+            existing = existing_network(network, network_options)
+            self.network = (
+                create_model(network, num_classes, fusion=fusion, **(network_options or {}))
+                if existing is None
+                else existing
+            )
         except TypeError as error:
             raise ValueError(f"network_options {network_options} do not fit {network!r}: {error}") from error
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
         self.mean_loss = MeanMetric()
-        self.classes: tuple[str, ...] = tuple(f"class {index}" for index in range(num_classes))
-        self.palette: tuple[tuple[int, int, int], ...] = tuple(
-            (level, level, level) for level in torch.linspace(0, 255, num_classes).int().tolist()
-        )
-        self.resize: tuple[int, int] | None = None
-        """Height and width that images were brought to before training; set by ``load_checkpoint``."""
-        self.results: dict[str, Any] = {}
-        """Figures of the latest evaluation as plain numbers, with ``iou`` and ``boundary_iou`` a class."""
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        self._rng_states: list[dict[str, Any]] | None = None
-
-    def setup(self, stage: str) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "classes"):
-            return
-        if len(data.classes) != self.hparams["num_classes"]:
-            raise ValueError(
-                f"the network predicts {self.hparams['num_classes']} classes, the data has "
-                f"{len(data.classes)}: use the data set that the network was made for"
-            )
-        self.classes, self.palette = tuple(data.classes), tuple(data.palette)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, num_classes, H, W)`` of normalised images ``(B, 3, H, W)``."""
@@ -169,12 +162,11 @@ class SegmentationModule(L.LightningModule):
         values = self.metrics.compute()
         self.metrics.reset()
         # Both metrics have summed over all processes; Lightning's own mean rounds where these differ in images.
-        figures = {"loss": self.mean_loss.compute(), **{key: values[key].float() for key in SCALARS}}
+        values["loss"] = self.mean_loss.compute()
         self.mean_loss.reset()
-        self.log_dict({f"{stage}_{key}": value for key, value in figures.items()}, sync_dist=True)
-        self.results = {key: float(values[key]) for key in SCALARS}
-        self.results["iou"] = values["iou"].tolist()
-        self.results["boundary_iou_per_class"] = values["boundary_iou_per_class"].tolist()
+        self.log_dict({f"{stage}_{name}": values[name].float() for name in self.figures}, sync_dist=True)
+        self.results = {name: float(values[name]) for name in self.figures if name != "loss"}
+        self.results |= {figure.per_class: values[figure.per_class].tolist() for figure in self.class_figures}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.hparams
@@ -195,30 +187,3 @@ class SegmentationModule(L.LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Weights to start from have served: the checkpoint must not need their file.
-        options = dict(self.hparams["network_options"] or {})
-        options.pop("backbone_weights", None)
-        options.pop("pretrained", None)
-        checkpoint["hyper_parameters"]["network_options"] = options or None
-        checkpoint["classes"] = list(self.classes)
-        checkpoint["palette"] = [list(colour) for colour in self.palette]
-        # Every process draws its own numbers: an exact resume needs the state of each.
-        states: list[Any] = [get_rng_state(self.device)]
-        if self.trainer.world_size > 1:
-            states *= self.trainer.world_size
-            torch.distributed.all_gather_object(states, states[0])
-        checkpoint["rng_states"] = states
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng_states = checkpoint.get("rng_states")
-
-    def on_train_start(self) -> None:
-        # The last hook before the first batch: whatever drew random numbers while starting is undone here.
-        rank = self.trainer.global_rank
-        if self._rng_states is not None and rank < len(self._rng_states):
-            set_rng_state(self._rng_states[rank], self.device)
-        elif rank > 0:
-            torch.manual_seed(torch.initial_seed() + rank)
-        self._rng_states = None

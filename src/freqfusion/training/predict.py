@@ -1,9 +1,7 @@
 """Class maps for image files of any size, in bounded memory."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,6 @@ from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
 from freqfusion.training.rng import fixed_randomness
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""What a folder is searched for; case does not matter."""
 LARGE_PIXELS = 2048 * 1024
 """Images of more pixels are predicted tile by tile."""
 TILE = 1024
@@ -24,42 +20,6 @@ MARGIN = 128
 """What the network sees around a tile on each side, pixels; predictions there are thrown away."""
 _BAND_VALUES = 1 << 26
 """How many logits of the full-size result are held at once when a smaller result is enlarged."""
-
-
-def find_images(source: Path, out: Path) -> list[tuple[Path, Path]]:
-    """The images at ``source``, each with the relative path (without suffix) for its results.
-
-    A folder is searched through all its subfolders in sorted order; ``out`` is left out where it lies
-    inside. Images that differ in the suffix alone keep it (``a.jpg``, ``a.png``), so that no result
-    overwrites another.
-
-    Raises:
-        FileNotFoundError: if there is nothing at ``source``, or no image in the folder.
-    """
-    if source.is_file():
-        return [(source, Path(source.stem))]
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; give an image or a folder of images")
-    results = out.resolve()
-    files = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-        and results not in path.resolve().parents
-    ]
-    if not files:
-        raise FileNotFoundError(
-            f"there is no image in {source} or its subfolders; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    relative = [path.relative_to(source) for path in files]
-    # Compared without case, because some file systems do.
-    uses = Counter(str(path.with_suffix("")).lower() for path in relative)
-    return [
-        (path, name if uses[str(name.with_suffix("")).lower()] > 1 else name.with_suffix(""))
-        for path, name in zip(files, relative, strict=True)
-    ]
 
 
 @torch.no_grad()

@@ -281,7 +281,7 @@ def draw_strips(standings: Sequence[Standing], data: SegmentationData, *, images
     samples = [data.sample(split, index) for index in indices]
     predictions: list[dict[str, Picture]] = [{} for _ in samples]
     for standing in standings:
-        module, _, _ = load_checkpoint(standing.outcomes[0].folder / LAST)
+        module: Any = load_checkpoint(standing.outcomes[0].folder / LAST)[0]
         for sample, shown in zip(samples, predictions, strict=True):
             with torch.no_grad():
                 batch = eval_transform()(sample)["image"].as_subclass(Tensor)[None]

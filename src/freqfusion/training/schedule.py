@@ -4,7 +4,7 @@ Source of the constants: the released SegNeXt and FreqFusion configurations (Ada
 weight decay 0.01, head x10, no decay on normalisation layers, poly of power 1 with 1,500 steps of warm-up).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -71,5 +71,27 @@ def poly_with_warmup(
         if step >= warmup_steps:
             return poly
         return poly * (warmup_ratio + (1 - warmup_ratio) * step / warmup_steps)
+
+    return factor
+
+
+def steps_with_warmup(
+    milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 500, warmup_ratio: float = 1e-3
+) -> Callable[[int], float]:
+    """The factor on the base learning rate at each optimiser step, counted from 0, of the detectors' schedule.
+
+    ``gamma`` to the power of the number of milestones reached, times ``ratio + (1 - ratio) * step / warmup_steps``
+    during the warm-up (mmdetection's ``schedule_1x``).
+
+    >>> factor = steps_with_warmup([60, 80], warmup_steps=10, warmup_ratio=0.0)
+    >>> [round(factor(step), 4) for step in (0, 5, 10, 59, 60, 80)]
+    [0.0, 0.5, 1.0, 1.0, 0.1, 0.01]
+    """
+
+    def factor(step: int) -> float:
+        reached: float = gamma ** sum(step >= milestone for milestone in milestones)
+        if step >= warmup_steps:
+            return reached
+        return reached * (warmup_ratio + (1 - warmup_ratio) * step / warmup_steps)
 
     return factor

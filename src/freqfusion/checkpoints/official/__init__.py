@@ -104,4 +104,6 @@ def _read(path: Path) -> tuple[Plan, int, Counter[str]]:
     except (ArithmeticError, LookupError, ValueError) as error:  # of constructors given odd shapes
         raise ValueError(f"{path} looks like one of {family.title}, but {error}") from error
     plan.model.eval()
+    if plan.classes is not None:
+        plan.model.classes = plan.classes  # type: ignore[assignment]
     return plan, len(state) - unneeded.total(), unneeded

@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     """Official keys without a place in the model."""
     kept: Reasons = MappingProxyType({})
     """Keys of the model that may be absent from the file and then stay as they were made."""
+    classes: tuple[str, ...] | None = None
+    """Their names, where their number is that of a data set on which such models were published."""
 
 
 class Family(NamedTuple):

@@ -5,10 +5,13 @@ from typing import Any
 
 from freqfusion._optional import require
 from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes
+from freqfusion.data import class_names
 
 BACKBONES = {(2, 2): "r18", (4, 6): "r34", (4, 6, 1): "r50", (4, 23, 1): "r101"}
 """By the number of blocks in the second and third stage; 1 stands for bottleneck blocks."""
 FUSION = "neck.alignment."
+CLASSES = {(80, 0): class_names.COCO_THINGS, (80, 53): class_names.COCO_PANOPTIC}
+"""By the numbers of things and stuff."""
 
 _NAMES = Renaming(
     {
@@ -81,6 +84,7 @@ def _plan(shapes: Shapes) -> Plan:
         ),
         own_keys,
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
+        classes=CLASSES.get((things, stuff)),
     )
 
 

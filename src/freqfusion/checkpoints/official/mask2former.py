@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from freqfusion._optional import require
 from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes, reason_for
+from freqfusion.data import class_names
 from freqfusion.fusion.freqfusion import OffsetGenerator
 from freqfusion.integrations import Upgrade, upgrade_
 
@@ -26,6 +27,12 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 JOINTS = ("in_16", "in_8", "out_4")
 """Of the upgraded pixel decoder, in the order of the release's ``freqfusions``."""
+CLASSES = {
+    150: class_names.ADE20K,
+    133: class_names.COCO_PANOPTIC,
+    80: class_names.COCO_THINGS,
+    19: class_names.CITYSCAPES,
+}
 DROP_PATH = 0.3
 """Of all published Swin configurations."""
 POINTS = 4
@@ -182,6 +189,7 @@ def _plan(shapes: Shapes) -> Plan:
         lambda key: names.own_keys(_current(key)),
         UNNEEDED,
         KEPT,
+        CLASSES.get(classes),
     )
 
 

@@ -1,10 +1,12 @@
 """SegNeXt as mmsegmentation and the FreqFusion release save it; our names are theirs."""
 
 from freqfusion.checkpoints.official.base import Family, Plan, Shapes
+from freqfusion.data import class_names
 from freqfusion.models import create_model
 from freqfusion.models.mscan import MSCAN_VARIANTS
 
 FUSION = "decode_head.freqfusions.0"
+CLASSES = {150: class_names.ADE20K, 19: class_names.CITYSCAPES}
 
 
 def _recognises(shapes: Shapes) -> bool:
@@ -29,6 +31,7 @@ def _plan(shapes: Shapes) -> Plan:
         f"SegNeXt-{name.upper()}, {'FreqFusion' if fused else 'plain'} head, {classes} classes",
         create_model(f"segnext_{name}", classes, "freqfusion" if fused else "bilinear", **options),
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
+        classes=CLASSES.get(classes),
     )
 
 

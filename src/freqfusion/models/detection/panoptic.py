@@ -133,7 +133,8 @@ class PanopticFPN(RCNN):
         backbone: see :class:`RCNN`.
         things: for each of the K classes whether it is a thing.
         semantic_channels: channels within the semantic branch.
-        panoptic_score_thresh: least score of an instance to be merged.
+        panoptic_score_thresh: least score of an instance to be merged, at least 0.5.
+        panoptic_stuff_area: fewer pixels than these of a stuff class become void; made for images of COCO's size.
         **options: of :class:`RCNN`.
 
     Raises:
@@ -156,6 +157,7 @@ class PanopticFPN(RCNN):
         *,
         semantic_channels: int = 128,
         panoptic_score_thresh: float = 0.6,
+        panoptic_stuff_area: int = 4096,
         **options: Any,
     ) -> None:
         thing_labels = [label for label, thing in enumerate(things) if thing]
@@ -167,9 +169,13 @@ class PanopticFPN(RCNN):
             )
         super().__init__(backbone, len(thing_labels), masks=True, **options)
         self.num_classes = len(things)
+        self.things = [bool(thing) for thing in things]
         branches = len(stuff_labels) + 1
         self.semantic_branch = SemanticBranch(backbone.out_channels, semantic_channels, branches)
+        if not 0.5 <= panoptic_score_thresh <= 1:  # below one half a region may have several classes
+            raise ValueError(f"panoptic_score_thresh must be from 0.5 to 1, got {panoptic_score_thresh}")
         self.panoptic_score_thresh = panoptic_score_thresh
+        self.panoptic_stuff_area = panoptic_stuff_area
         # between the numbering of all classes and those of the two branches
         numbers = dict.fromkeys(range(IGNORE_INDEX + 1), IGNORE_INDEX)
         numbers |= dict.fromkeys(thing_labels, len(stuff_labels))
@@ -211,6 +217,7 @@ class PanopticFPN(RCNN):
                 self.thing_labels[instances["labels"] - 1],
                 instances["scores"],
                 self.stuff_labels[score.argmax(0)],
+                stuff_area=self.panoptic_stuff_area,
             )
             detection |= {"segments": segments, "segment_labels": labels, "segment_scores": best}
             detection["labels"] = self.thing_labels[detection["labels"] - 1] + 1

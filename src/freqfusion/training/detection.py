@@ -1,0 +1,241 @@
+"""The Lightning module of detectors: network, schedule of the published runs, and how they are judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from freqfusion.integrations import upgrade_
+from freqfusion.integrations.spec import ModelSpec
+from freqfusion.models import PanopticFPN, create_detector
+from freqfusion.models.detection.augmented import predict_objects
+from freqfusion.training.judges import DetectionJudge, Judge, PanopticJudge
+from freqfusion.training.schedule import steps_with_warmup
+from freqfusion.training.task import TaskModule, existing_network
+
+
+class DetectionModule(TaskModule):
+    """Trains and judges a detector. The defaults are the published 1x schedule.
+
+    Args:
+        network: A name of `freqfusion.models.create_detector`, `torchvision:NAME` for one of torchvision's
+            detectors, upgraded, or `pretrained:FOLDER` for one that `freqfusion convert` or `save_pretrained` wrote.
+        fusion: How coarse and fine features are joined: a name of `freqfusion.fusion.list_fusions`. nearest leaves a
+            detector of torchvision as it is.
+        num_classes: Number of classes without background; on the command line it comes from the data.
+        things: For each class whether it is a thing; on the command line it comes from the data.
+        network_options: Further arguments of `freqfusion.models.create_detector`, or of torchvision's function.
+        upgrade_options: For a detector of torchvision, further arguments of `freqfusion.upgrade_`.
+        optimizer: sgd or adamw.
+        lr: Peak learning rate for a batch of lr_batch_size images.
+        lr_batch_size: The learning rate is scaled by the images an optimiser step relative to this number; none
+            leaves it as it is.
+        momentum: SGD's momentum.
+        weight_decay: Weight decay of all parameters.
+        warmup_steps: Optimiser steps of linear warm-up.
+        warmup_ratio: Share of the learning rate at the first step of the warm-up.
+        milestones: Epochs after which the learning rate is multiplied by gamma.
+        gamma: Factor at the milestones.
+        test_sizes: Shorter sides of the images at evaluation, whose detections are merged; the network's own if not
+            given.
+        flip_test: Merge with the detections in the mirrored image at evaluation.
+        max_detections: How many detections of a class count in an image.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self,
+        network: str = "faster_rcnn_r50",
+        fusion: str = "freqfusion",
+        num_classes: int = 0,
+        things: Sequence[bool] | None = None,
+        network_options: dict[str, Any] | None = None,
+        upgrade_options: dict[str, Any] | None = None,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 0.02,
+        lr_batch_size: int | None = 16,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 500,
+        warmup_ratio: float = 1e-3,
+        milestones: Sequence[float] = (8, 11),
+        gamma: float = 0.1,
+        test_sizes: Sequence[int] | None = None,
+        flip_test: bool = False,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__(num_classes)
+        things = [True] * num_classes if things is None else list(things)
+        milestones = list(milestones)
+        test_sizes = None if test_sizes is None else list(test_sizes)
+        self.save_hyperparameters()
+        try:
+            existing = existing_network(network, network_options)
+            self.network = (
+                _create_network(
+                    network, fusion, num_classes, things, network_options or {}, upgrade_options or {}
+                )
+                if existing is None
+                else existing
+            )
+        except TypeError as error:
+            raise ValueError(f"the options {network_options} do not fit {network!r}: {error}") from error
+        if existing is not None:
+            _check_existing(existing, num_classes, things)
+        self.judge: Judge
+        if isinstance(self.network, PanopticFPN):
+            self.judge = PanopticJudge(things)
+        else:
+            self.judge = DetectionJudge(_has_masks(self.network), max_detections)
+        self.figures = self.judge.figures
+        self.class_figures = self.judge.class_figures
+        self.headline = [figure.name for figure in self.class_figures if "50" not in figure.name][:2]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if data.things != self.hparams["things"]:
+            raise ValueError("the network was made for other things and stuff than the data has")
+        transform: Any = getattr(self.network, "transform", None)
+        if stage == "fit" and transform is not None:
+            transform._skip_resize = True  # torchvision's option for data that is resized already
+        dataset = data.dataset(data.hparams["train_split" if stage == "fit" else "val_split"])
+        if isinstance(self.network, PanopticFPN) and not dataset.is_panoptic:
+            raise ValueError(
+                "a panoptic network needs panoptic data: coco_panoptic, cityscapes_panoptic or synthetic_panoptic"
+            )
+        if _has_masks(self.network) and not (dataset.has_masks or dataset.is_panoptic):
+            raise ValueError(
+                "the network predicts masks, but the annotations have none: use one without masks (faster_rcnn_...), "
+                "or data with a segmentation for each object"
+            )
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """What the network finds in images ``(3, H, W)`` in [0, 1], with this module's inference settings.
+
+        Labels count from 0.
+        """
+        options = self.hparams
+        found = predict_objects(self.network, images, sizes=options["test_sizes"], flip=options["flip_test"])
+        return [{**result, "labels": result["labels"] - 1} for result in found]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        losses: dict[str, Tensor] = self.network(batch["image"], batch["target"])
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._start("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start("test")
+
+    def _start(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        files = None if self.trainer.state.fn == "fit" else Path(self.trainer.default_root_dir, stage)
+        self.judge.start(data.dataset(data.hparams[f"{stage}_split"]), files)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch)
+
+    def _judge(self, batch: dict[str, Any]) -> None:
+        if not batch["name"]:  # this process has no image left while another has one
+            return
+        for index, result in enumerate(self(batch["image"])):
+            self.judge.update({key: values[index] for key, values in batch.items()}, result)
+
+    def on_validation_epoch_end(self) -> None:
+        self._sum_up("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._sum_up("test")
+
+    def _sum_up(self, stage: str) -> None:
+        self.results = self.judge.compute()
+        # every process has the figures of all
+        self.log_dict({f"{stage}_{name}": self.results[name] for name in self.figures}, rank_zero_only=False)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        options = self.hparams
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # so that the batches of an epoch are known
+        total = trainer.estimated_stepping_batches
+        if total != float("inf") and total <= options["warmup_steps"]:
+            rank_zero_warn(
+                f"the warm-up of {options['warmup_steps']} steps is as long as the whole run of {int(total)}: "
+                "the learning rate never reaches its peak; lower warmup_steps"
+            )
+        lr = options["lr"]
+        if options["lr_batch_size"] is not None:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            images = data.hparams["batch_size"] * trainer.accumulate_grad_batches
+            lr *= images / options["lr_batch_size"]
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer: torch.optim.Optimizer
+        if options["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(
+                parameters, lr, momentum=options["momentum"], weight_decay=options["weight_decay"]
+            )
+        else:
+            optimizer = torch.optim.AdamW(parameters, lr, weight_decay=options["weight_decay"])
+        steps_an_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        factor = steps_with_warmup(
+            [round(epoch * steps_an_epoch) for epoch in options["milestones"]],
+            options["gamma"],
+            options["warmup_steps"],
+            options["warmup_ratio"],
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _create_network(
+    name: str,
+    fusion: str,
+    num_classes: int,
+    things: list[bool],
+    options: dict[str, Any],
+    upgrade_options: dict[str, Any],
+) -> nn.Module:
+    if not name.startswith("torchvision:"):
+        if upgrade_options:
+            raise ValueError(
+                f"upgrade_options are for detectors of torchvision; {name!r} is built with the fusion"
+            )
+        panoptic = things if name.startswith("panoptic_fpn") else None
+        return create_detector(name, num_classes, fusion, things=panoptic, **options)
+    spec = ModelSpec.parse(name)
+    arguments = {**spec.arguments, "num_classes": num_classes + 1, **options}
+    model = ModelSpec(spec.source, spec.name, arguments).build()
+    return model if fusion == "nearest" else upgrade_(model, fusion, **{"init": "paper", **upgrade_options})
+
+
+def _check_existing(network: nn.Module, num_classes: int, things: list[bool]) -> None:
+    """Refuse a network that is no detector of these classes."""
+    if not isinstance(getattr(network, "transform", None), GeneralizedRCNNTransform):
+        raise ValueError(f"this {type(network).__name__} is no detector that is called as torchvision's are")
+    own = getattr(network, "num_classes", num_classes)  # torchvision's do not tell
+    if own != num_classes:
+        raise ValueError(
+            f"the network predicts {own} classes, the data has {num_classes}: use the data set that the network was "
+            "made for"
+        )
+    if isinstance(network, PanopticFPN) and network.things != things:
+        raise ValueError("the network was made for other things and stuff than the data has")
+
+
+def _has_masks(network: nn.Module) -> bool:
+    heads: Any = getattr(network, "roi_heads", None)
+    return heads is not None and bool(heads.has_mask())

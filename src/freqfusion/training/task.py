@@ -1,0 +1,131 @@
+"""What the Lightning modules of all tasks have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import lightning as L
+import torch
+from torch import nn
+
+from freqfusion.checkpoints import from_pretrained
+from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
+from freqfusion.training.rng import get_rng_state, set_rng_state
+
+PRETRAINED = "pretrained:"
+"""Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
+REBUILT = "rebuilt"
+"""The name, in a checkpoint, of a network that was not made by its name; its options say how it was made."""
+
+
+class ClassFigure(NamedTuple):
+    """A figure that every class has."""
+
+    label: str
+    """For people."""
+    name: str
+    """In files."""
+    per_class: str
+    """Its key in :attr:`TaskModule.results`, a list with a number a class, NaN where it is not defined."""
+    mean: str
+    """The key of its mean."""
+
+
+def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module | None:
+    """A network that is not made by a name of this package, or None if it is.
+
+    Args:
+        name: ``"pretrained:FOLDER"``, or what a checkpoint has in its place.
+        options: of the network.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: see :func:`freqfusion.from_pretrained`.
+    """
+    if name == REBUILT:
+        return rebuild_model((options or {})["description"])
+    if not name.startswith(PRETRAINED):
+        return None
+    if options:
+        raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
+    return from_pretrained(name.removeprefix(PRETRAINED))
+
+
+class TaskModule(L.LightningModule):
+    """A network, how it is trained and how it is judged.
+
+    A subclass makes ``network``, defines the steps and the optimizer, and fills :attr:`results` at the end of an
+    evaluation. Random states are part of its checkpoints, for every process its own.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    task: ClassVar[str]
+    """What ``task:`` in a recipe says."""
+    network: nn.Module
+    figures: Mapping[str, str]
+    """The figures of an evaluation, all but the loss shares in [0, 1]: name to label. Logged as ``val_NAME``."""
+    headline: Sequence[str]
+    """The names of those to be shown first; the first of them decides on ``best.ckpt``."""
+    class_figures: Sequence[ClassFigure]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(
+                f"num_classes is {num_classes}, expected at least 1: pass the data's class count"
+            )
+        self.classes: tuple[str, ...] = tuple(f"class {index}" for index in range(num_classes))
+        self.palette: tuple[tuple[int, int, int], ...] = tuple(
+            (level, level, level) for level in torch.linspace(0, 255, num_classes).int().tolist()
+        )
+        self.category_ids = list(range(1, num_classes + 1))
+        """The classes' numbers in annotation files, where these have others than the labels."""
+        self.results: dict[str, Any] = {}
+        """Figures of the latest evaluation as plain numbers, and lists with a number a class."""
+        self.data_options: dict[str, Any] = {}
+        """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
+        self._rng_states: list[dict[str, Any]] | None = None
+
+    def setup(self, stage: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "classes"):
+            return
+        if len(data.classes) != len(self.classes):
+            raise ValueError(
+                f"the network predicts {len(self.classes)} classes, the data has "
+                f"{len(data.classes)}: use the data set that the network was made for"
+            )
+        self.classes, self.palette = tuple(data.classes), tuple(data.palette)
+        self.category_ids = list(getattr(data, "category_ids", self.category_ids))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Weights to start from have served: the checkpoint must not need their file.
+        options = dict(self.hparams["network_options"] or {})
+        for name in ("backbone_weights", "pretrained", "weights"):
+            options.pop(name, None)
+        if self.hparams["network"].startswith(PRETRAINED):
+            checkpoint["hyper_parameters"]["network"] = REBUILT
+            options = {"description": describe_model(getattr(self.network, "host", self.network))}
+        checkpoint["hyper_parameters"]["network_options"] = options or None
+        checkpoint["task"] = self.task
+        checkpoint["classes"] = list(self.classes)
+        checkpoint["category_ids"] = self.category_ids
+        checkpoint["palette"] = [list(colour) for colour in self.palette]
+        # Every process draws its own numbers: an exact resume needs the state of each.
+        states: list[Any] = [get_rng_state(self.device)]
+        if self.trainer.world_size > 1:
+            states *= self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["rng_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rng_states = checkpoint.get("rng_states")
+
+    def on_train_start(self) -> None:
+        # The last hook before the first batch: whatever drew random numbers while starting is undone here.
+        rank = self.trainer.global_rank
+        if self._rng_states is not None and rank < len(self._rng_states):
+            set_rng_state(self._rng_states[rank], self.device)
+        elif rank > 0:
+            torch.manual_seed(torch.initial_seed() + rank)
+        self._rng_states = None
