@@ -104,6 +104,28 @@ def test_schedule(tmp_path: Path) -> None:
     assert rates == pytest.approx([peak * factor for factor in factors])
 
 
+def test_a_frozen_backbone_goes_on_without_its_file(tmp_path: Path) -> None:
+    """The weights to start from are needed once; a checkpoint has them."""
+    root = write_coco(tmp_path)
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(weights, tmp_path / "resnet18.pth")
+    options = {**tiny_objects.SMALL_DETECTOR, "backbone_options": {"frozen_stages": 1, "norm_eval": True}}
+
+    def build(**more: Any) -> tuple[DetectionModule, ObjectData]:
+        _, data = tiny_detection(root, "faster_rcnn_r18")
+        return DetectionModule("faster_rcnn_r18", num_classes=2, network_options={**options, **more}), data
+
+    run_fit(tmp_path / "run", *build(backbone_weights=str(tmp_path / "resnet18.pth")), max_epochs=1)
+    (tmp_path / "resnet18.pth").unlink()
+    module, data = build()
+    run_fit(tmp_path / "run", module, data, tmp_path / "run" / "last.ckpt", max_epochs=2)
+    body: Any = module.network.backbone
+    assert torch.equal(body.body.conv1.weight, weights["conv1.weight"])
+    assert not torch.equal(body.body.layer2[0].conv1.weight, weights["layer2.0.conv1.weight"])
+    with pytest.raises(ValueError, match="frozen_stages is 1, but no weights are given"):
+        run_fit(tmp_path / "other", *build(), max_epochs=1)
+
+
 def test_optimizer_leaves_frozen_weights_alone(tmp_path: Path) -> None:
     module, data = tiny_detection(write_coco(tmp_path), optimizer="sgd", momentum=0.8, weight_decay=0.01)
     module.network.backbone.body.layer1.requires_grad_(False)

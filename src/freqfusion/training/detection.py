@@ -104,8 +104,8 @@ class DetectionModule(TaskModule):
             return
         if data.things != self.hparams["things"]:
             raise ValueError("the network was made for other things and stuff than the data has")
-        transform: Any = getattr(self.network, "transform", None)
-        if stage == "fit" and transform is not None:
+        if stage == "fit":
+            transform: Any = self.network.transform
             transform._skip_resize = True  # torchvision's option for data that is resized already
         dataset = data.dataset(data.hparams["train_split" if stage == "fit" else "val_split"])
         if isinstance(self.network, PanopticFPN) and not dataset.is_panoptic:
@@ -116,6 +116,17 @@ class DetectionModule(TaskModule):
             raise ValueError(
                 "the network predicts masks, but the annotations have none: use one without masks (faster_rcnn_...), "
                 "or data with a segmentation for each object"
+            )
+
+    def on_fit_start(self) -> None:
+        """Refuse to start with stages that are frozen while their weights are random."""
+        options = self.hparams["network_options"] or {}
+        frozen = (options.get("backbone_options") or {}).get("frozen_stages")
+        if frozen and not options.get("backbone_weights") and not self.is_resumed:
+            raise ValueError(
+                f"frozen_stages is {frozen}, but no weights are given, so random ones would be kept: give trained "
+                "ones with --model.network_options.backbone_weights (torchvision:IMAGENET1K_V1 downloads "
+                "torchvision's), or train from scratch with --model.network_options.backbone_options {}"
             )
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -121,6 +121,11 @@ class TaskModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint.get("rng_states")
 
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the training about to start goes on from a checkpoint."""
+        return self._rng_states is not None
+
     def on_train_start(self) -> None:
         # The last hook before the first batch: whatever drew random numbers while starting is undone here.
         rank = self.trainer.global_rank
