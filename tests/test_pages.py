@@ -35,3 +35,10 @@ def test_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_page("similarity.md", tmp_path, monkeypatch)
     assert names["after"].compute().images == 2
     assert names["displacement"].compute().overall["both"].pixels > 0
+
+
+def test_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    names = run_page("detection.md", tmp_path, monkeypatch)
+    assert names["masks"].shape[1:] == (1, 375, 501)
+    assert names["boxes"].shape == (len(names["masks"]), 4)

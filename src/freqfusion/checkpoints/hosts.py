@@ -143,19 +143,17 @@ def load_backbone_(host: nn.Module, path: str | Path) -> None:
     backbone = host.get_submodule(place)
     state = read_state_dict(path)
     kind = getattr(getattr(backbone, "config", None), "model_type", "")
-    own = backbone.state_dict().keys()
     keys: Callable[[str], Sequence[str]] = same_key
-    if kind in _ROWS:
-        names = _names(kind, _is_old(own))
-        if not any(names.own_keys(key) for key in state):
-            state = _from_transformers(state, kind)
-        keys = names.own_keys
     title = f"the {kind or type(backbone).__name__} backbone of this {host_name(host).partition(' ')[2]}"
     try:
+        if kind in _ROWS:
+            keys = Renaming(_ROWS[kind](_is_old(backbone.state_dict()))).own_keys
+            if not any(map(keys, state)):
+                state = _from_transformers(state, kind)
         _check_windows(state, backbone)
         _fill(Plan(title, backbone, keys, UNNEEDED, KEPT), state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path} cannot be loaded into {title}: {error}") from error
 
 
 def _is_plain(host: nn.Module, fusion: str) -> bool:
@@ -369,10 +367,6 @@ def _convnext(old: bool) -> Rows:
 _ROWS = {"convnext": _convnext, "resnet": _resnet, "segformer": _segformer, "swin": _swin}
 """For the backbones of transformers, by their ``model_type``: names of the original and of transformers, as they are
 now or, if asked, as they were before version 5."""
-
-
-def _names(kind: str, old: bool) -> Renaming:
-    return Renaming(_ROWS[kind](old))
 
 
 def _is_old(keys: Iterable[str]) -> bool:
