@@ -10,7 +10,16 @@ from freqfusion.data import create_dataset, list_datasets
 
 
 def test_names() -> None:
-    assert list_datasets() == ["ade20k", "camvid", "cityscapes", "folder", "foreground", "synthetic", "voc"]
+    assert list_datasets() == [
+        "ade20k",
+        "camvid",
+        "cityscapes",
+        "drive",
+        "folder",
+        "foreground",
+        "synthetic",
+        "voc",
+    ]
     for name in freqfusion.data.__all__:
         assert getattr(freqfusion.data, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

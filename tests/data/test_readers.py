@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from freqfusion.data import (
     ADE20K,
+    DRIVE,
     BadSampleError,
     CamVid,
     Cityscapes,
@@ -107,6 +108,52 @@ def test_cityscapes_label_without_picture(tmp_path: Path) -> None:
         BadSampleError, match=r"ulm_0_0_leftImg8bit\.png: missing, the partner of .*labelIds\.png"
     ):
         Cityscapes(tmp_path, "val")
+
+
+# DRIVE
+
+VIEW = np.array([[0, 255, 255], [255, 255, 0]], np.uint8)
+VESSELS = np.array([[255, 255, 0], [0, 255, 255]], np.uint8)
+DRIVE_LABELS = [[255, 1, 0], [0, 1, 255]]
+
+
+def write_drive(root: Path, original: bool) -> Path:
+    for part, names in (("train", ("21", "22")), ("test", ("01",))):
+        for name in names:
+            if original:
+                folder = root / {"train": "training"}.get(part, part)
+                kind = "training" if part == "train" else "test"
+                write(folder / "images" / f"{name}_{kind}.tif", picture(shape=VIEW.shape))
+                write(folder / "1st_manual" / f"{name}_manual1.gif", VESSELS)
+                write(folder / "mask" / f"{name}_{kind}_mask.gif", VIEW)
+            else:
+                write(root / part / "images" / f"{name}.jpg", picture(shape=VIEW.shape))
+                write(root / part / "labels" / f"{name}.png", VESSELS // 255)
+                write(root / part / "fov" / f"{name}.png", VIEW // 255)
+    return root
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_drive(tmp_path: Path, original: bool) -> None:
+    root = write_drive(tmp_path, original)
+    train = DRIVE(root, "train")
+    assert len(train) == 2
+    check_sample(train[1], DRIVE_LABELS, "22")
+    for split in ("val", "test"):
+        check_sample(create_dataset("drive", root, split)[0], DRIVE_LABELS, "01")
+    whole = DRIVE(root, "test", field_of_view=False)
+    check_sample(whole[0], (VESSELS // 255).tolist(), "01")
+
+
+def test_drive_with_broken_fields_of_view(tmp_path: Path) -> None:
+    root = write_drive(tmp_path, original=False)
+    write(root / "train" / "fov" / "21.png", VIEW[:1])
+    with pytest.raises(BadSampleError, match=r"21\.png: is 3x1 pixels, but its photograph .*21\.jpg is 3x2"):
+        DRIVE(root, "train")[0]
+    (root / "test" / "fov" / "01.png").unlink()
+    with pytest.raises(BadSampleError, match=r"fov/01\.png: missing"):
+        DRIVE(root, "test")
+    assert len(DRIVE(root, "test", field_of_view=False)) == 1
 
 
 # Pascal VOC

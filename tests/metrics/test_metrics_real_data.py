@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from freqfusion.data import read_mask
-from freqfusion.metrics import SegmentationMetrics
+from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,7 @@ def test_drive_second_observer(data: Path) -> None:
     )
     test = data / "retina_drive" / "test"
     metric = SegmentationMetrics(2, boundary_width=1)
+    binary = BinaryMetrics()
     each = []
     for path in sorted((test / "labels").iterdir()):
         first = (read_mask(path) > 0).long()[None]
@@ -59,8 +60,10 @@ def test_drive_second_observer(data: Path) -> None:
         single = SegmentationMetrics(2, boundary_width=1)
         single.update(second, first)
         metric.update(second, first)
+        binary.update(second.float(), first)
         each.append(single.compute()["iou"][1].item())
     assert each == pytest.approx(expected["iou_per_image"], rel=1e-12)
+    assert binary.compute()["dice"].item() == pytest.approx(expected["mean_dice"], rel=1e-12)
     scores, pooled = metric.compute(), expected["pooled"]
     assert scores["confusion"].tolist() == [[pooled["tn"], pooled["fp"]], [pooled["fn"], pooled["tp"]]]
     assert scores["pixel_accuracy"].item() == pytest.approx(pooled["accuracy"], rel=1e-12)

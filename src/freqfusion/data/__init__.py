@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from freqfusion.data.cityscapes import Cityscapes
     from freqfusion.data.cityscapes_panoptic import CityscapesPanoptic
     from freqfusion.data.coco import CocoInstances, CocoPanoptic
+    from freqfusion.data.drive import DRIVE
     from freqfusion.data.folder import ImageFolder
     from freqfusion.data.foreground import ForegroundFolder
     from freqfusion.data.images import BadSampleError, read_image, read_mask
@@ -28,6 +29,7 @@ _DATASETS = {
     "ade20k": "ADE20K",
     "camvid": "CamVid",
     "cityscapes": "Cityscapes",
+    "drive": "DRIVE",
     "folder": "ImageFolder",
     "foreground": "ForegroundFolder",
     "synthetic": "SyntheticScenes",
@@ -55,6 +57,7 @@ _MODULES = {
 
 __all__ = [
     "ADE20K",
+    "DRIVE",
     "BadSampleError",
     "CamVid",
     "Category",
@@ -93,7 +96,7 @@ def list_datasets() -> list[str]:
 
     Example:
         >>> list_datasets()
-        ['ade20k', 'camvid', 'cityscapes', 'folder', 'foreground', 'synthetic', 'voc']
+        ['ade20k', 'camvid', 'cityscapes', 'drive', 'folder', 'foreground', 'synthetic', 'voc']
     """
     return sorted(_DATASETS)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from freqfusion._optional import require
 
 if TYPE_CHECKING:
+    from freqfusion.metrics.binary import BinaryMetrics
     from freqfusion.metrics.boundary_distance import BoundaryDistance
     from freqfusion.metrics.detection import CocoMetric
     from freqfusion.metrics.functional import boundary_band, boundary_counts, confusion_counts, score_counts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from freqfusion.metrics.segmentation import SegmentationMetrics
 
 __all__ = [
+    "BinaryMetrics",
     "BoundaryDistance",
     "CocoMetric",
     "PanopticMetrics",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BinaryMetrics": "binary",
     "BoundaryDistance": "boundary_distance",
     "CocoMetric": "detection",
     "PanopticMetrics": "panoptic",
@@ -57,6 +60,6 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES.get(name, "functional")
-    if module in ("panoptic", "segmentation"):
+    if module in ("binary", "panoptic", "segmentation"):
         require("torchmetrics", "train")
     return getattr(import_module(f"{__name__}.{module}"), name)

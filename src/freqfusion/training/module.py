@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from freqfusion.metrics import SegmentationMetrics
+from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
 from freqfusion.models import create_model
 from freqfusion.models.inference import predict_logits
 from freqfusion.training.rng import fixed_randomness
@@ -18,6 +18,8 @@ from freqfusion.training.schedule import parameter_groups, poly_with_warmup
 from freqfusion.training.task import ClassFigure, TaskModule, existing_network
 
 IGNORE_INDEX = 255
+BINARY_FIGURES = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
+"""Of networks of two classes, for the second of them."""
 
 
 class SegmentationModule(TaskModule):
@@ -26,6 +28,8 @@ class SegmentationModule(TaskModule):
     The loss is cross entropy averaged over all pixels of the batch, ignored ones counting zero, as in the
     published runs (mmsegmentation's ``avg_non_ignore=False``): so a batch split over processes or over
     accumulated steps gives the gradient of the whole batch.
+
+    Networks of two classes are judged by Dice, sensitivity, specificity and the area under the ROC curve too.
 
     Args:
         network: A name of `freqfusion.models.list_models`.
@@ -99,6 +103,9 @@ class SegmentationModule(TaskModule):
         except TypeError as error:
             raise ValueError(f"network_options {network_options} do not fit {network!r}: {error}") from error
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
+        self.binary = BinaryMetrics(IGNORE_INDEX) if num_classes == 2 else None
+        if self.binary is not None:
+            self.figures = {**self.figures, **BINARY_FIGURES}
         self.mean_loss = MeanMetric()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -156,11 +163,16 @@ class SegmentationModule(TaskModule):
             return
         scores = self.predict(batch["image"])
         self.metrics.update(scores.argmax(dim=1), batch["mask"])
+        if self.binary is not None:
+            self.binary.update(scores.softmax(dim=1)[:, 1], batch["mask"])
         self.mean_loss.update(self.loss(scores, batch["mask"]), weight=len(batch["name"]))
 
     def _sum_up(self, stage: str) -> None:
         values = self.metrics.compute()
         self.metrics.reset()
+        if self.binary is not None:
+            values |= self.binary.compute()
+            self.binary.reset()
         # Both metrics have summed over all processes; Lightning's own mean rounds where these differ in images.
         values["loss"] = self.mean_loss.compute()
         self.mean_loss.reset()
