@@ -16,8 +16,8 @@ class DRIVE(FileDataset):
     The original layout is ``training`` and ``test``, each with ``images/NN_*.tif``, ``1st_manual/NN_manual1.gif``
     (the first observer) and ``mask/NN_*_mask.gif`` (the field of view); the same with other names is ``train`` and
     ``test`` with ``images/NN.jpg`` (or ``.png``), ``labels/NN.png`` and ``fov/NN.png``. Labels are 0 or not 0. There
-    is no part for validation, so ``val`` is ``test``. Staal et al., "Ridge-based vessel segmentation in color images of the
-    retina", IEEE TMI 2004. For other arguments and errors see :class:`~freqfusion.data.base.FileDataset`.
+    is no part for validation, so ``val`` is ``test``. Staal et al., "Ridge-based vessel segmentation in color images
+    of the retina", IEEE TMI 2004. For other arguments and errors see :class:`~freqfusion.data.base.FileDataset`.
 
     Args:
         root: folder of the data.

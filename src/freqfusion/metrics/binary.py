@@ -42,7 +42,7 @@ class BinaryMetrics(Metric):
         super().__init__(**kwargs)
         self.ignore_index = ignore_index
         self.add_state("counts", torch.zeros(2, 2, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("dice", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("dice", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
         self.roc = BinaryAUROC(thresholds=BINS, ignore_index=ignore_index)
 

@@ -13,7 +13,8 @@ from freqfusion.analysis.figures import figure_bytes
 from freqfusion.analysis.object_figures import plot_precision_recall
 from freqfusion.metrics import (
     CocoMetric,
-    PanopticMetrics,
+    panoptic_counts,
+    score_panoptic,
     write_detections,
     write_panoptic,
     write_panoptic_image,
@@ -169,18 +170,18 @@ class PanopticJudge(Judge):
         self.class_figures = [
             ClassFigure(name.upper(), name, f"{name}_per_class", name) for name in ("pq", "sq", "rq")
         ]
-        self.metric = PanopticMetrics(things)
+        self.things = list(things)
 
     def start(self, dataset: Any, files: Path | None) -> None:
-        self.metric.reset()
+        self.counts = torch.zeros(len(self.things), 4, dtype=torch.float64)
         self.category_ids = [category.id for category in dataset.categories]
         self.files = files
         self.entries: list[dict[str, Any]] = []
 
     def update(self, sample: Sample, prediction: Prediction) -> None:
         segments, labels = prediction["segments"].cpu(), prediction["segment_labels"].cpu()
-        truth = (sample[key].cpu() for key in ("segments", "labels", "iscrowd"))
-        self.metric.update(segments, labels, *truth)
+        truth, truth_labels, crowd = (sample[key].cpu() for key in ("segments", "labels", "iscrowd"))
+        self.counts += panoptic_counts(segments, labels, truth, truth_labels, crowd, len(self.things))
         if self.files is not None:
             categories = [self.category_ids[label] for label in labels.tolist()]
             file = f"{Path(sample['name']).name}.png"
@@ -188,7 +189,7 @@ class PanopticJudge(Judge):
             self.entries.append(write_panoptic_image(folder, sample["image_id"], file, segments, categories))
 
     def compute(self) -> dict[str, Any]:
-        scores = self.metric.compute()
+        scores = score_panoptic(sum(of_other_processes(self.counts), self.counts), self.things)
         if self.files is not None:
             entries = self.entries + [entry for some in of_other_processes(self.entries) for entry in some]
             if is_first_process():
