@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import freqfusion.training.module
-from freqfusion.training import SegmentationData, SegmentationModule, create_trainer
+from freqfusion.training import FSDP, SegmentationData, SegmentationModule, create_trainer
 
 
 class NoisyNet(nn.Module):
@@ -108,5 +108,19 @@ if __name__ == "__main__":
     folder = Path(sys.argv[2])
     if sys.argv[1] == "killed":
         tiny_fit(folder, "noisy", max_epochs=3, checkpoint_steps=2, callbacks=[Kill(after=8)])
+    elif sys.argv[1] == "sharded":
+        strategy = FSDP(process_group_backend="gloo")
+        last = folder / "last.ckpt"
+        tiny_fit(
+            folder,
+            "plain",
+            data={"length": 11},
+            resume=last if last.exists() else None,
+            max_epochs=2,
+            strategy=strategy,
+            callbacks=[Kill(after=3)] if sys.argv[3:] == ["killed"] else [],
+            devices=2,
+            gradient_clip_val=0.5,
+        )
     else:
         tiny_fit(folder, "plain", data={"length": 11}, max_epochs=2, strategy="ddp", devices=2)

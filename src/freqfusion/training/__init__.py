@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from freqfusion.training.module import SegmentationModule
     from freqfusion.training.objects import ObjectData
     from freqfusion.training.run import create_trainer
+    from freqfusion.training.sharded import FSDP
 
 __all__ = [
+    "FSDP",
     "DetectionModule",
     "ObjectData",
     "SegmentationData",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FSDP": "sharded",
     "DetectionModule": "detection",
     "ObjectData": "objects",
     "SegmentationData": "data",

@@ -10,6 +10,7 @@ from torch import nn
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
 from freqfusion.training.rng import get_rng_state, set_rng_state
+from freqfusion.training.sharded import shard
 
 PRETRAINED = "pretrained:"
 """Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
@@ -85,6 +86,7 @@ class TaskModule(L.LightningModule):
         self.data_options: dict[str, Any] = {}
         """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
         self._rng_states: list[dict[str, Any]] | None = None
+        self._is_sharded = False
 
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -97,6 +99,12 @@ class TaskModule(L.LightningModule):
             )
         self.classes, self.palette = tuple(data.classes), tuple(data.palette)
         self.category_ids = list(getattr(data, "category_ids", self.category_ids))
+
+    def configure_model(self) -> None:
+        """Put the network into shards where the strategy asks for it."""
+        if self.device_mesh is not None and not self._is_sharded:
+            shard(self.network, self.device_mesh["data_parallel"])
+            self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Weights to start from have served: the checkpoint must not need their file.
