@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freqfusion.checkpoints.official.base import Plan, Reasons, Renaming, fill, reason_for, same_key
-from freqfusion.checkpoints.official.mask2former import ENCODER, STAGES, Rows, _swin_rows
+from freqfusion.checkpoints.official.mask2former import ENCODER, STAGES, Rows, swin_rows
 from freqfusion.checkpoints.pretrained import CONFIG, from_pretrained
 from freqfusion.fusion import FreqFusion
 from freqfusion.integrations import Upgrade, find_sites, upgrade_
@@ -21,7 +21,6 @@ from freqfusion.integrations.segmenters import (
     build_host,
     host_name,
     list_hosts,
-    mask_classification,
 )
 from freqfusion.integrations.spec import ModelSpec
 from freqfusion.integrations.upgrade import Init, upgrade_again_
@@ -65,8 +64,8 @@ def create_host(
     """A model of another library whose coarse features are brought up by a fusion method, ready to be trained.
 
     Args:
-        name: a published network of :func:`~freqfusion.integrations.segmenters.list_hosts`, or a model of a library
-            as :func:`~freqfusion.integrations.segmenters.build_host` takes it.
+        name: a published network of :func:`~freqfusion.integrations.list_hosts`, or a model of a library
+            as :func:`~freqfusion.integrations.build_host` takes it.
         num_classes: number of classes K, without background.
         fusion: a name of :func:`freqfusion.list_fusions`. The host's own way of enlarging (``"bilinear"`` for all
             published ones; what :func:`freqfusion.find_sites` says as ``mode`` for others) leaves it as it is.
@@ -81,7 +80,7 @@ def create_host(
         upgrade_options: further arguments of :func:`freqfusion.upgrade_`.
         checkpointing: recompute activations in the backward pass instead of keeping them, in FreqFusion and where
             transformers supports it (Swin, SegFormer). Slower, less memory, the same gradients.
-        config_options: see :func:`~freqfusion.integrations.segmenters.build_host`.
+        config_options: see :func:`~freqfusion.integrations.build_host`.
 
     Returns:
         The host, in training mode, on the CPU in float32.
@@ -106,7 +105,9 @@ def create_host(
     elif weights is not None:
         host = _load_transformers(host, str(weights), None if name in list_hosts() else name, config_options)
     elif host_name(host) == MASK2FORMER:
-        mask_classification().reset_parameters_(host)
+        from freqfusion.integrations.transformers.mask_classification import reset_parameters_
+
+        reset_parameters_(host)  # type: ignore[arg-type]
     if backbone_weights is not None:
         load_backbone_(host, backbone_weights)
     if not plain and not done:
@@ -285,7 +286,7 @@ def _checkpoint_(host: nn.Module) -> None:
 
 
 def _swin(old: bool) -> Rows:
-    rows = _swin_rows(old)  # of Mask2Former, whose backbone has a prefix in both
+    rows = swin_rows(old)  # of Mask2Former, whose backbone has a prefix in both
     return {
         official.removeprefix("backbone."): tuple(
             own.removeprefix(ENCODER) for own in ((owns,) if isinstance(owns, str) else owns)

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from freqfusion._optional import require
 
 if TYPE_CHECKING:
     import torch
 
+    from freqfusion.training.module import SegmentationModule
     from freqfusion.training.outputs import Output
     from freqfusion.training.task import TaskModule
 
@@ -132,10 +133,16 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
     if module.task == "semantic":
         _refuse(args, ("sizes",), "semantic segmentation")
         settings = {"resize": module.data_options.get("resize"), **_inference_settings(args, trained)}
-        return MaskOutput(module, args.out, settings, args.checkpoint)
+        return MaskOutput(cast("SegmentationModule", module), args.out, settings, args.checkpoint)
     _refuse(args, ("window", "stride", "scales"), "objects and segments")
-    trained["flip_test"] = args.flip or trained["flip_test"]
-    trained["test_sizes"] = args.sizes or trained["test_sizes"]
+    if module.task == "masks":
+        _refuse(args, ("flip",), "mask classification")
+        if len(args.sizes or ()) > 1:
+            raise ValueError("results of mask classification are not merged: give --sizes one length")
+        trained["test_size"] = args.sizes[0] if args.sizes else trained["test_size"]
+    else:
+        trained["flip_test"] = args.flip or trained["flip_test"]
+        trained["test_sizes"] = args.sizes or trained["test_sizes"]
     if "pq" in module.figures:
         return PanopticOutput(module, args.out, trained["things"])
     return ObjectOutput(module, args.out, args.score)
@@ -143,7 +150,8 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
 
 def _refuse(args: argparse.Namespace, options: tuple[str, ...], task: str) -> None:
     for name in options:
-        if getattr(args, name) is not None:
+        value = getattr(args, name)
+        if value is not None and value is not False:
             raise ValueError(f"--{name} does not apply to this network's task, {task}; leave it out")
 
 

@@ -3,7 +3,7 @@
 Every random number comes from torch's global generator, so seeding torch fixes the augmentation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,32 @@ class RandomRescale(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one image or mask."""
         return F.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=True)
+
+
+class RandomShortSide(RandomRescale):
+    """Resize the shorter side to one of several lengths, keeping the aspect ratio, as detectron2 does.
+
+    Args:
+        short_sides: lengths in pixels, one drawn for each picture.
+        max_size: limit of the longer side in pixels.
+    """
+
+    def __init__(self, short_sides: Sequence[int], max_size: int) -> None:
+        super().__init__((1.0, 1.0), None)
+        if not short_sides or min(short_sides) < 1 or max_size < 1:
+            raise ValueError(
+                f"short_sides must be one or more numbers of pixels and max_size one, got {list(short_sides)} "
+                f"and {max_size}"
+            )
+        self.short_sides = tuple(short_sides)
+        self.max_size = max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the output size."""
+        sides = v2.query_size(flat_inputs)
+        short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        factor = min(short_side / min(sides), self.max_size / max(sides))
+        return {"size": [max(1, int(side * factor + 0.5)) for side in sides]}
 
 
 class BalancedRandomCrop(v2.Transform):
@@ -191,6 +217,8 @@ def train_transform(
     flip: float,
     photometric: bool,
     cat_max_ratio: float = 0.75,
+    short_sides: Sequence[int] | None = None,
+    max_size: int = 2560,
 ) -> Callable[[Sample], Sample]:
     """The usual augmentation of semantic segmentation: rescale, crop, flip, distort colours, normalise, pad.
 
@@ -201,6 +229,9 @@ def train_transform(
         flip: probability of a horizontal flip.
         photometric: whether to distort colours; see :class:`PhotometricDistortion`.
         cat_max_ratio: see :class:`BalancedRandomCrop`.
+        short_sides: lengths of the shorter side in pixels, one drawn for each picture, in place of the random
+            rescaling; see :class:`RandomShortSide`.
+        max_size: limit of the longer side then.
 
     Returns:
         A function from a sample to one with plain tensors of the crop's size, as :func:`eval_transform` makes
@@ -213,8 +244,13 @@ def train_transform(
         raise ValueError(f"crop_size must be at least 1x1 pixels, got {crop_size}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip is a probability in [0, 1], got {flip}")
+    rescale = (
+        RandomRescale(ratio_range, base_size)
+        if short_sides is None
+        else RandomShortSide(short_sides, max_size)
+    )
     steps: list[v2.Transform] = [
-        RandomRescale(ratio_range, base_size),
+        rescale,
         BalancedRandomCrop(crop_size, cat_max_ratio),
         v2.RandomHorizontalFlip(flip),
     ]

@@ -9,6 +9,18 @@ from torch import Tensor, nn
 Size = tuple[int, int]
 
 
+def fitting_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width after resizing: shorter side ``min_size``, unless the longer were above ``max_size``.
+
+    Rounded to the nearest pixel, as mmdetection does; torchvision rounds down.
+
+    >>> fitting_size(480, 640, 800, 1333), fitting_size(427, 640, 800, 1333)
+    ((800, 1067), (800, 1199))
+    """
+    scale = min(max_size / max(height, width), min_size / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from freqfusion.training.checkpoints import load_checkpoint
     from freqfusion.training.data import SegmentationData
     from freqfusion.training.detection import DetectionModule
+    from freqfusion.training.masks import MaskModule
     from freqfusion.training.module import SegmentationModule
     from freqfusion.training.objects import ObjectData
     from freqfusion.training.run import create_trainer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSDP",
     "DetectionModule",
+    "MaskModule",
     "ObjectData",
     "SegmentationData",
     "SegmentationModule",
@@ -28,6 +30,7 @@ __all__ = [
 
 _HOMES = {
     "FSDP": "sharded",
+    "MaskModule": "masks",
     "DetectionModule": "detection",
     "ObjectData": "objects",
     "SegmentationData": "data",

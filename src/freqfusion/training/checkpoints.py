@@ -14,8 +14,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.base import voc_colour
-from freqfusion.models import RCNN, PanopticFPN
+from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
+from freqfusion.integrations import as_segmenter
+from freqfusion.models import RCNN, PanopticFPN, Segmenter
 from freqfusion.training.detection import DetectionModule
+from freqfusion.training.masks import MaskModule
 from freqfusion.training.module import SegmentationModule
 from freqfusion.training.task import PRETRAINED, TaskModule
 from freqfusion.training.tasks import TASKS, find_task
@@ -117,7 +120,11 @@ def load_checkpoint(
 
 
 def _around_pretrained(folder: str) -> TaskModule:
-    """A module of the task that a saved network is for; classes without names are numbered."""
+    """A module of the task that a saved network is for; classes without names are numbered.
+
+    A Mask2Former can serve several: with the classes of COCO it is for segments or instances, else for classes of
+    pixels.
+    """
     network: Any = from_pretrained(folder)
     classes = getattr(network, "classes", None)
     options: dict[str, Any] = {}
@@ -132,9 +139,17 @@ def _around_pretrained(folder: str) -> TaskModule:
             ).out_features
         if isinstance(network, PanopticFPN):
             options["things"] = network.things
-    else:
+    elif isinstance(network, Segmenter):
         task = SegmentationModule.task
         num_classes = network.num_classes
+    else:
+        host = as_segmenter(network)
+        num_classes = host.num_classes
+        published = {COCO_PANOPTIC: "panoptic", COCO_THINGS: "instance"}.get(tuple(classes or ()))
+        task = MaskModule.task if host.is_mask2former and published else SegmentationModule.task
+        if task == MaskModule.task:
+            things = [index < len(COCO_THINGS) for index in range(num_classes)]
+            options |= {"output": published, "things": things}
     module_class: Any = TASKS[task][0]
     module: TaskModule = module_class(network=f"{PRETRAINED}{folder}", num_classes=num_classes, **options)
     if classes is not None:

@@ -300,6 +300,11 @@ class SegmentationData(ImageData):
         crop_size: Height and width of the training crops.
         base_size: Height and width that the random scale refers to; the image's own if not given.
         ratio_range: Smallest and largest random scale.
+        cat_max_ratio: The largest share of a crop's labelled pixels that one class may have, where ten tries find
+            such a crop; 1 takes any.
+        short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn, in place of
+            base_size and ratio_range.
+        max_size: Limit of the longer side then.
         flip: Chance of a mirrored training image.
         photometric: Vary brightness, contrast, saturation and hue of training images.
         batch_size: Images an optimiser step, over all processes together, before accumulation.
@@ -321,6 +326,9 @@ class SegmentationData(ImageData):
         crop_size: tuple[int, int] = (512, 512),
         base_size: tuple[int, int] | None = None,
         ratio_range: tuple[float, float] = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+        short_sides: Sequence[int] | None = None,
+        max_size: int = 2560,
         flip: float = 0.5,
         photometric: bool = True,
         batch_size: int = 16,
@@ -360,6 +368,9 @@ class SegmentationData(ImageData):
                 base_size=options["base_size"],
                 flip=options["flip"],
                 photometric=options["photometric"],
+                cat_max_ratio=options["cat_max_ratio"],
+                short_sides=options["short_sides"],
+                max_size=options["max_size"],
             )
         return v2.Compose([partial(_resized, size=options["resize"]), then])
 

@@ -1,7 +1,6 @@
 """The Lightning module of detectors: network, schedule of the published runs, and how they are judged."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,12 +13,14 @@ from freqfusion.integrations import upgrade_
 from freqfusion.integrations.spec import ModelSpec
 from freqfusion.models import PanopticFPN, create_detector
 from freqfusion.models.detection.augmented import predict_objects
-from freqfusion.training.judges import DetectionJudge, Judge, PanopticJudge
+from freqfusion.training.judges import DetectionJudge, PanopticJudge
+from freqfusion.training.object_task import ObjectTask
+from freqfusion.training.objects import training_target
 from freqfusion.training.schedule import steps_with_warmup
-from freqfusion.training.task import TaskModule, existing_network
+from freqfusion.training.task import existing_network
 
 
-class DetectionModule(TaskModule):
+class DetectionModule(ObjectTask):
     """Trains and judges a detector. The defaults are the published 1x schedule.
 
     Args:
@@ -70,8 +71,8 @@ class DetectionModule(TaskModule):
         flip_test: bool = False,
         max_detections: int = 100,
     ) -> None:
-        super().__init__(num_classes)
-        things = [True] * num_classes if things is None else list(things)
+        super().__init__(num_classes, things)
+        things = self.things
         milestones = list(milestones)
         test_sizes = None if test_sizes is None else list(test_sizes)
         self.save_hyperparameters()
@@ -88,26 +89,19 @@ class DetectionModule(TaskModule):
             raise ValueError(f"the options {network_options} do not fit {network!r}: {error}") from error
         if existing is not None:
             _check_existing(existing, num_classes, things)
-        self.judge: Judge
-        if isinstance(self.network, PanopticFPN):
-            self.judge = PanopticJudge(things)
-        else:
-            self.judge = DetectionJudge(_has_masks(self.network), max_detections)
-        self.figures = self.judge.figures
-        self.class_figures = self.judge.class_figures
-        self.headline = [figure.name for figure in self.class_figures if "50" not in figure.name][:2]
+        panoptic = isinstance(self.network, PanopticFPN)
+        self.judge_by(
+            PanopticJudge(things) if panoptic else DetectionJudge(_has_masks(self.network), max_detections)
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
-        if data.things != self.hparams["things"]:
-            raise ValueError("the network was made for other things and stuff than the data has")
         if stage == "fit":
             transform: Any = self.network.transform
             transform._skip_resize = True  # torchvision's option for data that is resized already
-        dataset = data.dataset(data.hparams["train_split" if stage == "fit" else "val_split"])
+
+    def check_data(self, dataset: Any) -> None:
+        """Panoptic networks need segments, those with masks need masks."""
         if isinstance(self.network, PanopticFPN) and not dataset.is_panoptic:
             raise ValueError(
                 "a panoptic network needs panoptic data: coco_panoptic, cityscapes_panoptic or synthetic_panoptic"
@@ -139,44 +133,13 @@ class DetectionModule(TaskModule):
         return [{**result, "labels": result["labels"] - 1} for result in found]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        losses: dict[str, Tensor] = self.network(batch["image"], batch["target"])
+        things = [label for label, thing in enumerate(self.things) if thing]
+        samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        targets = [training_target(sample, things) for sample in samples]
+        losses: dict[str, Tensor] = self.network(batch["image"], targets)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
         return loss
-
-    def on_validation_epoch_start(self) -> None:
-        self._start("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._start("test")
-
-    def _start(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        files = None if self.trainer.state.fn == "fit" else Path(self.trainer.default_root_dir, stage)
-        self.judge.start(data.dataset(data.hparams[f"{stage}_split"]), files)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._judge(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._judge(batch)
-
-    def _judge(self, batch: dict[str, Any]) -> None:
-        if not batch["name"]:  # this process has no image left while another has one
-            return
-        for index, result in enumerate(self(batch["image"])):
-            self.judge.update({key: values[index] for key, values in batch.items()}, result)
-
-    def on_validation_epoch_end(self) -> None:
-        self._sum_up("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._sum_up("test")
-
-    def _sum_up(self, stage: str) -> None:
-        self.results = self.judge.compute()
-        # every process has the figures of all
-        self.log_dict({f"{stage}_{name}": self.results[name] for name in self.figures}, rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.hparams

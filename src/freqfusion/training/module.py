@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from freqfusion.integrations import HostSegmenter, list_hosts
 from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
-from freqfusion.models import create_model
-from freqfusion.models.inference import predict_logits
+from freqfusion.models import Segmenter, create_model
+from freqfusion.models.inference import fitting_size, predict_logits
 from freqfusion.training.rng import fixed_randomness
-from freqfusion.training.schedule import parameter_groups, poly_with_warmup
-from freqfusion.training.task import ClassFigure, TaskModule, existing_network
+from freqfusion.training.schedule import adamw_with_schedule
+from freqfusion.training.task import ClassFigure, TaskModule, existing_network, host_network
 
 IGNORE_INDEX = 255
 BINARY_FIGURES = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
@@ -32,10 +32,14 @@ class SegmentationModule(TaskModule):
     Networks of two classes are judged by Dice, sensitivity, specificity and the area under the ROC curve too.
 
     Args:
-        network: A name of `freqfusion.models.list_models`.
+        network: A name of `freqfusion.models.list_models` (or `DECODER_BACKBONE`, see there), of
+            `freqfusion.integrations.list_hosts`, a model of another library such as
+            `smp:Unet?encoder_name=resnet18`, or `pretrained:FOLDER` for one that `freqfusion convert` or
+            `save_pretrained` wrote.
         fusion: How coarse and fine features are joined: a name of `freqfusion.fusion.list_fusions`.
         num_classes: Number of classes; on the command line it comes from the data.
-        network_options: Further arguments of `freqfusion.models.create_model`.
+        network_options: Further arguments of `freqfusion.models.create_model` or
+            `freqfusion.checkpoints.create_host`.
         class_weights: One weight a class in the loss.
         lr: Peak learning rate of the backbone.
         head_lr_factor: The head's learning rate relative to the backbone's.
@@ -44,6 +48,9 @@ class SegmentationModule(TaskModule):
         warmup_steps: Optimiser steps of linear warm-up.
         warmup_ratio: Share of the learning rate at the first step of the warm-up.
         poly_power: Power of the decay to zero over the run.
+        test_size: Shorter side of the images at evaluation, whose scores are brought back to their own size; that if
+            not given.
+        test_max_size: Limit of the longer side then.
         window: Side(s) in pixels of the sliding window at evaluation; whole images when not given.
         stride: Step(s) of the sliding window.
         scales: Image scales whose predictions are averaged at evaluation.
@@ -80,6 +87,8 @@ class SegmentationModule(TaskModule):
         warmup_steps: int = 1500,
         warmup_ratio: float = 1e-6,
         poly_power: float = 1.0,
+        test_size: int | None = None,
+        test_max_size: int = 2560,
         window: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         scales: Sequence[float] = (1.0,),
@@ -93,15 +102,7 @@ class SegmentationModule(TaskModule):
             )
         scales = tuple(scales)
         self.save_hyperparameters()
-        try:
-            existing = existing_network(network, network_options)
-            self.network = (
-                create_model(network, num_classes, fusion=fusion, **(network_options or {}))
-                if existing is None
-                else existing
-            )
-        except TypeError as error:
-            raise ValueError(f"network_options {network_options} do not fit {network!r}: {error}") from error
+        self.network = _create_network(network, fusion, num_classes, network_options)
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
         self.binary = BinaryMetrics(IGNORE_INDEX) if num_classes == 2 else None
         if self.binary is not None:
@@ -123,7 +124,11 @@ class SegmentationModule(TaskModule):
         return total / mask.numel()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = self.loss(self(batch["image"]), batch["mask"])
+        image, mask = batch["image"], batch["mask"]
+        if isinstance(self.network, HostSegmenter):
+            loss = self.network.training_loss(image, mask, self.loss)
+        else:
+            loss = self.loss(self(image), mask)
         self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
@@ -145,18 +150,30 @@ class SegmentationModule(TaskModule):
         Logits after a single pass; log probabilities after several (scales, mirrored).
         """
         options = self.hparams
+        height, width = images.shape[-2:]
+        size = self.judged_size(height, width)
+        resized = images if size is None else F.interpolate(images, size, mode="bilinear", antialias=True)
         with fixed_randomness(images.device):
             scores = predict_logits(
                 self.network,
-                images,
+                resized,
                 window=options["window"],
                 stride=options["stride"],
                 scales=options["scales"],
                 flip=options["flip_test"],
             )
+        if size is not None:
+            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
         if len(options["scales"]) > 1 or options["flip_test"]:
             scores = scores.float().clamp_min(torch.finfo(torch.float32).tiny).log()
         return scores
+
+    def judged_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width at which an image is judged; None for its own."""
+        short_side = self.hparams["test_size"]
+        if short_side is None:
+            return None
+        return fitting_size(height, width, short_side, self.hparams["test_max_size"])
 
     def _judge(self, batch: dict[str, Any], stage: str) -> None:
         if not batch["name"]:  # this process has no image left while another has one
@@ -182,20 +199,32 @@ class SegmentationModule(TaskModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.hparams
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
-        if steps <= options["warmup_steps"]:
-            rank_zero_warn(
-                f"the warm-up of {options['warmup_steps']} steps is as long as the whole run of {int(steps)}: "
-                "the learning rate never reaches its peak; lower warmup_steps"
+        return adamw_with_schedule(
+            self.network,
+            int(self.checked_steps(options["warmup_steps"])),
+            lr=options["lr"],
+            head_lr_factor=options["head_lr_factor"],
+            betas=tuple(options["betas"]),
+            weight_decay=options["weight_decay"],
+            poly_power=options["poly_power"],
+            warmup_steps=options["warmup_steps"],
+            warmup_ratio=options["warmup_ratio"],
+        )
+
+
+def _create_network(name: str, fusion: str, num_classes: int, options: dict[str, Any] | None) -> nn.Module:
+    existing = existing_network(name, options)
+    foreign = name in list_hosts() or ":" in name if existing is None else not isinstance(existing, Segmenter)
+    if foreign:
+        return host_network(name, num_classes, fusion, options, existing)
+    if isinstance(existing, Segmenter):
+        if existing.num_classes != num_classes:
+            raise ValueError(
+                f"the network predicts {existing.num_classes} classes, the data has {num_classes}: use the data set "
+                "that the network was made for"
             )
-        groups = parameter_groups(
-            self.network, options["lr"], options["weight_decay"], options["head_lr_factor"]
-        )
-        optimizer = torch.optim.AdamW(groups, lr=options["lr"], betas=tuple(options["betas"]))
-        factor = poly_with_warmup(
-            int(steps), options["poly_power"], options["warmup_steps"], options["warmup_ratio"]
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return existing
+    try:
+        return create_model(name, num_classes, fusion=fusion, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error

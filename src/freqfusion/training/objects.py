@@ -1,12 +1,10 @@
 """The Lightning data module of images with objects: boxes, instance masks, panoptic segments."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from freqfusion.data import create_object_dataset
 from freqfusion.data.object_transforms import collate_objects, eval_object_transform, train_object_transform
@@ -32,19 +30,12 @@ def training_target(sample: Sample, things: Sequence[int]) -> dict[str, Tensor]:
     if "segments" in sample:
         segments: Tensor = sample["segments"]
         objects = segments_to_objects(segments, sample["labels"], sample["iscrowd"], things)
-        table = torch.cat((torch.tensor([IGNORE_INDEX]), sample["labels"]))
+        table = torch.cat((sample["labels"].new_tensor([IGNORE_INDEX]), sample["labels"]))
         target["semantic"] = table[segments].to(torch.uint8)
     single = ~objects["iscrowd"]
     target |= {key: objects[key][single] for key in ("boxes", "masks") if key in objects}
     target["labels"] = objects["labels"][single] + 1
     return target
-
-
-def _with_target(sample: Sample, things: Sequence[int]) -> Sample:
-    return {
-        **{key: sample[key] for key in ("image", "name", "image_id")},
-        "target": training_target(sample, things),
-    }
 
 
 class ObjectData(ImageData):
@@ -152,7 +143,7 @@ class ObjectData(ImageData):
         options = self.hparams
         if stage == "eval":
             return eval_object_transform()
-        augment = train_object_transform(
+        return train_object_transform(
             short_sides=options["short_sides"],
             max_size=options["max_size"],
             flip=options["flip"],
@@ -160,5 +151,3 @@ class ObjectData(ImageData):
             jitter=options["jitter"],
             crop_size=options["crop_size"],
         )
-        things = [label for label, thing in enumerate(self.things) if thing]
-        return v2.Compose([augment, partial(_with_target, things=things)])

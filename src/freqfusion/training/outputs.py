@@ -25,6 +25,7 @@ from freqfusion.analysis.figures import (
 )
 from freqfusion.analysis.object_figures import colour_segments, draw_objects
 from freqfusion.metrics import write_panoptic_image
+from freqfusion.training.module import SegmentationModule
 from freqfusion.training.predict import predict_mask
 from freqfusion.training.sources import Picture
 from freqfusion.training.task import TaskModule
@@ -67,18 +68,25 @@ class MaskOutput(Output):
     Args:
         module: of semantic segmentation.
         out: the folder.
-        settings: arguments of :func:`freqfusion.training.predict.predict_mask`.
+        settings: arguments of :func:`freqfusion.training.predict.predict_mask`; the size is the module's where it
+            has one.
         checkpoint: where the network comes from, for the record.
     """
 
-    def __init__(self, module: TaskModule, out: Path, settings: Mapping[str, Any], checkpoint: Path) -> None:
+    module: SegmentationModule
+
+    def __init__(
+        self, module: SegmentationModule, out: Path, settings: Mapping[str, Any], checkpoint: Path
+    ) -> None:
         super().__init__(module, out)
         self.settings, self.checkpoint = settings, checkpoint
         self.counts: dict[str, Tensor] = {}
 
     def add(self, picture: Picture, image: Tensor) -> None:
         palette = self.module.palette
-        mask = predict_mask(self.module.network, image, **self.settings)
+        size = self.module.judged_size(image.shape[-2], image.shape[-1])
+        settings = {**self.settings, **({} if size is None else {"resize": size})}
+        mask = predict_mask(self.module.network, image, **settings)
         count = torch.bincount(mask.flatten(), minlength=len(self.module.classes))
         self.counts[picture.name.as_posix()] = count
         file = f"{picture.name}.png"

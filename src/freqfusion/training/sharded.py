@@ -51,15 +51,19 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         network: called as a whole in each step.
         mesh: of the processes.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    uncalled = [*getattr(network, "bypassed", ()), network]
     left: dict[nn.Module, int] = {}
     """Parameters that are in no shard yet."""
     for module in [*network.modules()][::-1]:  # children before what holds them
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         left[module] = own + sum(left[child] for child in module.children())
-        called = not isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        if called and module is not network and left[module] >= LEAST_SHARD:
+        called = not isinstance(module, (nn.ModuleList, nn.ModuleDict)) and module not in uncalled
+        if called and left[module] >= LEAST_SHARD:
             fully_shard(module, mesh=mesh)
             left[module] = 0
     fully_shard(network, mesh=mesh)
+    for method in ("training_loss", "object_loss", "find"):
+        if hasattr(network, method):  # like forward, called from outside
+            register_fsdp_forward_method(network, method)

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from freqfusion.checkpoints import from_pretrained
+from freqfusion.checkpoints import create_host, from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
+from freqfusion.integrations import HostSegmenter, as_segmenter
 from freqfusion.training.rng import get_rng_state, set_rng_state
 from freqfusion.training.sharded import shard
 
@@ -48,6 +50,44 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
     if options:
         raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
     return from_pretrained(name.removeprefix(PRETRAINED))
+
+
+def host_network(
+    name: str,
+    num_classes: int,
+    fusion: str,
+    options: Mapping[str, Any] | None,
+    existing: nn.Module | None,
+) -> HostSegmenter:
+    """A model of another library as a segmentation network.
+
+    Args:
+        name: see :func:`freqfusion.checkpoints.create_host`.
+        num_classes: number of classes.
+        fusion: method of its fusions.
+        options: further arguments of ``create_host``, and ``frozen_norm`` of
+            :func:`~freqfusion.integrations.as_segmenter`.
+        existing: a model that is taken instead of one by the name.
+
+    Raises:
+        ImportError: if the library is not installed.
+        ValueError: for an unknown name, options that do not fit, or an existing model of other classes.
+    """
+    settings = dict(options or {})
+    frozen_norm = settings.pop("frozen_norm", False)
+    if existing is None:
+        try:
+            existing = create_host(name, num_classes, fusion, **settings)
+        except TypeError as error:
+            raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error
+        return as_segmenter(existing, num_classes, frozen_norm=frozen_norm)
+    network = as_segmenter(existing)
+    if network.num_classes != num_classes:
+        raise ValueError(
+            f"the network predicts {network.num_classes} classes, the data has {num_classes}: use the data set that "
+            "the network was made for"
+        )
+    return network
 
 
 class TaskModule(L.LightningModule):
@@ -109,11 +149,15 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Weights to start from have served: the checkpoint must not need their file.
         options = dict(self.hparams["network_options"] or {})
+        host: Any = getattr(self.network, "host", None)
+        upgrade = getattr(host, "freqfusion_upgrade", None)
+        if upgrade is not None and "weights" in options:  # which decide how an upgrade begins
+            options["init"] = upgrade.init
         for name in ("backbone_weights", "pretrained", "weights"):
             options.pop(name, None)
         if self.hparams["network"].startswith(PRETRAINED):
             checkpoint["hyper_parameters"]["network"] = REBUILT
-            options = {"description": describe_model(getattr(self.network, "host", self.network))}
+            options = {"description": describe_model(host or self.network)}
         checkpoint["hyper_parameters"]["network_options"] = options or None
         checkpoint["task"] = self.task
         checkpoint["classes"] = list(self.classes)
@@ -128,6 +172,22 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint.get("rng_states")
+
+    def checked_steps(self, warmup_steps: int) -> float:
+        """The optimiser steps of the run, of which the warm-up should be a part.
+
+        Raises:
+            ValueError: if the run has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
+        if warmup_steps and steps <= warmup_steps:
+            rank_zero_warn(
+                f"the warm-up of {warmup_steps} steps is as long as the whole run of {int(steps)}: "
+                "the learning rate never reaches its peak; lower warmup_steps"
+            )
+        return steps
 
     @property
     def is_resumed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from freqfusion.training.data import ImageData, SegmentationData
 from freqfusion.training.detection import DetectionModule
+from freqfusion.training.masks import MaskModule
 from freqfusion.training.module import SegmentationModule
 from freqfusion.training.objects import ObjectData
 from freqfusion.training.task import TaskModule
@@ -9,6 +10,7 @@ from freqfusion.training.task import TaskModule
 TASKS: dict[str, tuple[type[TaskModule], type[ImageData]]] = {
     SegmentationModule.task: (SegmentationModule, SegmentationData),
     DetectionModule.task: (DetectionModule, ObjectData),
+    MaskModule.task: (MaskModule, ObjectData),
 }
 """By what ``task:`` in a recipe says; the first is meant where it says nothing."""
 

@@ -10,7 +10,8 @@ from torch import Tensor
 import freqfusion
 from freqfusion.models.detection import RCNN, PanopticFPN, create_detector, list_detectors
 from freqfusion.models.detection.backbone import ResNetEncoder
-from freqfusion.models.detection.rcnn import fitting_size, paste_masks
+from freqfusion.models.detection.rcnn import paste_masks
+from freqfusion.models.inference import fitting_size
 
 SMALL: dict[str, Any] = {
     "channels": 32,

@@ -58,7 +58,7 @@ KEPT = {
 Rows = dict[str, str | tuple[str, ...]]
 
 
-def _swin_rows(old: bool) -> Rows:
+def swin_rows(old: bool) -> Rows:
     """For transformers 5, or as it was before."""
     swin = ENCODER if old else ENCODER + "swin."
     block, own_block = "backbone.layers.{}.blocks.{}.", swin + "encoder.layers.{}.blocks.{}."
@@ -137,7 +137,7 @@ def _predictor_rows() -> Rows:
 
 @cache
 def _names(old_swin: bool) -> Renaming:
-    return Renaming(_swin_rows(old_swin) | _resnet_rows() | _pixel_decoder_rows() | _predictor_rows())
+    return Renaming(swin_rows(old_swin) | _resnet_rows() | _pixel_decoder_rows() | _predictor_rows())
 
 
 def _names_of(model: nn.Module) -> Renaming:

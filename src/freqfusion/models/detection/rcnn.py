@@ -19,22 +19,11 @@ from freqfusion.models.detection.heads import (
     create_mask_head,
 )
 from freqfusion.models.detection.proposals import Anchors, ProposalHead, ProposalNetwork
+from freqfusion.models.inference import fitting_size
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of the pyramid's levels; regions of interest are pooled from all but the last."""
 MASK_THRESHOLD = 0.5
-
-
-def fitting_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width after resizing: shorter side ``min_size``, unless the longer were above ``max_size``.
-
-    Rounded to the nearest pixel, as mmdetection does; torchvision rounds down.
-
-    >>> fitting_size(480, 640, 800, 1333), fitting_size(427, 640, 800, 1333)
-    ((800, 1067), (800, 1199))
-    """
-    scale = min(max_size / max(height, width), min_size / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -70,7 +59,8 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 class DetectionTransform(GeneralizedRCNNTransform):
     """torchvision's normalisation, resizing and padding, with the arithmetic of the published detectors.
 
-    Sizes are rounded to the nearest pixel, see :func:`fitting_size`, and masks pasted as :func:`paste_masks` does.
+    Sizes are rounded to the nearest pixel, see
+    :func:`~freqfusion.models.inference.fitting_size`, and masks pasted as :func:`paste_masks` does.
     In training the shorter side is drawn from ``min_size``, at test time it is the last of them; with
     ``_skip_resize`` training images are taken as they are.
     """
