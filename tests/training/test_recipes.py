@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 
+import tiny_masks
 from freqfusion.fusion import list_fusions
+from freqfusion.integrations import list_hosts
 from freqfusion.models import list_detectors, list_models
 from tiny_objects import write_panoptic
 
@@ -33,6 +35,23 @@ def test_all_are_there():
         for backbone in ("r50", "r101")
         for fusion in ("nearest", "freqfusion")
     }
+    hosts = {
+        *(f"segformer_b{size}" for size in range(6)),
+        *(f"upernet_swin_{size}" for size in "tsb"),
+        *(f"mask2former_{backbone}" for backbone in ("r50", "r101", "swin_t", "swin_b", "swin_l")),
+    }
+    assert names >= {
+        f"{data}/{host}_{fusion}"
+        for data in ("ade20k", "cityscapes")
+        for host in hosts
+        for fusion in ("bilinear", "freqfusion")
+    }
+    assert {name for name in names if name.startswith("coco/mask2former")} == {
+        f"coco/{host}_{fusion}"
+        for host in hosts
+        if host.startswith("mask2former")
+        for fusion in ("bilinear", "freqfusion")
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -45,14 +64,14 @@ def test_recipe(path, monkeypatch):
     line = CommandLine("fit", "", ["--config", str(path)])
     assert line.out == Path("runs") / path.parent.name / path.stem
     folder = path.parent.name
-    panoptic = folder == "coco" and path.stem.startswith("panoptic")
+    panoptic = folder == "coco" and path.stem.startswith(("panoptic", "mask2former"))
     expected = DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
     assert built["data"]["dataset"] == (
         "foreground" if path.stem.startswith("unet") and folder == "nuclei" else expected
     )
     network = built["model"]["network"]
     assert f"{network}_{built['model']['fusion']}" == path.stem
-    assert network in [*list_models(), *list_detectors(), "unet_resnet18"]
+    assert network in [*list_models(), *list_detectors(), *list_hosts(), "unet_resnet18"]
     assert built["model"]["fusion"] in list_fusions()
     text = path.read_text()
     assert "# Setting: " in text
@@ -79,7 +98,7 @@ def coco_rows() -> list[Any]:
     """Every row of those tables: recipe and method."""
     rows = []
     for path in RECIPES:
-        if path.parent.name != "coco":
+        if path.parent.name != "coco" or path.stem.startswith("mask2former"):
             continue
         own = path.stem.rpartition("_")[2]
         others = (
@@ -124,6 +143,83 @@ def test_a_row_of_the_papers_tables_starts(path: Path, fusion: str, tmp_path: Pa
     figures = json.loads((tmp_path / "run" / "val_metrics.json").read_text())
     assert ("pq" in figures) == path.stem.startswith("panoptic")
     assert ("mask_ap" in figures) == path.stem.startswith("mask")
+
+
+SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]}
+SMALL = {
+    "mask2former_r": {
+        **tiny_masks.TINY,
+        "frozen_norm": False,
+        "backbone_config": {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]},
+    },
+    "mask2former_s": tiny_masks.TINY,
+    "segformer": {
+        "hidden_sizes": [8, 16, 16, 32],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 4],
+        "decoder_hidden_size": 32,
+    },
+    "upernet": {"hidden_size": 16, "auxiliary_in_channels": 64, "backbone_config": SMALL_SWIN},
+    "unet": {},
+}
+"""What makes a network small, by the beginning of its name."""
+
+
+def host_recipes() -> list[Any]:
+    """All of models of other libraries and of U-Nets, small; in full as well where that is asked for."""
+    paths = [path for path in RECIPES if path.stem.startswith(tuple(SMALL))]
+    return [
+        pytest.param(path, full, id=f"{path.parent.name}-{path.stem}{'-full' * full}", marks=marks)
+        for full, marks in ((False, ()), (True, pytest.mark.slow))
+        for path in paths
+    ]
+
+
+@pytest.mark.parametrize("path, full", host_recipes())
+def test_a_host_recipe_starts(path: Path, full: bool, tmp_path: Path) -> None:
+    """One step and a validation on small pictures, with the recipe's own schedule, precision and augmentation."""
+    pytest.importorskip("transformers")
+    from freqfusion.cli.main import main
+
+    content = yaml.safe_load(path.read_text())
+    options = content["model"].get("network_options", {})
+    if "frozen_norm" in options:
+        options["frozen_norm"] = False  # there are no weights
+    if not full:
+        options |= next(small for name, small in SMALL.items() if path.stem.startswith(name))
+    words = ["--config", path, "--data.batch_size", 2, "--data.workers", 0, "--out", tmp_path / "run"]
+    words += ["--trainer.max_steps", 1, "--trainer.max_epochs", -1, "--trainer.accelerator", "cpu"]
+    words += ["--trainer.val_check_interval", "null", "--trainer.check_val_every_n_epoch", 1]
+    words += ["--data.crop_size", "[64,64]"] if "crop_size" in content["data"] else []
+    if content.get("task") == "masks":
+        for split in ("train", "val"):
+            write_panoptic(tmp_path, split, 2)
+        words += ["--data.dataset", "coco_panoptic", "--data.root", tmp_path, "--model.test_size", 64]
+        words += ["--data.dataset_options", "null", "--data.train_options", "null"]
+    else:
+        words += ["--data.dataset", "synthetic", "--data.dataset_options", '{"length": 2, "size": [64, 80]}']
+        words += ["--model.class_weights", "null"]
+        words += ["--model.test_size", 64] if "test_size" in content["model"] else []
+        words += ["--model.window", 64, "--model.stride", 48] if "window" in content["model"] else []
+        words += ["--data.short_sides", "[64,80]"] if "short_sides" in content["data"] else []
+        words += ["--data.base_size", "[64,128]"] if "base_size" in content["data"] else []
+        words += ["--data.resize", "null"]
+    words += ["--model.network_options", json.dumps(options)] if options else []
+    assert main(["fit", *map(str, words)]) == 0
+    figures = json.loads((tmp_path / "run" / "val_metrics.json").read_text())
+    assert ("pq" if content.get("task") == "masks" else "miou") in figures
+
+
+def test_frozen_norms_need_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    from freqfusion.cli.main import main
+
+    root = write_panoptic(write_panoptic(tmp_path), "val")
+    options = json.dumps({**SMALL["mask2former_r"], "frozen_norm": True})
+    words = ["--config", FOLDER / "coco" / "mask2former_r50_bilinear.yaml", "--data.root", root]
+    words += ["--data.batch_size", 2, "--out", tmp_path / "run", "--model.network_options", options]
+    assert main(["fit", *map(str, words)]) == 1
+    assert "frozen_norm is set, but no weights are given" in capsys.readouterr().err
 
 
 def test_frozen_stages_need_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

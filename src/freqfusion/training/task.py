@@ -189,6 +189,17 @@ class TaskModule(L.LightningModule):
             )
         return steps
 
+    def on_fit_start(self) -> None:
+        """Refuse to start with norms that are frozen while their statistics are of no data."""
+        options = self.hparams["network_options"] or {}
+        weights = options.get("weights") or options.get("backbone_weights")
+        if options.get("frozen_norm") and not weights and not self.is_resumed:
+            raise ValueError(
+                "frozen_norm is set, but no weights are given, so the backbone would have no normalisation: give "
+                "trained ones with --model.network_options.backbone_weights, or train from scratch with "
+                "--model.network_options.frozen_norm false"
+            )
+
     @property
     def is_resumed(self) -> bool:
         """Whether the training about to start goes on from a checkpoint."""
