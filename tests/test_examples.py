@@ -164,3 +164,43 @@ def test_similarity_table(
     assert capsys.readouterr().out.splitlines()[-1].startswith("| carafe | ")
     similarity = namespace["similarity"].compute().class_mean["all"]
     assert json.loads((tmp_path / "table.json").read_text())["carafe"][0] == similarity.intra
+
+
+@pytest.mark.parametrize("task", ["semantic", "detection", "masks"])
+def test_compare_runs(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightning")
+    from PIL import Image
+
+    from freqfusion.training import SegmentationData, SegmentationModule
+    from tiny_masks import mask_module, object_data, run_fit
+    from tiny_objects import tiny_detection, write_coco, write_panoptic
+
+    for fusion in ("bilinear", "freqfusion"):
+        if task == "semantic":
+            data = SegmentationData(
+                dataset_options={"length": 4, "size": (48, 64)}, crop_size=(32, 48), batch_size=2, workers=0
+            )
+            module = SegmentationModule("fpn_small", fusion, num_classes=data.num_classes, warmup_steps=0)
+        elif task == "detection":
+            module, data = tiny_detection(write_coco(tmp_path), fusion=fusion)
+        else:
+            pytest.importorskip("transformers")
+            data = object_data(write_panoptic(tmp_path))
+            module = mask_module(data, fusion=fusion)
+        run_fit(tmp_path / fusion, module, data, max_epochs=1)
+    words = ["--out", tmp_path / "pictures"]
+    for fusion in ("bilinear", "freqfusion"):
+        words += ["--method", fusion, tmp_path / fusion]
+    run("compare_runs.py", monkeypatch, *words)
+    printed = capsys.readouterr().out
+    for fusion in ("bilinear", "freqfusion"):
+        figures = json.loads((tmp_path / fusion / "val_metrics.json").read_text())
+        row = next(line for line in printed.splitlines() if line.startswith(f"| {fusion} | 1 |"))
+        name = {"semantic": "miou", "detection": "mask_ap", "masks": "pq"}[task]
+        assert f"| {100 * figures[name]:.2f} |" in row
+    columns = 5 if task == "semantic" else 3
+    width, height = Image.open(tmp_path / "pictures" / "strips.png").size
+    assert width >= columns * 400
+    assert height > 4 * 250

@@ -97,3 +97,12 @@ def test_missing_data_is_said_before_any_run(tmp_path, capsys):
     assert main(["compare", *words, "--out", str(tmp_path / "race")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "race").exists()
+
+
+def test_other_tasks_are_refused(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("task: detection\nmodel:\n  network: faster_rcnn_r18\n")
+    words = ["--config", str(recipe), "--methods", "bilinear", "--out", str(tmp_path / "race")]
+    assert main(["compare", *words]) == 2
+    assert "is of the task detection, but a race ranks semantic segmentation" in capsys.readouterr().err
+    assert not (tmp_path / "race").exists()

@@ -15,6 +15,7 @@ from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
 from freqfusion.training import race, race_page
 from freqfusion.training.data import available_cores
+from freqfusion.training.module import SegmentationModule
 from freqfusion.training.race import Job, Slot
 
 SETTINGS = "settings.txt"
@@ -51,7 +52,13 @@ def run_race(
         # What is wrong with the recipe, the data or a method is found here, before the first run.
         for method in methods:
             check = [*fit_words, *race.job_words(race.job_of(out, method, 0)), "--resume"]
-            CommandLine("fit", "", check).datamodule.setup("fit")
+            line = CommandLine("fit", "", check)
+            if not isinstance(line.model, SegmentationModule):
+                raise UsageError(
+                    f"{config} is of the task {line.model.task}, but a race ranks semantic segmentation: fit each "
+                    "method by itself (--model.fusion NAME)"
+                )
+            line.datamodule.setup("fit")
         _keep_settings(out / SETTINGS, f"{recipe}\n# {shlex.join(words)}\n")
     except UsageError as error:
         return report_usage_error("compare", error)
