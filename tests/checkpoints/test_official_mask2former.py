@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -330,11 +331,14 @@ def test_examples_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     segment, back = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(segment, names)
-    scores = names["scores"]
-    assert scores.shape == (1, 6, 90, 123)
-    assert names["padded"].shape == (1, 3, 96, 128)
-    assert torch.equal(names["padded"][..., :90, :123], names["image"])
-    assert bool((scores > 0).all())
+    padded = F.pad(names["image"][None], (0, 5, 0, 6))
+    with torch.no_grad():
+        output = names["model"](padded)
+    masks = F.interpolate(output.masks_queries_logits, size=(96, 128), mode="bilinear", align_corners=False)
+    classes = output.class_queries_logits.softmax(dim=-1)[..., :-1]
+    scores = torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid())[0, :, :90, :123]
+    assert scores.shape == (6, 90, 123)
+    assert torch.allclose(names["votes"], scores, atol=1e-6)
     exec(back, names)
     written = torch.load("model_final.pth", weights_only=True)["model"]
     assert_same_weights(written, state)
