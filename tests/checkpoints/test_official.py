@@ -220,18 +220,28 @@ def net_state() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_filling_takes_every_tensor_and_its_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "dtype, ours",
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float8_e5m2, torch.float32),
+    ],
+)
+def test_filling_takes_every_tensor_in_single_precision_at_least(
+    dtype: torch.dtype, ours: torch.dtype
+) -> None:
     plan = net_plan()
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in net_state().items()}
     assert fill(plan, state) == {"it follows from the size": 1, "elsewhere": 2}
     net = plan.model
     assert isinstance(net, Net)
-    assert torch.equal(torch.cat([net.q.weight, net.k.weight, net.v.weight]), state["qkv.weight"])
-    assert torch.equal(torch.cat([net.q.bias, net.k.bias, net.v.bias]), state["qkv.bias"])
-    assert torch.equal(net.norm.running_var, state["bn.running_var"])
+    assert torch.equal(torch.cat([net.q.weight, net.k.weight, net.v.weight]), state["qkv.weight"].to(ours))
+    assert torch.equal(torch.cat([net.q.bias, net.k.bias, net.v.bias]), state["qkv.bias"].to(ours))
+    assert torch.equal(net.norm.running_var, state["bn.running_var"].to(ours))
     assert net.norm.num_batches_tracked == 0
-    assert {x.dtype for x in net.parameters()} == {dtype}
+    assert {x.dtype for x in net.parameters()} == {ours}
     assert all(x.requires_grad for x in net.parameters())
 
 
@@ -261,6 +271,13 @@ def test_mixed_dtypes_lose_nothing() -> None:
         ({"head.weight": torch.zeros(1)}, r"do not fit a net: 1 without a place: head\.weight$"),
         ({"bn.gamma": torch.zeros(3)}, r"1 without a place: bn\.gamma$"),
         ({"index2": torch.zeros(1)}, r"1 without a place: index2$"),
+        (
+            {"bn.bias": torch.zeros(3, dtype=torch.int8)},
+            r"1 of another kind than the numbers expected: bn\.bias \(torch\.int8, torch\.strided, cpu\)$",
+        ),
+        ({"bn.bias": torch.zeros(3, dtype=torch.complex64)}, r"another kind .*: bn\.bias \(torch\.complex64"),
+        ({"bn.bias": torch.zeros(3).to_sparse()}, r"another kind .*: bn\.bias \(.*torch\.sparse_coo"),
+        ({"bn.bias": torch.zeros(3, device="meta")}, r"another kind .*: bn\.bias \(.* meta\)$"),
         ({"old_bn.bias": torch.zeros(3)}, r"1 without a place: old_bn\.bias$"),  # it would be the second
     ],
 )

@@ -435,6 +435,7 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "above it": (change("annotations.0.bbox", [3, -9, 3, 4]), FIRST + r".*outside its image"),
     "below it": (change("annotations.0.bbox", [3, 12, 3, 4]), FIRST + r".*outside its image"),
     "area": (change("annotations.0.area", "big"), FIRST + r"has the area 'big', expected"),
+    "endless area": (change("annotations.0.area", 10**400), FIRST + r"has the area 1000.*, expected"),
     "negative area": (change("annotations.0.area", -1), FIRST + r"has the area -1, expected"),
     "iscrowd": (change("annotations.0.iscrowd", 2), FIRST + r"has iscrowd 2, expected 0 or 1"),
     "no segmentation": (
@@ -551,6 +552,10 @@ BAD_IMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "absolute file": (
         change("images.1.file_name", "/etc/a.png"),
         r"'/etc/a\.png', expected a path below the folder",
+    ),
+    "long file": (
+        change("images.1.file_name", "a" * 300),
+        r"\(id 10\) has the file_name 'aaa.*longer than a file's name can be",
     ),
     "no height": (
         change("images.1.height", ...),

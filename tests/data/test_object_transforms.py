@@ -215,6 +215,21 @@ def test_boxes_under_a_pixel_are_dropped_with_all_they_have() -> None:
 # large scale jitter
 
 
+def test_objects_whose_box_alone_is_left_are_dropped() -> None:
+    """A crop may hold a corner of a box and no pixel of the object."""
+    sample = object_sample(30, 40, [[0.0, 0.0, 30.0, 30.0], [15.0, 8.0, 25.0, 22.0]])
+    sample["masks"][0, :, 8:] = 0
+    transform = large_jitter((2.0, 2.0), (20, 20))  # fits at 0.5: the size stays, then 20 x 20 are cut out
+    left = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        result = transform(dict(sample))
+        assert result["masks"].flatten(1).any(1).all()
+        assert len(result["masks"]) == len(result["boxes"]) == len(result["iscrowd"]) == len(result["labels"])
+        left.add(tuple(result["labels"].tolist()))
+    assert left == {(0, 1), (1,)}
+
+
 def test_jitter_is_relative_to_the_scale_that_fits() -> None:
     for size, crop, expected in (
         ((100, 200), (50, 50), (25, 50)),

@@ -145,6 +145,21 @@ def test_drive(tmp_path: Path, original: bool) -> None:
     check_sample(whole[0], (VESSELS // 255).tolist(), "01")
 
 
+def test_drive_goes_by_colours_of_palettes(tmp_path: Path) -> None:
+    """Whether black or white is at index 0 is up to the program that wrote the file."""
+    root = write_drive(tmp_path, original=True)
+    for path, array in (
+        ("training/1st_manual/21_manual1.gif", VESSELS),
+        ("training/mask/21_training_mask.gif", VIEW),
+    ):
+        for first in (0, 1):
+            indexed = Image.fromarray(((array > 0) ^ first).astype(np.uint8)).convert("P")
+            indexed.putpalette([255 * first] * 3 + [255 - 255 * first] * 3)
+            indexed.save(root / path, optimize=False)
+            assert sorted(np.unique(np.asarray(Image.open(root / path)))) == [0, 1]
+            check_sample(DRIVE(root, "train")[0], DRIVE_LABELS, "21")
+
+
 def test_drive_with_broken_fields_of_view(tmp_path: Path) -> None:
     root = write_drive(tmp_path, original=False)
     write(root / "train" / "fov" / "21.png", VIEW[:1])

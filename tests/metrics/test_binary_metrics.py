@@ -49,8 +49,30 @@ def test_images_without_the_class() -> None:
     assert metric.compute()["sensitivity"].isnan()
 
 
+def test_called_batch_by_batch() -> None:
+    """torchmetrics' ``forward`` gives the batch's figures and keeps the whole."""
+    probability, target = make_images()
+    whole, stepwise, second = BinaryMetrics(), BinaryMetrics(), BinaryMetrics()
+    whole.update(probability, target)
+    stepwise(probability[:2], target[:2])
+    of_batch = stepwise(probability[2:], target[2:])
+    second.update(probability[2:], target[2:])
+    assert of_batch == second.compute()
+    torch.testing.assert_close(stepwise.compute(), whole.compute())
+
+
+@pytest.mark.parametrize("label", [0, 1, 255])
+def test_one_class_alone_has_no_curve(label: int) -> None:
+    metric = BinaryMetrics()
+    metric.update(torch.rand(1, 4, 5), torch.full((1, 4, 5), label))
+    assert metric.compute()["auc"].isnan()
+
+
 def test_wrong_input() -> None:
     metric = BinaryMetrics()
+    for value in (1.001, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"probability must be within \[0, 1\]"):
+            metric.update(torch.full((1, 2, 2), value), torch.zeros(1, 2, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"target holds the labels \[2\]"):
         metric.update(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2))
     with pytest.raises(TypeError, match="target must hold class indices"):

@@ -184,6 +184,13 @@ def test_segments_without_a_pixel() -> None:
     assert counts([0, 0], [], [0, 0], [0, 1, 1], [False, False, True]) == [[0, 0, 0, 1], [0, 0, 0, 1]]
 
 
+def test_counts_of_void_alone_are_numbers_of_the_same_kind() -> None:
+    nothing, none = torch.zeros(1, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    result = panoptic_counts(nothing, none, nothing, none, none.bool(), 2)
+    assert result.dtype == torch.float64
+    assert result.tolist() == [NONE, NONE]
+
+
 def test_torchmetrics_example() -> None:
     """The numbers of torchmetrics' documentation; pixels are (category, instance)."""
     # fmt: off

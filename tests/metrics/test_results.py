@@ -65,6 +65,7 @@ BAD_DETECTIONS = [
     (changed(BOX, image_id=True), "image_id must be a whole number, got True"),
     (changed(BOX, category_id=None), "category_id must be a whole number, got None"),
     (changed(BOX, score=None), "score must be a finite number, got None"),
+    (changed(BOX, score=10**400), "score must be a finite number, got 1000"),
     (changed(BOX, score=float("nan")), "score must be a finite number, got nan"),
     (changed(BOX, bbox=None), r"neither bbox nor segmentation, got \['category_id', 'image_id', 'score'\]"),
     (changed(BOX, bbox=[1, 2, 3]), r"bbox must be \[x, y, width, height\]"),

@@ -14,9 +14,11 @@ import torchvision
 from torch import Tensor
 
 import tiny_objects
+from freqfusion.data.objects import Category
 from freqfusion.metrics import read_detections
 from freqfusion.training import DetectionModule, ObjectData, create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
+from freqfusion.training.judges import PanopticJudge
 from freqfusion.training.objects import training_target
 from tiny_objects import tiny_detection, write_coco
 from tiny_training import read_history
@@ -293,3 +295,32 @@ def test_data_that_does_not_fit(tmp_path: Path) -> None:
         fit(panoptic, unmasked)
     with pytest.raises(ValueError, match="the network predicts 5 classes, the data has 2"):
         fit(DetectionModule("faster_rcnn_r18", num_classes=5), unmasked)
+
+
+def test_panoptic_files_of_pictures_of_one_name(tmp_path: Path) -> None:
+    """COCO wants bare names, which pictures in several folders may share."""
+    names = ["s/a", "t/a", "t/b"]
+
+    class Pictures:
+        categories = (Category(7, "ground", False, (0, 0, 0)),)
+
+        def __len__(self) -> int:
+            return len(names)
+
+        def name(self, index: int) -> str:
+            return names[index]
+
+    judge = PanopticJudge([False])
+    judge.start(Pictures(), tmp_path / "test")
+    segments = torch.ones(2, 3, dtype=torch.long)
+    for number, name in enumerate(names):
+        sample = {"name": name, "image_id": number, "segments": segments}
+        sample |= {"labels": torch.tensor([0]), "iscrowd": torch.tensor([False])}
+        judge.update(sample, {"segments": segments, "segment_labels": torch.tensor([0])})
+    assert judge.compute()["pq"] == 1
+    files = [
+        entry["file_name"]
+        for entry in json.loads((tmp_path / "test_panoptic.json").read_text())["annotations"]
+    ]
+    assert files == ["s_a_0.png", "t_a_1.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "test_panoptic").iterdir()) == sorted(files)

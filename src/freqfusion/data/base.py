@@ -221,7 +221,7 @@ class FileDataset(SampleFiles[Pair], SegmentationDataset):
     def read(self, entry: Pair) -> Sample:
         """Read a picture and its classes."""
         image = read_image(entry.image)
-        stored = read_mask(entry.mask)
+        stored = self._read_stored(entry.mask)
         if image.shape[1:] != stored.shape:
             raise BadSampleError(
                 f"{entry.mask}: is {stored.shape[1]}x{stored.shape[0]} pixels, but its picture {entry.image} "
@@ -233,6 +233,9 @@ class FileDataset(SampleFiles[Pair], SegmentationDataset):
             "mask": tv_tensors.Mask(self._decode(stored, entry.mask)),
             "name": entry.name,
         }
+
+    def _read_stored(self, path: Path) -> Tensor:
+        return read_mask(path)
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:
         known = stored.clamp(0, 255)

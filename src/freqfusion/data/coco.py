@@ -506,6 +506,8 @@ def _file_name(entry: Entry) -> str:
     if type(value) is not str or not PurePosixPath(value).name:
         raise _WrongError(f"has the file_name {_short(value)}, expected the name of a file")
     path = PurePosixPath(value)
+    if any(len(part.encode()) > 255 for part in path.parts):
+        raise _WrongError(f"has the file_name {_short(value)}, longer than a file's name can be")
     if path.is_absolute() or ".." in path.parts:
         raise _WrongError(f"has the file_name {value!r}, expected a path below the folder of the files")
     return value
@@ -531,7 +533,7 @@ def _colour(value: Any) -> tuple[int, int, int] | None:
 
 def _area(entry: Entry) -> float | None:
     value = entry.get("area")
-    if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+    if value is not None and not (type(value) in (int, float) and 0 <= value < _FAR**2):
         raise _WrongError(f"has the area {_short(value)}, expected a number of pixels")
     return value
 
@@ -586,7 +588,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> "list[array[float]] | En
             f"has an RLE whose runs do not cover the {size[0] * size[1]} pixels of its image; the text is cut off or "
             "damaged"
         )
-    return {"size": stated, "counts": counts}
+    return {"size": list(size), "counts": counts}
 
 
 def _polygon(value: Any, size: tuple[int, int]) -> "array[float]":

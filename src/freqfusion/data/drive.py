@@ -15,9 +15,10 @@ class DRIVE(FileDataset):
 
     The original layout is ``training`` and ``test``, each with ``images/NN_*.tif``, ``1st_manual/NN_manual1.gif``
     (the first observer) and ``mask/NN_*_mask.gif`` (the field of view); the same with other names is ``train`` and
-    ``test`` with ``images/NN.jpg`` (or ``.png``), ``labels/NN.png`` and ``fov/NN.png``. Labels are 0 or not 0. There
-    is no part for validation, so ``val`` is ``test``. Staal et al., "Ridge-based vessel segmentation in color images
-    of the retina", IEEE TMI 2004. For other arguments and errors see :class:`~freqfusion.data.base.FileDataset`.
+    ``test`` with ``images/NN.jpg`` (or another kind), ``labels/NN.png`` and ``fov/NN.png``. Labels are black or not.
+    There is no part for validation, so ``val`` is ``test``. Staal et al., "Ridge-based vessel segmentation in color
+    images of the retina", IEEE TMI 2004. For other arguments and errors see
+    :class:`~freqfusion.data.base.FileDataset`.
 
     Args:
         root: folder of the data.
@@ -28,7 +29,7 @@ class DRIVE(FileDataset):
 
     layout: ClassVar[str] = (
         "DRIVE expects ROOT/training and ROOT/test with images/NN_*.tif, 1st_manual/NN_manual1.gif and "
-        "mask/NN_*_mask.gif, or ROOT/train and ROOT/test with images/NN.jpg (or .png), labels/NN.png and fov/NN.png."
+        "mask/NN_*_mask.gif, or ROOT/train and ROOT/test with images/NN.jpg, labels/NN.png and fov/NN.png."
     )
     classes = ("background", "vessel")
     palette: Palette = ((45, 50, 60), (240, 200, 80))
@@ -47,7 +48,7 @@ class DRIVE(FileDataset):
         top = self.root / (("training" if original else "train") if self.split == "train" else "test")
         images = self.require_folder(top / "images")
         for path in sorted(images.iterdir()):
-            if path.suffix.lower() not in (".jpg", ".png", ".tif"):
+            if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".tif", ".tiff"):
                 continue
             name = path.stem.partition("_")[0]
             mask, view = top / "labels" / f"{name}.png", top / "fov" / f"{name}.png"
@@ -68,7 +69,7 @@ class DRIVE(FileDataset):
         sample = super().read(entry)
         if self.field_of_view:
             path = self._views[entry.name]
-            view = read_mask(path)
+            view = self._read_stored(path)
             if view.shape != sample["mask"].shape:
                 raise BadSampleError(
                     f"{path}: is {view.shape[1]}x{view.shape[0]} pixels, but its photograph {entry.image} is "
@@ -77,6 +78,9 @@ class DRIVE(FileDataset):
                 )
             sample["mask"][view == 0] = self.ignore_index
         return sample
+
+    def _read_stored(self, path: Path) -> Tensor:
+        return read_mask(path, brightness=True)
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:
         return (stored > 0).byte()

@@ -73,10 +73,13 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path) -> Tensor:
-    """Read a label map as the values stored in the file.
+def read_mask(path: str | Path, *, brightness: bool = False) -> Tensor:
+    """Read a label map as the values stored in the file. EXIF orientation is applied, as to images.
 
-    Of a palette picture these are the indices, not the colours. EXIF orientation is applied, as to images.
+    Args:
+        path: a picture with one value a pixel.
+        brightness: of a palette picture give the brightness of its colours, not the indices: of a map in black and
+            white, which may have either at index 0.
 
     Returns:
         ``(H, W)`` int64.
@@ -91,4 +94,6 @@ def read_mask(path: str | Path) -> Tensor:
                 f"{path}: is a picture of mode {picture.mode}, expected one class index a pixel. "
                 "Save it as an 8-bit greyscale or palette PNG whose values are the class indices."
             )
+        if brightness and picture.mode == "P":
+            picture = picture.convert("L")
         return torch.from_numpy(np.asarray(picture).astype(np.int64))

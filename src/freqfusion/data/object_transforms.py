@@ -105,8 +105,18 @@ _sanitize = v2.Compose(
 
 
 def _drop_tiny(sample: Sample) -> Sample:
-    """Clip the boxes to the picture and drop objects whose box has a side under one pixel, with all they have."""
-    return _sanitize(sample) if "boxes" in sample else sample
+    """Clip the boxes to the picture and drop objects, with all they have, of which no pixel is left.
+
+    Nor are those kept whose box has a side under one pixel.
+    """
+    if "boxes" not in sample:
+        return sample
+    sample = _sanitize(sample)
+    if "masks" in sample:  # a corner of a box may be left without its object
+        seen = sample["masks"].flatten(1).any(1)
+        for key in ("boxes", "labels", "iscrowd", "masks"):
+            sample[key] = tv_tensors.wrap(sample[key][seen], like=sample[key])
+    return sample
 
 
 def _as_plain(sample: Sample) -> Sample:

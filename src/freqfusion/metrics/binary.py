@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryAUROC
 
 from freqfusion.metrics.functional import confusion_counts
 
@@ -17,8 +16,7 @@ class BinaryMetrics(Metric):
 
     Dice is ``2 TP / (2 TP + FP + FN)`` of each image, and its mean over the images is the score, as observers are
     compared; an image without the class in truth and prediction is left out. The other figures are of all pixels
-    together. The ROC curve is drawn at 4,096 thresholds evenly from 0 to 1 (torchmetrics' ``BinaryAUROC``), so that
-    memory does not grow with the set.
+    together. The ROC curve has 4,096 thresholds evenly from 0 to 1, so that memory does not grow with the set.
 
     Args:
         ignore_index: the label of pixels without truth.
@@ -37,6 +35,7 @@ class BinaryMetrics(Metric):
     counts: Tensor
     dice: Tensor
     images: Tensor
+    histogram: Tensor
 
     def __init__(self, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,7 +43,7 @@ class BinaryMetrics(Metric):
         self.add_state("counts", torch.zeros(2, 2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("dice", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
-        self.roc = BinaryAUROC(thresholds=BINS, ignore_index=ignore_index)
+        self.add_state("histogram", torch.zeros(2, BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, probability: Tensor, target: Tensor) -> None:
         """Add images.
@@ -55,8 +54,12 @@ class BinaryMetrics(Metric):
 
         Raises:
             TypeError: for a truth that is not of integers.
-            ValueError: for wrong shapes, or a truth label that is no class.
+            ValueError: for wrong shapes, a truth label that is no class, or what is no probability.
         """
+        if not ((probability >= 0) & (probability <= 1)).all():
+            raise ValueError(
+                "probability must be within [0, 1]; turn scores into one with sigmoid or softmax"
+            )
         predicted = (probability >= 0.5).long()
         for image, truth in zip(predicted, target, strict=True):
             counts = confusion_counts(image[None], truth[None], 2, self.ignore_index)[:, :2]
@@ -65,19 +68,19 @@ class BinaryMetrics(Metric):
             if whole:
                 self.dice += 2 * counts[1, 1] / whole
                 self.images += 1
-        self.roc.update(probability.float(), target)
+        bins = (probability.float() * BINS).long().clamp(max=BINS - 1)
+        for label in (0, 1):
+            self.histogram[label] += torch.bincount(bins[target == label], minlength=BINS)
 
     def compute(self) -> dict[str, Tensor]:
         """``dice``, ``sensitivity``, ``specificity`` and ``auc``; NaN where there is nothing to be found."""
         rates = self.counts.diagonal() / self.counts.sum(1)
+        negatives, positives = self.histogram.double()
+        below = negatives.cumsum(0) - negatives / 2  # a tie counts half
+        auc = (positives * below).sum() / (positives.sum() * negatives.sum())
         return {
             "dice": self.dice / self.images,
             "sensitivity": rates[1],
             "specificity": rates[0],
-            "auc": self.roc.compute(),
+            "auc": auc.float(),
         }
-
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self.roc.reset()

@@ -109,7 +109,8 @@ def panoptic_counts(
     missed = ~match.any(1) & ~crowd
 
     def by_class(labels: Tensor, weights: Tensor) -> Tensor:
-        return torch.bincount(labels, weights.double(), minlength=num_classes)
+        counts = torch.bincount(labels, weights.double(), minlength=num_classes)
+        return counts.double()  # of nothing, bincount forgets the weights' dtype
 
     return torch.stack(
         [

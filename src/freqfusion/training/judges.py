@@ -1,6 +1,7 @@
 """How predictions of objects and segments are judged over a data set and over processes, and written to files."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ class PanopticJudge(Judge):
         self.category_ids = [category.id for category in dataset.categories]
         self.files = files
         self.entries: list[dict[str, Any]] = []
+        self.times = Counter(Path(dataset.name(i)).name for i in range(len(dataset))) if files else Counter()
 
     def update(self, sample: Sample, prediction: Prediction) -> None:
         segments, labels = prediction["segments"].cpu(), prediction["segment_labels"].cpu()
@@ -184,7 +186,13 @@ class PanopticJudge(Judge):
         self.counts += panoptic_counts(segments, labels, truth, truth_labels, crowd, len(self.things))
         if self.files is not None:
             categories = [self.category_ids[label] for label in labels.tolist()]
-            file = f"{Path(sample['name']).name}.png"
+            name = sample["name"]  # COCO's servers want the bare name
+            bare = Path(name).name
+            file = (
+                f"{bare}.png"
+                if self.times[bare] == 1
+                else f"{name.replace('/', '_')}_{sample['image_id']}.png"
+            )
             folder = with_ending(self.files, "_panoptic")
             self.entries.append(write_panoptic_image(folder, sample["image_id"], file, segments, categories))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import freqfusion
 from freqfusion.models.detection import RCNN, PanopticFPN, create_detector, list_detectors
+from freqfusion.models.detection.augmented import predict_objects
 from freqfusion.models.detection.backbone import ResNetEncoder
 from freqfusion.models.detection.rcnn import paste_masks
 from freqfusion.models.inference import fitting_size
@@ -229,6 +230,11 @@ def test_a_network_of_timm() -> None:
         ("faster_rcnn_r50", {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ("panoptic_fpn_r18", {}, "things must say for each of the 3 classes whether it is one, got none"),
         ("panoptic_fpn_r18", {"things": [True] * 3}, "needs things and stuff, got 3 things among 3"),
+        (
+            "panoptic_fpn_r18",
+            {"num_classes": 256, "things": [True, False] * 128},
+            "got 256 classes, at most 255 fit",
+        ),
         ("faster_rcnn_r18", {"top_level": "roof"}, "top_level must be one of none, pool, fused, got 'roof'"),
         ("faster_rcnn_r18", {"top_level": "none"}, "a detector has a top level: pool or fused"),
     ],
@@ -236,6 +242,28 @@ def test_a_network_of_timm() -> None:
 def test_what_cannot_be_built(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_detector(name, **{"num_classes": 3, **options})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"labels": torch.tensor([0, 1])}, r"labels of objects must be .* from 1 to 4, got \[0\]"),
+        ({"labels": torch.tensor([2, 5])}, r"got \[2, 5\]; stuff is in the semantic map alone"),
+        ({"boxes": torch.tensor([[5.0, 5, 9, 9], [5, 5, 5, 32]])}, r"x1 < x2 .* got \[5\.0, 5\.0, 5\.0, 32"),
+    ],
+)
+def test_wrong_panoptic_targets(change: dict[str, Tensor], message: str) -> None:
+    images, targets = make_batch()
+    with pytest.raises(ValueError, match=message):
+        create_small("panoptic_fpn").train()(images, [targets[0] | change, targets[1]])
+
+
+def test_one_fixed_size_has_no_scales() -> None:
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3
+    )
+    with pytest.raises(ValueError, match=r"SSD resizes every image to \(320, 320\) .*leave sizes out"):
+        predict_objects(model.eval(), [torch.rand(3, 40, 50)], sizes=[320, 400])
 
 
 def test_saved_and_loaded(tmp_path: Any) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, reduce
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -131,20 +131,22 @@ def _put(template: str, parts: Sequence[str]) -> str:
 
 
 def fill(plan: Plan, state: Mapping[str, Tensor]) -> Counter[str]:
-    """Load an official file's tensors into a plan's model, each one checked. The model takes their dtype.
+    """Load an official file's tensors into a plan's model, each one checked.
+
+    The model is in float32, or in float64 where a tensor is.
 
     Returns:
         How many tensors were left out, by reason.
 
     Raises:
-        ValueError: for tensors of another shape, without a place in the model, and places without a tensor. The model
-            is then as it was.
+        ValueError: for tensors of another shape or kind, without a place in the model, and places without a tensor.
+            The model is then as it was.
     """
     own = plan.model.state_dict()
     filled: dict[str, Tensor] = {}
     unneeded: Counter[str] = Counter()
     addressed: set[str] = set()
-    unknown, misfits = [], []
+    unknown, misfits, kinds = [], [], []
     for key, value in state.items():
         reason = reason_for(key, plan.unneeded)
         if reason:
@@ -160,6 +162,12 @@ def fill(plan: Plan, state: Mapping[str, Tensor]) -> Counter[str]:
         if tuple(value.shape) != expected:
             misfits.append(f"{key} {tuple(value.shape)} instead of {expected} of {', '.join(names)}")
             continue
+        usual = value.layout == torch.strided and not (
+            value.is_quantized or value.is_meta or value.is_complex()
+        )
+        if not usual or value.is_floating_point() < own[names[0]].is_floating_point():
+            kinds.append(f"{key} ({value.dtype}, {value.layout}, {value.device})")
+            continue
         pieces = [value] if len(names) == 1 else value.split([shape[0] for shape in shapes])
         filled.update(zip(names, pieces, strict=True))
     found = list_problems(
@@ -167,12 +175,13 @@ def fill(plan: Plan, state: Mapping[str, Tensor]) -> Counter[str]:
             "missing": [name for name in own if name not in addressed and not reason_for(name, plan.kept)],
             "without a place": unknown,
             "of another shape": misfits,
+            "of another kind than the numbers expected": kinds,
         }
     )
     if found:
         raise ValueError(f"its tensors do not fit {plan.title}: {found}")
-    dtypes = {value.dtype for value in filled.values() if value.is_floating_point()}
-    plan.model.to(reduce(torch.promote_types, dtypes))
+    double = any(value.dtype == torch.float64 for value in filled.values())
+    plan.model.to(torch.float64 if double else torch.float32)
     plan.model.load_state_dict(filled, strict=False)  # what is left is kept
     return unneeded
 

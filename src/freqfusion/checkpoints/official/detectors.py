@@ -99,7 +99,7 @@ _TITLES = {
 }
 
 FAMILY = Family(
-    "Faster R-CNN, Mask R-CNN, Panoptic FPN with a ResNet, plain or FreqFusion pyramid (mmdetection)",
+    "Faster R-CNN, Mask R-CNN, Panoptic FPN with a PyTorch-style ResNet, plain or FreqFusion pyramid (mmdetection)",
     _recognises,
     _plan,
 )

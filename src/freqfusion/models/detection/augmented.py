@@ -33,7 +33,8 @@ def predict_objects(
         For each image what the model gives for one.
 
     Raises:
-        ValueError: for several passes of a panoptic model, whose segments cannot be put together.
+        ValueError: for several passes of a panoptic model, whose segments cannot be put together, and for sizes where
+            the model has one fixed size.
     """
     every_size: Sequence[int | None] = sizes or [None]
     passes = [(size, mirrored) for size in every_size for mirrored in ([False, True] if flip else [False])]
@@ -63,6 +64,10 @@ def _resizing(model: Any, size: int | None) -> Iterator[None]:
         yield
         return
     transform = model.transform
+    if transform.fixed_size is not None:
+        raise ValueError(
+            f"{type(model).__name__} resizes every image to {transform.fixed_size} (width, height): leave sizes out"
+        )
     before = transform.min_size, transform.max_size
     usual = before[0][-1]
     transform.min_size, transform.max_size = (size,), round(before[1] * size / usual)

@@ -167,6 +167,8 @@ class PanopticFPN(RCNN):
                 f"panoptic segmentation needs things and stuff, got {len(thing_labels)} things among "
                 f"{len(things)} classes; use Mask R-CNN or a semantic network"
             )
+        if len(things) > IGNORE_INDEX:
+            raise ValueError(f"got {len(things)} classes, at most {IGNORE_INDEX} fit a map of 8 bits")
         super().__init__(backbone, len(thing_labels), masks=True, **options)
         self.num_classes = len(things)
         self.things = [bool(thing) for thing in things]
@@ -196,6 +198,8 @@ class PanopticFPN(RCNN):
         if self.training and targets is None:
             raise ValueError("a panoptic network in training mode needs targets; call eval() to predict")
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+        if targets is not None:
+            targets = [self._objects(target) for target in targets]
         batch, targets = self.transform(images, targets)
         features: Features = self.backbone(batch.tensors)
         scores = at_least_single(self.semantic_branch(features))
@@ -226,9 +230,8 @@ class PanopticFPN(RCNN):
     def _losses(
         self, batch: ImageList, features: Features, scores: Tensor, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        objects = [{**target, "labels": self.thing_numbers[target["labels"] - 1] + 1} for target in targets]
-        proposals, losses = self.rpn(batch, features, objects)
-        losses |= self.roi_heads(features, proposals, batch.image_sizes, objects)[1]
+        proposals, losses = self.rpn(batch, features, targets)
+        losses |= self.roi_heads(features, proposals, batch.image_sizes, targets)[1]
         height, width = batch.tensors.shape[-2:]
         truth = torch.stack(
             [
@@ -241,6 +244,24 @@ class PanopticFPN(RCNN):
         total = F.cross_entropy(scores, truth, ignore_index=IGNORE_INDEX, reduction="sum")
         losses["loss_semantic"] = SEMANTIC_LOSS_WEIGHT * total / truth.numel()
         return losses
+
+    def _objects(self, target: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The target in the numbering of the box heads, checked; torchvision's checks are in its ``forward``."""
+        boxes, labels = target["boxes"], target["labels"]
+        flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
+        if flat.any():
+            raise ValueError(
+                f"boxes must be x1 y1 x2 y2 with x1 < x2 and y1 < y2, got {boxes[flat][0].tolist()}"
+            )
+        known = (labels >= 1) & (labels <= self.num_classes)
+        numbers = self.thing_numbers[labels.clamp(1, self.num_classes) - 1]
+        wrong = labels[~known | (numbers < 0)]
+        if len(wrong):
+            raise ValueError(
+                f"labels of objects must be those of things, from 1 to {self.num_classes}, got {wrong.tolist()}; "
+                "stuff is in the semantic map alone"
+            )
+        return {**target, "labels": numbers + 1}
 
     def _instances(
         self, features: Features, proposals: list[Tensor], shapes: list[tuple[int, int]]
