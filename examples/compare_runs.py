@@ -186,8 +186,19 @@ def main() -> None:
     parser.add_argument("--data-root", help="the data set's folder [that of the runs]")
     args = parser.parse_args()
     methods = {name: [Path(run) for run in runs] for name, *runs in args.method}
+    for name, runs in methods.items():
+        if not runs:
+            parser.error(f"--method {name} needs at least one run folder after the name")
+        for run in runs:
+            path = run / "val_metrics.json"
+            if not path.is_file() or "step" not in json.loads(path.read_text()):
+                parser.error(
+                    f"{path} is not of a validation in training; freqfusion validate may have replaced it"
+                )
     modules = {method: load_checkpoint(runs[0] / "last.ckpt")[0] for method, runs in methods.items()}
     module = next(iter(modules.values()))
+    if any(other.figures != module.figures for other in modules.values()):
+        parser.error("the runs are of different tasks")
     figures = {name: label for name, label in module.figures.items() if name != "loss"}
     print(table(methods, figures), end="\n\n")
     print(class_table(methods, {figure.name: figure.label for figure in module.class_figures}))

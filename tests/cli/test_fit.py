@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 
 import pytest
@@ -102,6 +103,33 @@ def test_a_run_is_not_overwritten_but_goes_on(run, tmp_path, capsys):
     assert main(argv) == 2
     assert "already holds a run: go on with it by adding --resume" in capsys.readouterr().err
     assert (run / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, change",
+    [
+        (["--model.lr", "0.1"], "model.lr was 0.001, now 0.1"),
+        (["--model.fusion", "sapa"], 'model.fusion was "bilinear", now "sapa"'),
+        (
+            ["--data.batch_size", "3", "--model.warmup_steps", "1"],
+            "warmup_steps was 2, now 1; data.batch_size was 2",
+        ),
+        (["--seed", "4"], "data.seed was 3, now 4"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, words, change):
+    own = shutil.copytree(run, tmp_path / "run")
+    argv = ["fit", "--config", str(write_config(tmp_path)), "--out", str(own), "--seed", "3", "--resume"]
+    assert main([*argv, *words]) == 2
+    assert change in capsys.readouterr().err
+    assert (own / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
+    assert main([*argv, "--model.boundary_width", "2", "--data.eval_batch_size", "2"]) == 0  # it has ended
+
+
+def test_its_own_config_judges_a_run(run, tmp_path):
+    argv = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    assert figures(tmp_path / "test_metrics.json") == figures(run / "val_metrics.json")
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys):

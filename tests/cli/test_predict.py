@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -210,6 +211,12 @@ def test_bad_picture_is_named_or_left_out(tmp_path, checkpoint, capsys):
     error = capsys.readouterr().err
     assert "broken.png" in error
     assert "--skip-bad" in error
+    shutil.copy(tmp_path / "in/broken.png", tmp_path / "in/later.png")
+    (tmp_path / "in/broken.png").unlink()
+    assert run(tmp_path / "in", checkpoint, tmp_path / "first") == 2  # what came before it is complete
+    assert "1 images before it are in" in capsys.readouterr().err
+    shares = json.loads((tmp_path / "first/class_shares.json").read_text())["shares"]
+    assert list(shares) == ["good"]
     assert run(tmp_path / "in", checkpoint, tmp_path / "out", "--skip-bad") == 0
     printed = capsys.readouterr().out
     assert "left out" in printed
@@ -229,6 +236,8 @@ def test_bad_picture_is_named_or_left_out(tmp_path, checkpoint, capsys):
         ("source", "does not exist"),
         ("device", "--device nonsense cannot be used"),
         ("stride", "without a window"),
+        ("score", "--score does not apply to this network's task, semantic segmentation"),
+        ("inside", "the images are within the folder of the results"),
     ],
 )
 def test_wrong_input_is_answered_in_one_line(tmp_path, checkpoint, capsys, case, message):
@@ -236,9 +245,18 @@ def test_wrong_input_is_answered_in_one_line(tmp_path, checkpoint, capsys, case,
     (tmp_path / "empty").mkdir()
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"weights": torch.zeros(2)}, foreign)
-    source = {"folder": tmp_path / "empty", "source": tmp_path / "nowhere"}.get(case, tmp_path / "a.png")
+    source = {
+        "folder": tmp_path / "empty",
+        "source": tmp_path / "nowhere",
+        "inside": tmp_path / "out" / "photos",
+    }.get(case, tmp_path / "a.png")
+    (tmp_path / "out" / "photos").mkdir(parents=True)
     weights = {"missing": tmp_path / "no.ckpt", "foreign": foreign}.get(case, checkpoint)
-    options = {"device": ("--device", "nonsense"), "stride": ("--stride", "3")}.get(case, ())
+    options = {
+        "device": ("--device", "nonsense"),
+        "stride": ("--stride", "3"),
+        "score": ("--score", "0.3"),
+    }.get(case, ())
     assert run(source, weights, tmp_path / "out", *options) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

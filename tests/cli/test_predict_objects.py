@@ -142,6 +142,11 @@ def test_options_of_another_task(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, checkpoint = trained
-    words = ["predict", str(data), "--checkpoint", str(checkpoint), "--out", str(tmp_path), "--window", "64"]
-    assert main(words) == 2
-    assert "--window does not apply to this network's task, objects and segments" in capsys.readouterr().err
+    words = ["predict", str(data), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    for option, message in (
+        (["--window", "64"], "--window does not apply to this network's task, objects and segments"),
+        (["--sizes", "64", "0"], "--sizes are lengths in pixels, at least 1, got 0"),
+        (["--score", "7"], "--score must be from 0 to 1, got 7"),
+    ):
+        assert main([*words, *option]) == 2
+        assert message in capsys.readouterr().err

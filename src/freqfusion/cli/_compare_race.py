@@ -48,7 +48,9 @@ def run_race(
     """
     fit_words = ["--config", str(config), *words]
     recipe = config.read_text(encoding="utf-8")
+    settings = f"{recipe}\n# {shlex.join(words)}\n"
     try:
+        _check_settings(out / SETTINGS, settings)
         # What is wrong with the recipe, the data or a method is found here, before the first run.
         for method in methods:
             check = [*fit_words, *race.job_words(race.job_of(out, method, 0)), "--resume"]
@@ -59,9 +61,9 @@ def run_race(
                     "method by itself (--model.fusion NAME)"
                 )
             line.datamodule.setup("fit")
-        _keep_settings(out / SETTINGS, f"{recipe}\n# {shlex.join(words)}\n")
     except UsageError as error:
         return report_usage_error("compare", error)
+    write_atomically(out / SETTINGS, settings.encode())
 
     console = Console()
     slots = race.make_slots(jobs, available_cores(), torch.cuda.device_count())
@@ -103,14 +105,13 @@ def run_race(
     return 1 if failed else 0
 
 
-def _keep_settings(path: Path, settings: str) -> None:
-    """Write down what the race is, or refuse to mix it with another one in the same folder."""
+def _check_settings(path: Path, settings: str) -> None:
+    """Refuse to mix a race with another one in the same folder."""
     if path.exists() and path.read_text(encoding="utf-8") != settings:
         raise UsageError(
             f"{path.parent} holds a race with other settings (see {path}): choose another folder with --out, "
             "give the same recipe and options, or delete that file if what differs does not matter"
         )
-    write_atomically(path, settings.encode())
 
 
 def _run_shown(

@@ -1,6 +1,7 @@
 """What fit, validate and test share: the typed command line of module, data and trainer, and its run folder."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -14,7 +15,8 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from freqfusion.training import create_trainer
-from freqfusion.training.checkpoints import BEST, LAST, read_checkpoint, task_of
+from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
+from freqfusion.training.task import PRETRAINED, REBUILT, without_weights
 from freqfusion.training.tasks import TASKS, find_task
 
 _NOISE = (
@@ -48,7 +50,7 @@ class CommandLine(LightningCLI):
         argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
         self.command = command
         path = _value_of("--checkpoint", argv)
-        self.checkpoint = None if path is None else _read(path)
+        self.checkpoint = None if path is None else _read_folder(path) if Path(path).is_dir() else _read(path)
         self.task = _task_of(argv, self.checkpoint)
         module_class, data_class = find_task(self.task)
         super().__init__(
@@ -105,11 +107,14 @@ class CommandLine(LightningCLI):
                 "--log_steps", type=int, default=50, help="Optimiser steps averaged in a row of metrics.csv."
             )
         else:
+            for name in _OF_FIT:  # a run's config.yaml has them
+                parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
             parser.add_argument(
                 "--checkpoint",
                 type=str | None,
                 default=None,
-                help="As --ckpt_path, and all settings come from it too; none need to be given.",
+                help="As --ckpt_path, and all settings come from it too; none need to be given. Or a folder of "
+                "freqfusion convert or save_pretrained, which leaves the data to be given.",
             )
         if self.checkpoint is not None:
             parser.set_defaults(_settings_in(self.checkpoint))
@@ -130,6 +135,13 @@ class CommandLine(LightningCLI):
                     f"{self.out} already holds a run: go on with it by adding --resume, or choose another "
                     "folder with --out"
                 )
+        if self.command == "fit" and self.ckpt_path is not None:
+            changed = _changes(_read(str(self.ckpt_path)), self.config)
+            if changed:
+                raise UsageError(
+                    f"the run of {self.ckpt_path} was started with other settings, and goes on with those: "
+                    f"{'; '.join(changed)}. Leave the changes out, or start a new run with another --out"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = {**self.config_init["trainer"], **kwargs}
@@ -139,7 +151,8 @@ class CommandLine(LightningCLI):
             config["out"], config["ckpt_path"], config["resume"] = str(self.out), None, False
             save_config = self.save_config_callback(self.parser, config, **self.save_config_kwargs)
             options["callbacks"] = [*options.get("callbacks", []), save_config]
-        steps = {key: self.config[key] for key in ("checkpoint_steps", "log_steps") if key in self.config}
+        fit = self.command == "fit"
+        steps = {key: self.config[key] for key in ("checkpoint_steps", "log_steps") if fit}
         return create_trainer(self.out, **steps, **options)
 
     def _choose_out(self, config: Namespace) -> Path:
@@ -147,7 +160,7 @@ class CommandLine(LightningCLI):
             return Path(config["out"])
         checkpoint = config.get("checkpoint") or config["ckpt_path"]
         if self.command != "fit" and checkpoint not in (None, "last", "best"):
-            return Path(checkpoint).parent
+            return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         if not config["config"]:
             return Path("runs", config["data.dataset"], f"{config['model.network']}_{config['model.fusion']}")
         path = Path(str(config["config"][-1]))
@@ -155,12 +168,13 @@ class CommandLine(LightningCLI):
 
     def _choose_checkpoint(self, config: Namespace) -> Path | None:
         given = config.get("checkpoint") or config["ckpt_path"]
-        if given in ("last", "best") or config.get("resume"):
+        resume = self.command == "fit" and config["resume"]
+        if given in ("last", "best") or resume:
             path = self.out / (BEST if given == "best" else LAST)
-            if config.get("resume") and not path.exists():
+            if resume and not path.exists():
                 return None
             given = str(path)
-        if given is None:
+        if given is None or (self.command != "fit" and Path(given).is_dir()):
             return None
         if not Path(given).is_file():
             raise UsageError(f"there is no checkpoint at {given}")
@@ -172,6 +186,13 @@ _OUT_HELP = {
     "validate": "Folder of the results [that of the checkpoint].",
     "test": "Folder of the results [that of the checkpoint].",
 }
+_OF_FIT = ("resume", "checkpoint_steps", "log_steps")
+_OF_JUDGING = (
+    *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
+    *("test_size", "test_sizes", "things", "window"),
+)
+_OF_LOADING = ("eval_batch_size", "root", "skip_bad", "test_split", "val_split", "workers")
+"""What may change when a run goes on."""
 _CKPT_HELP = {
     "fit": "Go on exactly from a checkpoint: a path, or 'last' for the run folder's last.ckpt.",
     "validate": "The weights to judge: a path, or 'best' or 'last' of the run folder.",
@@ -184,6 +205,43 @@ def _read(checkpoint: str) -> dict[str, Any]:
         return read_checkpoint(checkpoint)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _read_folder(folder: str) -> dict[str, Any]:
+    """The settings that a folder of a saved network stands for, as a checkpoint has them."""
+    try:
+        module, _, _ = load_checkpoint(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    own = {name: module.hparams[name] for name in ("network", "output") if name in module.hparams}
+    return {"task": module.task, "hyper_parameters": own}
+
+
+def _changes(content: dict[str, Any], config: Namespace) -> list[str]:
+    """Settings of training in which a command line differs from the checkpoint that it goes on from."""
+    changed = []
+    for group, key, ignored in (
+        ("model", "hyper_parameters", _OF_JUDGING),
+        ("data", "datamodule_hyper_parameters", _OF_LOADING),
+    ):
+        before, now = dict(content.get(key, {})), config[group].as_dict()
+        if group == "model":
+            if before.get("network") == REBUILT:
+                before["network"], before["network_options"] = now["network"], now["network_options"]
+            for settings in (before, now):
+                settings["network"], options = without_weights(
+                    settings["network"], settings["network_options"] or {}
+                )
+                settings["network_options"] = {k: v for k, v in options.items() if k != "init"}
+        changed += [
+            f"{group}.{name} was {json.dumps(before[name], default=str)}, now {json.dumps(now[name], default=str)}"
+            for name in before
+            if name in now
+            and name not in ignored
+            and json.dumps(before[name], default=str, sort_keys=True)
+            != json.dumps(now[name], default=str, sort_keys=True)
+        ]
+    return changed
 
 
 def _task_of(argv: list[str], checkpoint: dict[str, Any] | None) -> str:
@@ -245,10 +303,11 @@ def judge(command: str, description: str, argv: list[str]) -> int:
     """The commands ``validate`` and ``test``; returns the exit code."""
     try:
         line = CommandLine(command, description, argv)
-        if line.ckpt_path is None:
+        if line.ckpt_path is None and not line.config["model.network"].startswith(PRETRAINED):
             raise UsageError("which weights? Give --checkpoint FILE (or --config FILE with --ckpt_path FILE)")
     except UsageError as error:
         return report_usage_error(command, error)
     run = getattr(line.trainer, command)
-    run(line.model, line.datamodule, ckpt_path=str(line.ckpt_path), verbose=False)
+    weights = None if line.ckpt_path is None else str(line.ckpt_path)
+    run(line.model, line.datamodule, ckpt_path=weights, verbose=False)
     return 0

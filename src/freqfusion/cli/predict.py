@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     objects = parser.add_argument_group("detection and instance segmentation")
     objects.add_argument(
-        "--score", type=float, default=0.5, help="least score of what is drawn and written [0.5]"
+        "--score", type=float, help="least score, from 0 to 1, of what is drawn and written [0.5]"
     )
     objects.add_argument(
         "--sizes",
@@ -115,7 +115,11 @@ def _predict(args: argparse.Namespace) -> None:
                 image = picture.read()
             except ValueError as error:
                 if not args.skip_bad:
-                    raise ValueError(f"{error} (--skip-bad leaves such images out)") from error
+                    if done:  # what was found so far is not lost
+                        output.finish()
+                    raise ValueError(
+                        f"{error} (--skip-bad leaves such images out); {done} images before it are in {args.out}"
+                    ) from error
                 progress.console.print(f"left out: {error}", style="yellow", markup=False)
                 continue
             output.add(picture, image)
@@ -131,10 +135,12 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
 
     trained = module.hparams
     if module.task == "semantic":
-        _refuse(args, ("sizes",), "semantic segmentation")
+        _refuse(args, ("sizes", "score"), "semantic segmentation")
         settings = {"resize": module.data_options.get("resize"), **_inference_settings(args, trained)}
         return MaskOutput(cast("SegmentationModule", module), args.out, settings, args.checkpoint)
     _refuse(args, ("window", "stride", "scales"), "objects and segments")
+    if min(args.sizes or [1]) < 1:
+        raise ValueError(f"--sizes are lengths in pixels, at least 1, got {min(args.sizes)}")
     if module.task == "masks":
         _refuse(args, ("flip",), "mask classification")
         if len(args.sizes or ()) > 1:
@@ -144,8 +150,12 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
         trained["flip_test"] = args.flip or trained["flip_test"]
         trained["test_sizes"] = args.sizes or trained["test_sizes"]
     if "pq" in module.figures:
+        _refuse(args, ("score",), "panoptic segmentation")
         return PanopticOutput(module, args.out, trained["things"])
-    return ObjectOutput(module, args.out, args.score)
+    score = 0.5 if args.score is None else args.score
+    if not 0 <= score <= 1:
+        raise ValueError(f"--score must be from 0 to 1, got {score:g}")
+    return ObjectOutput(module, args.out, score)
 
 
 def _refuse(args: argparse.Namespace, options: tuple[str, ...], task: str) -> None:

@@ -107,6 +107,7 @@ def create_model(name: str, num_classes: int, fusion: str = "freqfusion", **opti
     if decoder not in DECODERS or not backbone:
         raise ValueError(
             f"unknown model {name!r}; choose one of {', '.join(_BUILDERS)}, or a decoder ({', '.join(DECODERS)}) "
-            "and a network of timm, such as unet_convnext_tiny"
+            "and a network of timm, such as unet_convnext_tiny (detectors: freqfusion.models.list_detectors; "
+            "Mask2Former, SegFormer, UPerNet: freqfusion.integrations.list_hosts)"
         )
     return build_segmenter(backbone, decoder, fusion, num_classes=num_classes, **options)

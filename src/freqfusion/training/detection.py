@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -17,7 +16,7 @@ from freqfusion.training.judges import DetectionJudge, PanopticJudge
 from freqfusion.training.object_task import ObjectTask
 from freqfusion.training.objects import training_target
 from freqfusion.training.schedule import steps_with_warmup
-from freqfusion.training.task import existing_network
+from freqfusion.training.task import existing_network, warn_of_warmup
 
 
 class DetectionModule(ObjectTask):
@@ -146,11 +145,7 @@ class DetectionModule(ObjectTask):
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # so that the batches of an epoch are known
         total = trainer.estimated_stepping_batches
-        if total != float("inf") and total <= options["warmup_steps"]:
-            rank_zero_warn(
-                f"the warm-up of {options['warmup_steps']} steps is as long as the whole run of {int(total)}: "
-                "the learning rate never reaches its peak; lower warmup_steps"
-            )
+        warn_of_warmup(options["warmup_steps"], total)
         lr = options["lr"]
         if options["lr_batch_size"] is not None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]

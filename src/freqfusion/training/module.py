@@ -103,6 +103,10 @@ class SegmentationModule(TaskModule):
         scales = tuple(scales)
         self.save_hyperparameters()
         self.network = _create_network(network, fusion, num_classes, network_options)
+        if class_weights is not None and getattr(self.network, "is_mask2former", False):
+            raise ValueError(
+                "class_weights weigh the pixels of a cross entropy, which Mask2Former has not: leave them out"
+            )
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
         self.binary = BinaryMetrics(IGNORE_INDEX) if num_classes == 2 else None
         if self.binary is not None:

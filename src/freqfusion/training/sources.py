@@ -58,6 +58,7 @@ def open_source(source: str | Path, out: Path) -> Source:
     Raises:
         FileNotFoundError: if nothing is there.
         ImportError: for a video, if neither PyAV nor OpenCV is installed.
+        ValueError: if ``source`` is a folder within ``out``.
     """
     path = Path(source)
     if path.is_file():
@@ -68,6 +69,8 @@ def open_source(source: str | Path, out: Path) -> Source:
         found: Iterable[Path] = path.rglob("*")
         top: Path | None = path
         nothing = f"there is no image in {source} or its subfolders"
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"the images are within the folder of the results, {out}: give another one")
     elif glob.has_magic(str(source)):
         found = map(Path, glob.iglob(str(source), recursive=True))
         top = None

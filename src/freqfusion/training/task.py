@@ -11,11 +11,14 @@ from torch import nn
 from freqfusion.checkpoints import create_host, from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
 from freqfusion.integrations import HostSegmenter, as_segmenter
+from freqfusion.integrations.spec import ModelSpec
 from freqfusion.training.rng import get_rng_state, set_rng_state
 from freqfusion.training.sharded import shard
 
 PRETRAINED = "pretrained:"
 """Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
+SERVED = ("backbone_weights", "encoder_weights", "pretrained", "weights", "weights_backbone")
+"""Options of networks that name the weights to start from, which a checkpoint must not need any more."""
 REBUILT = "rebuilt"
 """The name, in a checkpoint, of a network that was not made by its name; its options say how it was made."""
 
@@ -40,16 +43,53 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
         name: ``"pretrained:FOLDER"``, or what a checkpoint has in its place.
         options: of the network.
 
+    Returns:
+        The network in training mode.
+
     Raises:
         FileNotFoundError, ImportError, ValueError: see :func:`freqfusion.from_pretrained`.
     """
     if name == REBUILT:
-        return rebuild_model((options or {})["description"])
+        return rebuild_model((options or {})["description"]).train()
     if not name.startswith(PRETRAINED):
         return None
     if options:
         raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
-    return from_pretrained(name.removeprefix(PRETRAINED))
+    return from_pretrained(name.removeprefix(PRETRAINED)).train()
+
+
+def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a network that starts from no weights, being else the same."""
+    if "?" in name:
+        spec = ModelSpec.parse(name)
+        arguments = {key: value for key, value in spec.arguments.items() if key not in SERVED}
+        name = str(ModelSpec(spec.source, spec.name, arguments))
+    return name, {key: value for key, value in options.items() if key not in SERVED}
+
+
+def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse data whose classes have another order than the network's; warn of other names.
+
+    Raises:
+        ValueError: for the same classes in another order.
+    """
+    differing = [label for label, pair in enumerate(zip(known, classes)) if pair[0] != pair[1]]  # noqa: B905
+    if not differing:
+        return
+    label = differing[0]
+    found = f"class {label} is {known[label]!r} to the network and {classes[label]!r} in the data"
+    if sorted(known) == sorted(classes):
+        raise ValueError(f"{found}, and so on: bring the data's classes into the network's order")
+    rank_zero_warn(f"{found}; {len(differing)} of {len(classes)} names differ")
+
+
+def warn_of_warmup(warmup_steps: int, steps: float) -> None:
+    """Say so if a run ends before its warm-up does."""
+    if warmup_steps and steps <= warmup_steps:
+        rank_zero_warn(
+            f"the warm-up of {warmup_steps} steps is as long as the whole run of {int(steps)}: "
+            "the learning rate never reaches its peak; lower warmup_steps"
+        )
 
 
 def host_network(
@@ -78,7 +118,7 @@ def host_network(
     if existing is None:
         try:
             existing = create_host(name, num_classes, fusion, **settings)
-        except TypeError as error:
+        except (KeyError, TypeError) as error:  # smp looks encoders up in a dict
             raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error
         return as_segmenter(existing, num_classes, frozen_norm=frozen_norm)
     network = as_segmenter(existing)
@@ -137,6 +177,9 @@ class TaskModule(L.LightningModule):
                 f"the network predicts {len(self.classes)} classes, the data has "
                 f"{len(data.classes)}: use the data set that the network was made for"
             )
+        known = getattr(getattr(self.network, "host", self.network), "classes", None)
+        if known is not None:
+            compare_classes(known, data.classes)
         self.classes, self.palette = tuple(data.classes), tuple(data.palette)
         self.category_ids = list(getattr(data, "category_ids", self.category_ids))
 
@@ -147,17 +190,19 @@ class TaskModule(L.LightningModule):
             self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Weights to start from have served: the checkpoint must not need their file.
+        name = self.hparams["network"]
         options = dict(self.hparams["network_options"] or {})
         host: Any = getattr(self.network, "host", None)
         upgrade = getattr(host, "freqfusion_upgrade", None)
         if upgrade is not None and "weights" in options:  # which decide how an upgrade begins
             options["init"] = upgrade.init
-        for name in ("backbone_weights", "pretrained", "weights"):
-            options.pop(name, None)
-        if self.hparams["network"].startswith(PRETRAINED):
-            checkpoint["hyper_parameters"]["network"] = REBUILT
+        if name.startswith(PRETRAINED) or (name.startswith("transformers:") and "weights" in options):
+            checkpoint["hyper_parameters"]["network"] = (
+                REBUILT  # what was found there decides how it is built
+            )
             options = {"description": describe_model(host or self.network)}
+        else:
+            checkpoint["hyper_parameters"]["network"], options = without_weights(name, options)
         checkpoint["hyper_parameters"]["network_options"] = options or None
         checkpoint["task"] = self.task
         checkpoint["classes"] = list(self.classes)
@@ -171,6 +216,7 @@ class TaskModule(L.LightningModule):
         checkpoint["rng_states"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        compare_classes(checkpoint["classes"], self.classes)
         self._rng_states = checkpoint.get("rng_states")
 
     def checked_steps(self, warmup_steps: int) -> float:
@@ -182,11 +228,7 @@ class TaskModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
-        if warmup_steps and steps <= warmup_steps:
-            rank_zero_warn(
-                f"the warm-up of {warmup_steps} steps is as long as the whole run of {int(steps)}: "
-                "the learning rate never reaches its peak; lower warmup_steps"
-            )
+        warn_of_warmup(warmup_steps, steps)
         return steps
 
     def on_fit_start(self) -> None:
