@@ -151,8 +151,8 @@ class CommandLine(LightningCLI):
             config["out"], config["ckpt_path"], config["resume"] = str(self.out), None, False
             save_config = self.save_config_callback(self.parser, config, **self.save_config_kwargs)
             options["callbacks"] = [*options.get("callbacks", []), save_config]
-        fit = self.command == "fit"
-        steps = {key: self.config[key] for key in ("checkpoint_steps", "log_steps") if fit}
+        names = ("checkpoint_steps", "log_steps") if self.command == "fit" else ()
+        steps = {name: self.config[name] for name in names}
         return create_trainer(self.out, **steps, **options)
 
     def _choose_out(self, config: Namespace) -> Path:
@@ -187,6 +187,7 @@ _OUT_HELP = {
     "test": "Folder of the results [that of the checkpoint].",
 }
 _OF_FIT = ("resume", "checkpoint_steps", "log_steps")
+"""Options of ``fit`` alone."""
 _OF_JUDGING = (
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
     *("test_size", "test_sizes", "things", "window"),
@@ -304,7 +305,10 @@ def judge(command: str, description: str, argv: list[str]) -> int:
     try:
         line = CommandLine(command, description, argv)
         if line.ckpt_path is None and not line.config["model.network"].startswith(PRETRAINED):
-            raise UsageError("which weights? Give --checkpoint FILE (or --config FILE with --ckpt_path FILE)")
+            raise UsageError(
+                "which weights? Give --checkpoint FILE, or --config FILE with --ckpt_path FILE, or with "
+                "--model.network pretrained:FOLDER --model.network_options null"
+            )
     except UsageError as error:
         return report_usage_error(command, error)
     run = getattr(line.trainer, command)
