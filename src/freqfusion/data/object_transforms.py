@@ -113,7 +113,7 @@ def _drop_tiny(sample: Sample) -> Sample:
         return sample
     sample = _sanitize(sample)
     if "masks" in sample:  # a corner of a box may be left without its object
-        seen = sample["masks"].flatten(1).any(1)
+        seen = (sample["masks"] > 0).flatten(1).any(1)
         for key in ("boxes", "labels", "iscrowd", "masks"):
             sample[key] = tv_tensors.wrap(sample[key][seen], like=sample[key])
     return sample
