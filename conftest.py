@@ -14,5 +14,7 @@ collect_ignore = [f"src/freqfusion/integrations/{file}" for file in absent]
 collect_ignore += [f"tests/host_cases/{file}" for file in absent]
 if find_spec("triton") is None:
     collect_ignore.append("src/freqfusion/ops/_triton")
+if find_spec("torchvision") is None:
+    collect_ignore += ["src/freqfusion/models/detection", "tests/models/detection"]
 if find_spec("transformers") is None:
     collect_ignore += ["tests/host_cases/transformers.py", "tests/host_cases/transformers_masks.py"]
