@@ -73,7 +73,7 @@ def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
     Raises:
         ValueError: for the same classes in another order.
     """
-    differing = [label for label, pair in enumerate(zip(known, classes)) if pair[0] != pair[1]]  # noqa: B905
+    differing = [label for label, pair in enumerate(zip(known, classes, strict=False)) if pair[0] != pair[1]]
     if not differing:
         return
     label = differing[0]
