@@ -5,6 +5,8 @@ computation, add an :class:`Operation` to :data:`OPERATIONS`; to add sizes, a :c
 :data:`SHAPE_SETS`.
 """
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +35,9 @@ from freqfusion.ops.normalize_kernels import normalize_kernels_naive
 
 PEER = "unfold"
 COMPILED = "compile"
-"""The contestants beside the backends: the peer, and the torch backend through :func:`torch.compile`."""
+MMCV = "mmcv"
+"""The contestants beside the backends: the peer, the torch backend through :func:`torch.compile`, and the CUDA
+operator of mmcv where one is installed."""
 FORWARD = "forward"
 BOTH = "forward+backward"
 PASSES = (FORWARD, BOTH)
@@ -327,7 +331,27 @@ def list_contestants(compiled: bool = False) -> list[str]:
     """
     reasons = available_backends()
     others = [name for name in UNASKED if name != "torch" and not reasons[name]]
-    return [PEER, "torch", *others, *([COMPILED] if compiled else [])]
+    return [PEER, "torch", *others, *([COMPILED] if compiled else []), *([MMCV] if _mmcv_carafe() else [])]
+
+
+def _mmcv_carafe() -> Callable[..., Tensor] | None:
+    """``mmcv.ops.carafe``, which only builds of mmcv with CUDA operators have."""
+    if importlib.util.find_spec("mmcv") is None:
+        return None
+    try:
+        return importlib.import_module("mmcv.ops").carafe  # type: ignore[no-any-return]
+    except (ImportError, AttributeError):
+        return None
+
+
+def _mmcv_cannot(case: Case, device: torch.device, dtype: torch.dtype) -> str:
+    if case.operation.group != "carafe":
+        return "mmcv is compared where it has the operator: carafe"
+    if device.type != "cuda" or dtype not in (torch.float32, torch.float16):
+        return "mmcv's operator takes float32 and float16 on CUDA"
+    (h, w), (height, width) = (size[-2:] for size in case.operation.sizes(case.shape)[:2])
+    ratio = height // h
+    return "" if (height, width) == (ratio * h, ratio * w) else "mmcv takes whole ratios only"
 
 
 def explain_case(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Explanation]:
@@ -351,6 +375,8 @@ def why_not(case: Case, contestant: str, device: torch.device, dtype: torch.dtyp
     """Why ``contestant`` has nothing of its own to run in this case, or ``""``."""
     if contestant in (PEER, COMPILED):
         return ""
+    if contestant == MMCV:
+        return _mmcv_cannot(case, device, dtype)
     explanations = explain_case(case, device, dtype)
     reasons = [explanation.cannot[contestant] for explanation in explanations.values()]
     return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
@@ -372,8 +398,14 @@ class Problem:
         torch.manual_seed(0)
         function = operation.build(case.shape, contestant == PEER)
         self.module = function.to(device, dtype) if isinstance(function, nn.Module) else None
-        self._function = torch.compile(function) if contestant == COMPILED else function
-        self._backend = "torch" if contestant in (PEER, COMPILED) else contestant
+        if contestant == COMPILED:
+            function = torch.compile(function)
+        elif contestant == MMCV:
+            (h, _), (height, _) = (size[-2:] for size in operation.sizes(case.shape)[:2])
+            options = {"group_size": 1, "scale_factor": height // h, **function.keywords}  # type: ignore[attr-defined]
+            function = partial(_mmcv_carafe(), **options)  # type: ignore[arg-type]
+        self._function = function
+        self._backend = contestant if contestant in available_backends() else "torch"
         self.inputs = tuple(
             torch.randn(size, dtype=dtype, device=device) for size in operation.sizes(case.shape)
         )
