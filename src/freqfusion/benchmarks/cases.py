@@ -339,7 +339,7 @@ def _mmcv_carafe() -> Callable[..., Tensor] | None:
     if importlib.util.find_spec("mmcv") is None:
         return None
     try:
-        return importlib.import_module("mmcv.ops").carafe  # type: ignore[no-any-return]
+        return importlib.import_module("mmcv.ops").carafe
     except (ImportError, AttributeError):
         return None
 
@@ -402,8 +402,10 @@ class Problem:
             function = torch.compile(function)
         elif contestant == MMCV:
             (h, _), (height, _) = (size[-2:] for size in operation.sizes(case.shape)[:2])
-            options = {"group_size": 1, "scale_factor": height // h, **function.keywords}  # type: ignore[attr-defined]
-            function = partial(_mmcv_carafe(), **options)  # type: ignore[arg-type]
+            reassemble = _mmcv_carafe()
+            assert reassemble is not None  # else it would be no contestant
+            options = function.keywords  # type: ignore[attr-defined]
+            function = partial(reassemble, group_size=1, scale_factor=height // h, **options)
         self._function = function
         self._backend = contestant if contestant in available_backends() else "torch"
         self.inputs = tuple(
