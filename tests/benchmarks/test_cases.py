@@ -93,10 +93,9 @@ def test_contestants_compute_the_same(name):
 
 
 @pytest.mark.parametrize("contestant", ["unfold", "torch"])
-def test_layout_of_the_feature_map(contestant):
+def test_layout_of_the_maps(contestant):
     problem = Problem(Case("carafe k5 x2, NHWC", TINY), contestant, CPU, torch.float32)
-    assert problem.inputs[0].is_contiguous(memory_format=torch.channels_last)
-    assert problem.inputs[1].is_contiguous()
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in problem.inputs)
     assert all(x.requires_grad for x in problem.inputs)
 
 
