@@ -35,7 +35,8 @@ def test_explain_knows_the_dtype(capsys):
     lines = explained(capsys, "--ops", "local_similarity", "--dtype", "float16")
     assert lines[0] == "local_similarity, 1x256x32x32 to 64x64 (cpu, float16)"
     assert lines[1].endswith(": torch")
-    assert len(lines) == 4
+    assert lines[4] == "local_similarity, NHWC, 1x256x32x32 to 64x64 (cpu, float16)"
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_run_at_one_pixel(capsys, tmp_path, monkeypatch):
     assert main(["benchmark", "--device", "cpu", "--out", str(out), *words]) == 0
 
     content = json.loads((out / "benchmark.json").read_text())
-    assert {record["case"] for record in content["results"]} == {"normalize k5"}
+    assert {record["case"] for record in content["results"]} == {"normalize k5", "normalize k5, NHWC"}
     ran = [record for record in content["results"] if record["seconds"]]
     assert {record["contestant"] for record in ran} == {"unfold", "torch"}
     assert all(len(record["seconds"]) == 2 and record["times_unfold"] > 0 for record in ran)
@@ -105,9 +106,10 @@ def test_what_the_time_did_not_suffice_for_is_said(capsys, tmp_path, monkeypatch
     assert (content["results"], content["training"], content["scaling"]) == ([], [], [])
     expected = [
         *(
-            f"{name}, 1x256x1x1{to}: the time was up"
+            f"{op}{layout}, 1x256x1x1{to}: the time was up"
             for to in ("", " to 2x2")
-            for name in ("resample", "normalize k5")
+            for op in ("resample", "normalize k5")
+            for layout in ("", ", NHWC")
         ),
         "scaling: the time was up",
         *(f"training segnext_t, {layout}: the time was up" for layout in ("NCHW", "NHWC")),
