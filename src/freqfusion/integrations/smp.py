@@ -340,7 +340,9 @@ class UpgradedDeepLabV3PlusDecoder(_Decoder, DeepLabV3PlusDecoder):
         decoder = seen.decoder
         if not seen.channels:
             return []
-        return [Joint("up", decoder.block1[0].out_channels, decoder.aspp[1][-1].out_channels, "bilinear", True)]
+        return [
+            Joint("up", decoder.block1[0].out_channels, decoder.aspp[1][-1].out_channels, "bilinear", True)
+        ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         fine, x = self.fusions["up"](self.block1(features[2]), self.aspp(features[-1]))

@@ -226,8 +226,8 @@ def _places(model: nn.Module) -> Iterator[_Place]:
                 joints = upgraded.joints(seen)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path or 'the model'}: this {type(module).__name__} is not as its library makes it, so that it is "
-                    f"not known where to put fusions ({error}); upgrade first, then change it"
+                    f"{path or 'the model'}: it is not known where fusions fit in this {type(module).__name__} ({error}); "
+                    f"{_CHANGED}"
                 ) from error
             yield _Place(path, module, seen, upgraded, joints, next(near, torch.empty(0)))
 
@@ -250,10 +250,9 @@ def _check_upgradable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
-        problem = _around_parameters(module)
-        if problem:
-            at = f" ({path})" if path else ""
-            raise ValueError(f"the model is inside {problem[0]}{at}, which {problem[1]}")
+        outsider = _outsider(module)
+        if outsider:
+            raise ValueError(f"{path + ' is' if path else 'the model is inside'} {outsider}")
     if any(f"{base.__module__}.{base.__name__}" in _HANDLES for base in type(model).__mro__):
         raise ValueError(
             f"this {type(model).__name__} only holds the network, and changes it for another one when it trains; "
@@ -278,25 +277,24 @@ _WRAPPERS = (
 )
 
 
-def _around_parameters(module: nn.Module) -> tuple[str, str] | None:
-    """What already counts on the parameters or the code of ``module``, and what would become of new ones."""
+def _outsider(module: nn.Module) -> str:
+    """What ``module`` is that would not follow the change of what is in it, or ``""``."""
     name, bases = type(module).__name__, type(module).__mro__
     if any(base.__module__.partition(".")[0] == "peft" for base in bases):
         return (
-            f"a {name} of peft",
-            "would leave the fusions out of its adapter when it saves; upgrade first, then call "
-            "get_peft_model with the sites among modules_to_save",
+            f"a {name} of peft, which would leave the fusions out when it saves; upgrade first, then call "
+            "get_peft_model with every entry of fusions (decode_head.fusions.0, ...) among modules_to_save"
         )
     if any(base.__name__ in _WRAPPERS for base in bases):
-        return f"a {name}", "would not see the new parameters; upgrade first, then wrap"
+        return f"a {name}, which would not see the new parameters; upgrade first, then wrap"
     if module._compiled_call_impl is not None:
-        return f"a {name} that was compiled", "would not see the change; upgrade first, then compile"
+        return f"a {name} that is compiled; upgrade first, then compile"
     if getattr(module, "_is_accelerate_prepared", False) or getattr(module, "_fabric", None) is not None:
         return (
-            f"a {name} that accelerate or Fabric has set up",
-            "has optimizers without the new parameters; upgrade first, then prepare or setup",
+            f"a {name} that accelerate or Fabric has set up, whose optimizers would not see the new parameters; "
+            "upgrade first, then prepare or setup"
         )
-    return None
+    return ""
 
 
 def _check_changeable(place: _Place) -> None:
@@ -307,7 +305,10 @@ def _check_changeable(place: _Place) -> None:
     """
     module, name = place.module, place.path or type(place.module).__name__
     _drop_leftover_forward(module)
-    code = {"forward", *(x for base in place.upgraded.__mro__ if issubclass(base, Upgraded) for x in vars(base))}
+    code = {
+        "forward",
+        *(x for base in place.upgraded.__mro__ if issubclass(base, Upgraded) for x in vars(base)),
+    }
     shadowed = next((x for x in vars(module) if x in code and callable(vars(module)[x])), None)
     if shadowed is not None:
         raise ValueError(
@@ -325,14 +326,20 @@ def _check_changeable(place: _Place) -> None:
             )
 
 
-_FIRST = "take it off (accelerate: remove_hook_from_module(model, recurse=True)), upgrade, then put it on again"
+_CHANGED = "it is not as its library makes it: upgrade first, then change its parts"
+_FIRST = (
+    "take it off (accelerate: remove_hook_from_module(model, recurse=True)), upgrade, then put it on again"
+)
 _NOT_PLAIN = re.compile(r"torch\.ao\.|torch\.nn\..*quantized|torchao\.|bitsandbytes\.")
 
 
 def _drop_leftover_forward(module: nn.Module) -> None:
     """Take the class's own ``forward`` off the instance, where hooks that were taken off leave it."""
     found = vars(module).get("forward")
-    if getattr(found, "__self__", None) is module and getattr(found, "__func__", None) is type(module).forward:
+    if (
+        getattr(found, "__self__", None) is module
+        and getattr(found, "__func__", None) is type(module).forward
+    ):
         del module.forward
 
 
@@ -341,8 +348,8 @@ def _check_values(model: nn.Module) -> None:
     if empty is not None:
         raise ValueError(
             f"{empty} is on the meta device, without values, and the fusions would have none either, which no "
-            "checkpoint of the host fills; give the model its values first, then upgrade (and upgrade before "
-            "accelerate offloads it)"
+            "checkpoint of the host fills; give the model its values first (take accelerate's hooks on forward off), then "
+            "upgrade"
         )
 
 
@@ -395,12 +402,12 @@ def _change(place: _Place, fusions: nn.ModuleDict, init: Init, verify: bool) -> 
     module, name = place.module, place.path or type(place.module).__name__
     verify = verify and bool(place.joints)
     example = _example(place) if verify else ()
-    before, called_before = _run(module, example) if verify else ([], set())
+    before, called_before = _run(name, module, example) if verify else ([], set())
     module.fusions = fusions
     module.__class__ = place.upgraded
     if not verify:
         return
-    after, called = _run(module, example)
+    after, called = _run(name, module, example)
     problem = _difference(before, after, exact=init == "identity")
     if problem:
         raise RuntimeError(
@@ -439,13 +446,18 @@ def _example(place: _Place) -> tuple[Any, ...]:
     )
 
 
-def _run(module: nn.Module, example: tuple[Any, ...]) -> tuple[list[Tensor], set[nn.Module]]:
+def _run(name: str, module: nn.Module, example: tuple[Any, ...]) -> tuple[list[Tensor], set[nn.Module]]:
     """The tensors that ``module`` returns, and which modules were called."""
     called: set[nn.Module] = set()
     watch = register_module_forward_pre_hook(lambda child, inputs: called.add(child))
     try:
         with _evaluating(module), torch.no_grad():
             return list(_tensors(module(*example))), called
+    except Exception as error:
+        raise RuntimeError(
+            f"{name}: this {type(module).__name__} does not run on small random maps ({error}); {_CHANGED}. "
+            "verify=False goes on regardless"
+        ) from error
     finally:
         watch.remove()
 
