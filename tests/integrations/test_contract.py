@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import pickle
-import warnings
 from pathlib import Path
 
 import pytest
@@ -210,11 +209,10 @@ def test_a_forward_on_the_instance_is_refused_wherever_it_would_run(case: HostCa
         assert not any(isinstance(module, Upgraded) for module in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_torchscript_is_refused(case: HostCase) -> None:
     model, image = upgrade_(case.model()).requires_grad_(False), case.image()
-    with pytest.raises(RuntimeError, match="freqfusion.export"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
         torch.jit.trace(lambda image: case.run(model, image), image)
-    with pytest.raises(RuntimeError, match="freqfusion.export"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
         torch.jit.script(model)

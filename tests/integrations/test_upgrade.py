@@ -221,14 +221,14 @@ def test_what_would_not_follow_is_refused(wrap: Any, message: str) -> None:
 
 def test_fabric_comes_after_the_upgrade() -> None:
     fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
-    with pytest.raises(ValueError, match="inside a _FabricModule, .* upgrade first"):
+    with pytest.raises(ValueError, match=r"inside a _FabricModule, .* upgrade first"):
         upgrade_(fabric.setup(Net(Neck())))
 
 
 def test_peft_comes_after_the_upgrade() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["mix"])
-    with pytest.raises(ValueError, match="inside a PeftModel of peft, .* modules_to_save"):
+    with pytest.raises(ValueError, match=r"inside a PeftModel of peft, .* modules_to_save"):
         upgrade_(peft.get_peft_model(Net(Neck()), config))
     with pytest.raises(ValueError, match=r"necks\.0\.mix is a Conv2d of peft"):  # without its wrapper
         upgrade_(peft.inject_adapter_in_model(config, Net(Neck())))
@@ -335,6 +335,8 @@ def test_hooks_that_would_not_run_any_more_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Pair\.block has a hook"):
         upgrade_(pair)
     watch.remove()
+    hook(pair.block)
+    unhook(pair.block)
     hook(pair.block[0])  # is called as before
     assert isinstance(upgrade_(pair), UpgradedPair)
 

@@ -226,8 +226,8 @@ def _places(model: nn.Module) -> Iterator[_Place]:
                 joints = upgraded.joints(seen)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path or 'the model'}: it is not known where fusions fit in this {type(module).__name__} ({error}); "
-                    f"{_CHANGED}"
+                    f"{path or 'the model'}: it is not known where fusions fit in this {type(module).__name__} "
+                    f"({error}); {_CHANGED}"
                 ) from error
             yield _Place(path, module, seen, upgraded, joints, next(near, torch.empty(0)))
 
@@ -330,7 +330,7 @@ _CHANGED = "it is not as its library makes it: upgrade first, then change its pa
 _FIRST = (
     "take it off (accelerate: remove_hook_from_module(model, recurse=True)), upgrade, then put it on again"
 )
-_NOT_PLAIN = re.compile(r"torch\.ao\.|torch\.nn\..*quantized|torchao\.|bitsandbytes\.")
+_NOT_PLAIN = re.compile(r"torch\.ao\.|torchao\.|bitsandbytes\.")
 
 
 def _drop_leftover_forward(module: nn.Module) -> None:
@@ -348,8 +348,8 @@ def _check_values(model: nn.Module) -> None:
     if empty is not None:
         raise ValueError(
             f"{empty} is on the meta device, without values, and the fusions would have none either, which no "
-            "checkpoint of the host fills; give the model its values first (take accelerate's hooks on forward off), then "
-            "upgrade"
+            "checkpoint of the host fills; give the model its values first (take accelerate's hooks on forward "
+            "off), then upgrade"
         )
 
 
@@ -415,11 +415,12 @@ def _change(place: _Place, fusions: nn.ModuleDict, init: Init, verify: bool) -> 
             "one that was tested; the model is as it was. verify=False goes on regardless"
         )
     for path, child in module.named_modules():
+        _drop_leftover_forward(child)
         own = "forward" in vars(child), child._forward_hooks, child._forward_pre_hooks
         if any(own) and child in called_before - called:
             raise ValueError(
-                f"{name}.{path} has a hook or a forward set on the instance, and the upgraded {name} does not call it "
-                f"but its parts; {_FIRST}"
+                f"{name}.{path} has a hook or a forward set on the instance, and the upgraded {name} calls its parts "
+                f"instead; {_FIRST}"
             )
 
 
