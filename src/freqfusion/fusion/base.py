@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from freqfusion.ops._checks import NotScriptable, refuse_torchscript
+
 
 class FusedFeatures(NamedTuple):
     """What a fusion returns.
@@ -20,7 +22,7 @@ class FusedFeatures(NamedTuple):
     """``(B, lr_channels, H, W)`` coarse map at the fine size."""
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(NotScriptable, nn.Module, ABC):
     """Base class of the fusion methods.
 
     A subclass implements :meth:`fuse`; this class checks the inputs, so that every method answers wrong
@@ -59,7 +61,9 @@ class Fusion(nn.Module, ABC):
         Raises:
             TypeError: for integer maps.
             ValueError: for wrong rank, channels, batch, device or size.
+            RuntimeError: under ``torch.jit.trace`` and torch's older exporter to ONNX, which is built on it.
         """
+        refuse_torchscript()
         self._check(hr_feat, lr_feat)
         return self.fuse(hr_feat, lr_feat)
 

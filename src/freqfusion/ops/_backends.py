@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
+from freqfusion.ops._checks import refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -122,8 +123,10 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
 
     Raises:
         ValueError: for an unknown name.
-        RuntimeError: if the requested backend cannot compute the call; the message says why.
+        RuntimeError: if the requested backend cannot compute the call, and under TorchScript's tracing; the message
+            says why.
     """
+    refuse_torchscript()
     if requested is not None:
         reason = _cannot(_check_name(requested, "backend"), operator, tensors)
         if reason:
