@@ -10,8 +10,10 @@ from torch import Tensor
 
 P = ParamSpec("P")
 
-MAX_SIDE = 2**15
-"""Bound of a window's side: that many squared is the most taps that 32 bits count."""
+MAX_SIDE = 2**15 - 1
+"""Of a window: its taps can be counted in 32 bits."""
+MAX_OPTION = 2**20
+"""Of channels, groups and the like: no module is that large."""
 
 
 def check_whole(name: str, value: int) -> int:
@@ -44,7 +46,10 @@ def checked_options(build: Callable[P, None]) -> Callable[P, None]:
 
     def checked(name: str, value: Any) -> Any:
         if kinds.get(name) is int:
-            return check_count(name, value)
+            value = check_count(name, value)
+            if value > MAX_OPTION:
+                raise ValueError(f"{name} must be at most {MAX_OPTION}, got {value}")
+            return value
         if kinds.get(name) is bool and not isinstance(value, bool):
             raise TypeError(
                 f"{name} must be True or False, got {_shown(value)} of type {type(value).__name__}; pass a bool"
@@ -99,7 +104,7 @@ def check_kernel_size(name: str, kernel_size: int) -> int:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"{name} must be odd and at least 1 (a window needs a centre), got {kernel_size}")
     if kernel_size > MAX_SIDE:
-        raise ValueError(f"{name} must be at most {MAX_SIDE - 1}, got {kernel_size}; choose a smaller window")
+        raise ValueError(f"{name} must be at most {MAX_SIDE}, got {kernel_size}; choose a smaller window")
     return kernel_size
 
 
