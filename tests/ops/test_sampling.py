@@ -118,7 +118,9 @@ def _results(backend: str, x: Tensor, offsets: Tensor, groups: int, squared: boo
 
 @pytest.mark.parametrize("squared", [False, True])  # the square sends NaN back, the sum ones
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("values", [["nan"], ["inf", "-inf"], ["1e30"], ["nan", "inf", "-inf", "-1e30"]], ids=str)
+@pytest.mark.parametrize(
+    "values", [["nan"], ["inf", "-inf"], ["1e30"], ["nan", "inf", "-inf", "-1e30"]], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_nan_shows_in_the_same_places_everywhere(
     dtype: torch.dtype, values: list[str], groups: int, squared: bool
@@ -136,7 +138,10 @@ def test_nan_shows_in_the_same_places_everywhere(
         others.append("native")
     for other in others:
         for name, value, wanted in zip(
-            ("out", "grad x", "grad offsets"), actual, _results(other, x, offsets, groups, squared), strict=True
+            ("out", "grad x", "grad offsets"),
+            actual,
+            _results(other, x, offsets, groups, squared),
+            strict=True,
         ):
             assert torch.equal(value.isnan(), wanted.isnan()), (other, name)
             if dtype in (torch.float32, torch.float64):
@@ -164,3 +169,46 @@ def test_masks_of_boxes_that_are_nan_are_empty() -> None:
     masks = torch.ones(4, 1, 4, 4)
     pasted = rcnn.paste_masks(masks, boxes, (8, 8))
     assert [int(mask.sum()) > 0 for mask in pasted[:3]] == [False, False, True]
+
+
+class _Resampled(torch.nn.Module):
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        return resample(x, offsets, 2, (3, 4))
+
+
+def _bad_inputs(height: int, width: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    x, offsets = torch.randn(1, 4, height, width), torch.randn(1, 4, height, width)
+    offsets[0, 0, 1, 1], offsets[0, 1, 4, 4] = float("nan"), 1e30
+    offsets[0, 2, 2, 2], offsets[0, 3, 3, 3] = float("inf"), float("-inf")
+    return x, offsets
+
+
+def test_exported_program_with_nan_offsets() -> None:
+    sizes = tuple(
+        {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)} for _ in range(2)
+    )
+    program = torch.export.export(_Resampled(), _bad_inputs(6, 8), dynamic_shapes=sizes).module()
+    for size in ((6, 8), (9, 5)):
+        x, offsets = _bad_inputs(*size)
+        expected = resample(x, offsets, 2, (3, 4))
+        assert int(expected.isnan().sum()) == 2  # the channels of the first group
+        torch.testing.assert_close(program(x, offsets), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_compiled_with_nan_offsets(backend: str) -> None:
+    if backend == "native" and _native.REASON:
+        pytest.skip(_native.REASON)
+    torch._dynamo.reset()
+
+    def function(x: Tensor, offsets: Tensor) -> Tensor:
+        return resample(x, offsets, 2, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((6, 8), (9, 5)):
+        leaves = [tensor.requires_grad_() for tensor in _bad_inputs(*size)]
+        actual, expected = (torch.autograd.grad(call(*leaves).sum(), leaves) for call in (compiled, function))
+        for value, wanted in zip(actual, expected, strict=True):
+            assert bool(wanted.isnan().any())
+            torch.testing.assert_close(value, wanted, equal_nan=True)

@@ -39,7 +39,21 @@ def by_definition(x: Tensor, window: int, dilation: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("window", "dilation"),
-    [(3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (5, 2), (5, 3), (7, 2), (9, 1), (21, 1), (21, 3), (3, 2**31), (5, 2**62)],
+    [
+        (3, 3),
+        (3, 4),
+        (3, 5),
+        (3, 6),
+        (3, 7),
+        (5, 2),
+        (5, 3),
+        (7, 2),
+        (9, 1),
+        (21, 1),
+        (21, 3),
+        (3, 2**31),
+        (5, 2**62),
+    ],
 )
 @pytest.mark.parametrize("size", [(4, 6), (1, 1), (6, 1)])
 def test_local_similarity(each_backend: str, size: tuple[int, int], window: int, dilation: int) -> None:
@@ -140,7 +154,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 def test_what_lies_beyond_the_map_costs_nothing(each_backend: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(backend=each_backend)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SCRIPT.format(backend=each_backend)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 600, "MB"  # the last result and its gradient are 40 MB each

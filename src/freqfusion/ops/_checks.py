@@ -3,12 +3,12 @@
 import functools
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ParamSpec
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 MAX_SIDE = 2**15 - 1
 """Of a window: its taps can be counted in 32 bits."""
@@ -37,10 +37,12 @@ def check_count(name: str, value: int) -> int:
 
 def check_tensor(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor()")
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor()"
+        )
 
 
-def checked_options(build: Callable[P, None]) -> Callable[P, None]:
+def checked_options(build: Constructor) -> Constructor:
     """A constructor whose ``int`` arguments must be whole numbers from 1 and whose ``bool`` ones True or False."""
     kinds = build.__annotations__
 
@@ -59,11 +61,11 @@ def checked_options(build: Callable[P, None]) -> Callable[P, None]:
     names = build.__code__.co_varnames[: build.__code__.co_argcount]
 
     @functools.wraps(build)
-    def check_and_build(*args: P.args, **options: P.kwargs) -> None:
+    def check_and_build(*args: Any, **options: Any) -> None:
         given = [checked(name, value) for name, value in zip(names, args, strict=False)]
         build(*given, *args[len(names) :], **{name: checked(name, value) for name, value in options.items()})
 
-    return check_and_build
+    return cast(Constructor, check_and_build)
 
 
 def _shown(value: object) -> str:

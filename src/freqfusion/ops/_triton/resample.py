@@ -16,7 +16,7 @@ from freqfusion.ops._triton.launch import launch, tuned, tuning
 
 @triton.jit
 def _position(place, offset, fine, coarse, unit):
-    """Where a row (or column) of the output reads: the one before, the share of the next, its derivative in the offset."""
+    """Where a row (or column) of the output reads: the one before, the share of the next, its derivative."""
     position = ((place.to(tl.float32) + 0.5) * unit / fine + offset) * coarse / unit - 0.5
     known = position == position
     last = coarse - 1
