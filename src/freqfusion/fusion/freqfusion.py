@@ -12,7 +12,7 @@ from freqfusion.fusion import _nhwc
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
-from freqfusion.ops._checks import check_groups, check_kernel_size, is_channels_last
+from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import carafe_from_logits
 
 DirectionFeat = Literal["sim_concat", "sim"]
@@ -45,6 +45,7 @@ class OffsetGenerator(nn.Module):
     (Liu et al., ICCV 2023).
     """
 
+    @checked_options
     def __init__(
         self,
         in_channels: int,
@@ -194,6 +195,7 @@ class FreqFusion(Fusion):
     hamming_lowpass: Tensor
     hamming_highpass: Tensor
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
-from freqfusion.ops._checks import refuse_torchscript
+from freqfusion.ops._checks import check_map, refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -24,6 +24,16 @@ KERNELS = {
     "triton": ("carafe", "carafe_from_logits", "local_similarity", "resample", "window_similarity"),
 }
 """Operators that a backend has kernels for."""
+
+TENSORS = {
+    "carafe": 2,
+    "carafe_from_logits": 2,
+    "local_similarity": 1,
+    "normalize_kernels": 1,
+    "resample": 2,
+    "window_similarity": 2,
+}
+"""How many tensors an operator takes first."""
 
 MAX_SIDES = 2**30
 """Triton kernels multiply a fine side by a coarse one in 32 bits."""
@@ -139,8 +149,18 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
 def explain(operator: str, *tensors: Tensor) -> Explanation:
     """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
 
+    Raises:
+        TypeError: for arguments that are not tensors.
+        ValueError: for an unknown operator, or another number of tensors than it takes.
+
     >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
     'torch'
     """
+    if operator not in TENSORS:
+        raise ValueError(f"unknown operator {operator!r}; choose one of: {', '.join(TENSORS)}")
+    if len(tensors) != TENSORS[operator]:
+        raise ValueError(f"{operator} takes {TENSORS[operator]} tensors, got {len(tensors)}")
+    for tensor in tensors:
+        check_map("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
     return Explanation(choose(operator, None, *tensors), reasons)
