@@ -66,7 +66,7 @@ class ModelSpec:
     @property
     def is_known(self) -> bool:
         """Whether the library is one of those above, so that building runs no code that the text names."""
-        return self.source in _BUILDERS
+        return self.source in BUILDERS
 
     def build(self) -> nn.Module:
         """The model with fresh weights; nothing is downloaded unless an argument asks for it.
@@ -76,7 +76,7 @@ class ModelSpec:
             ValueError: if it has no such model, or what was named does not make one.
             TypeError: for an argument that the constructor does not take.
         """
-        build = _BUILDERS.get(self.source)
+        build = BUILDERS.get(self.source)
         arguments = copy.deepcopy(self.arguments)  # transformers takes entries out of nested dicts
         model = build(self.name, arguments) if build else self._python()(**arguments)
         if not isinstance(model, nn.Module):
@@ -177,7 +177,10 @@ def _transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _monai(name: str, arguments: dict[str, Any]) -> nn.Module:
-    return _model_class(require("monai.networks.nets", "medical"), name, "monai")(**arguments)
+    network = _model_class(require("monai.networks.nets", "medical"), name, "monai")
+    if "pretrained" in inspect.signature(network).parameters:  # some download weights unless told otherwise
+        arguments.setdefault("pretrained", False)
+    return network(**arguments)
 
 
 def _ultralytics(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -209,7 +212,7 @@ def _fusion(name: str, arguments: dict[str, Any]) -> nn.Module:
     return create_fusion(name, **arguments)
 
 
-_BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
+BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "torchvision": _torchvision,
     "smp": _smp,
     "transformers": _transformers,
