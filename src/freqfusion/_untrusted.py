@@ -123,12 +123,12 @@ def check_name(name: Any, source: str | Path) -> None:
 
 
 @contextmanager
-def building(size: int, source: str | Path) -> Iterator[None]:
-    """Bound what is built inside, and let nothing inside it open a connection; errors name the file.
+def building(size: int, problem: str) -> Iterator[None]:
+    """Bound what is built inside, and let nothing inside it open a connection.
 
     Args:
         size: bytes of the weights that belong to it, as many as their numbers at least.
-        source: the file, for messages.
+        problem: how the error begins if that fails; it names the file.
 
     Raises:
         ImportError: if a library is absent.
@@ -161,8 +161,10 @@ def building(size: int, source: str | Path) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:  # what somebody else says can go wrong in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{source}: the model cannot be made as it says: {reason}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ValueError):  # those of constructors can be long
+            reason = reason[:300]
+        raise ValueError(f"{problem}{reason}") from error
     finally:
         for hook in hooks:
             hook.remove()

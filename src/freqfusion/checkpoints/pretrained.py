@@ -18,7 +18,6 @@ from freqfusion._optional import require
 from freqfusion._untrusted import (
     building,
     check_arguments,
-    check_name,
     check_plain,
     read_json,
     without_outside,
@@ -31,7 +30,7 @@ from freqfusion.checkpoints.settings import (
     restore_settings,
 )
 from freqfusion.integrations import Upgrade, Upgraded
-from freqfusion.integrations.spec import BUILDERS, ModelSpec
+from freqfusion.integrations.spec import ModelSpec, check_spec
 from freqfusion.integrations.upgrade import upgrade_again_
 
 CONFIG = "freqfusion.json"
@@ -199,7 +198,7 @@ def rebuild_model(
     description: Mapping[str, Any],
     host: str | Callable[[], nn.Module] | None = None,
     source: str = "the description",
-    size: int = 0,
+    size: int | None = None,
 ) -> nn.Module:
     """A model with fresh weights, as :func:`describe_model` says it was made.
 
@@ -207,7 +206,8 @@ def rebuild_model(
         description: of the model.
         host: see :func:`from_pretrained`.
         source: where the description comes from, for messages.
-        size: bytes of the weights that belong to it; a model with many more parameters is not built.
+        size: bytes of the weights that belong to it, where these are somebody else's; a model with many more
+            parameters is not built.
 
     Raises:
         ImportError: if the host's library is not installed.
@@ -215,18 +215,25 @@ def rebuild_model(
     """
     _check_description(description, source)
     spec = ModelSpec(**description["host"])
+
+    def bounds() -> contextlib.AbstractContextManager[None]:
+        if size is None:
+            return contextlib.nullcontext()
+        return building(size, f"{source}: the model cannot be made as it says: ")
+
     if host is None:
         if not spec.is_known:
             raise ValueError(
                 f"{source} says that the model is made by {spec.source}:{spec.name}, code that is not "
                 "run because a file names it; if you trust it, pass it as host="
             )
-        with building(size, source):
+        with bounds():
             model = spec.build()
     else:
         model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
     if description["upgrade"] is not None:
-        upgrade_again_(model, Upgrade(**description["upgrade"]))
+        with bounds():
+            upgrade_again_(model, Upgrade(**description["upgrade"]))
     restore_settings(model, description.get("settings", {}), source)
     if "classes" in description:
         model.classes = tuple(description["classes"])  # type: ignore[assignment]
@@ -240,10 +247,9 @@ def _check_description(description: Mapping[str, Any], source: str) -> None:
         if key in ("versions", "sha256"):  # of the file, not of the model
             continue
         _check_part(description, key, kind, source)
-    host = description["host"]
-    if host["source"] in BUILDERS:
-        check_name(host["name"], source)
-        check_arguments(host["arguments"], source, host["source"])
+    spec = ModelSpec(**description["host"])
+    if spec.is_known:
+        check_spec(spec, source)
     if description["upgrade"] is not None:
         check_arguments(description["upgrade"]["options"], source)
 

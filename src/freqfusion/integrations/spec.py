@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from freqfusion import models
 from freqfusion._optional import require
+from freqfusion._untrusted import check_arguments, check_name
 from freqfusion.fusion import create_fusion
 
 EXAMPLES = """\
@@ -66,7 +68,7 @@ class ModelSpec:
     @property
     def is_known(self) -> bool:
         """Whether the library is one of those above, so that building runs no code that the text names."""
-        return self.source in BUILDERS
+        return self.source in _BUILDERS
 
     def build(self) -> nn.Module:
         """The model with fresh weights; nothing is downloaded unless an argument asks for it.
@@ -76,7 +78,7 @@ class ModelSpec:
             ValueError: if it has no such model, or what was named does not make one.
             TypeError: for an argument that the constructor does not take.
         """
-        build = BUILDERS.get(self.source)
+        build = _BUILDERS.get(self.source)
         arguments = copy.deepcopy(self.arguments)  # transformers takes entries out of nested dicts
         model = build(self.name, arguments) if build else self._python()(**arguments)
         if not isinstance(model, nn.Module):
@@ -128,6 +130,25 @@ def load_model(spec: str) -> nn.Module:
         TypeError: for an argument that the constructor does not take.
     """
     return ModelSpec.parse(spec).build()
+
+
+def check_spec(spec: ModelSpec, source: str | Path) -> None:
+    """Refuse a model of a library, named by a file, whose constructor would fetch or open something.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    check_name(spec.name, source)
+    check_arguments(spec.arguments, source, spec.source)
+    if spec.source == "ultralytics":
+        # it looks in the working directory first, for the name with and without its size
+        names = (spec.name, re.sub(r"(\d+)[nslmx]", r"\1", spec.name))
+        found = next((name for name in names if Path(name).exists()), None)
+        if found is not None:
+            raise ValueError(
+                f"{source} names {spec.name}, and {found} in the working directory would be read for it: run this "
+                "in another directory"
+            )
 
 
 def _model_class(module: Any, name: str, library: str) -> type[nn.Module]:
@@ -212,7 +233,7 @@ def _fusion(name: str, arguments: dict[str, Any]) -> nn.Module:
     return create_fusion(name, **arguments)
 
 
-BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "torchvision": _torchvision,
     "smp": _smp,
     "transformers": _transformers,
