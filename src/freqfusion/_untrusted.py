@@ -34,6 +34,7 @@ MAX_NUMBER = 2**21
 ROOM = 2**26
 """Parameters that building may make beside those in the file: a classifier that is thrown away, say."""
 MODULES = 20_000
+"""Parts that a network may have: ten times as many as the largest published ones."""
 
 _PLACES = re.compile(r"(^|_)(weights?|checkpoint|paths?|url|dir|files?|repo|hub|revision)(_|$)")
 _ASKS = ("auto_map", "quantization_config", "trust_remote_code")
@@ -53,11 +54,15 @@ def read_json(path: Path) -> Any:
     """
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, expected at most {MAX_JSON_BYTES:,}: it is another file")
+        raise ValueError(
+            f"{path} has {size:,} bytes, expected at most {MAX_JSON_BYTES:,}: it is another file"
+        )
     try:
         content = json.loads(path.read_bytes())
     except RecursionError:
-        raise ValueError(f"{path} nests lists in lists, expected at most {MAX_DEPTH}: it is damaged") from None
+        raise ValueError(
+            f"{path} nests lists in lists, expected at most {MAX_DEPTH}: it is damaged"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON ({error}): copy it again") from error
     check_plain(content, path)
@@ -73,7 +78,9 @@ def check_plain(content: Any, source: str | Path) -> None:
             inner = _inner(value)
             count += len(inner)
             if count > MAX_VALUES:
-                raise ValueError(f"{source} holds more than {MAX_VALUES:,} values beside its weights: it is damaged")
+                raise ValueError(
+                    f"{source} holds more than {MAX_VALUES:,} values beside its weights: it is damaged"
+                )
             found += inner
         level = found
         if not level:
@@ -135,14 +142,14 @@ def building(size: int, problem: str) -> Iterator[None]:
         ValueError: for more parameters or modules than the file has weights for, and for whatever goes wrong.
     """
     thread = threading.get_ident()
-    left = {"parameters": ROOM + size, "modules": MODULES + size // 4}
+    left = {"parameters": ROOM + size, "modules": MODULES}
 
     def spend(kind: str, amount: int) -> None:
         if threading.get_ident() != thread:
             return
         left[kind] -= amount
         if left[kind] < 0:
-            raise ValueError(f"it would have more {kind} than the file has weights for ({size:,} bytes)")
+            raise ValueError(f"it would have more {kind} than there can be for {size:,} bytes of weights")
 
     def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         spend("parameters", 0 if tensor is None else tensor.numel())
@@ -170,7 +177,11 @@ def building(size: int, problem: str) -> Iterator[None]:
             hook.remove()
 
 
-_state = threading.local()
+class _State(threading.local):
+    depth = 0
+
+
+_state = _State()
 _watch: list[bool] = []
 
 
@@ -179,8 +190,10 @@ def _offline() -> Iterator[None]:
     """Let this thread open no connection; what tries to gets an error."""
     if not _watch:
         _watch.append(True)
-        sys.addaudithook(_refuse_network)  # stays for good, as Python has it, and looks at nothing outside of this
-    _state.depth = getattr(_state, "depth", 0) + 1
+        sys.addaudithook(
+            _refuse_network
+        )  # stays for good, as Python has it, and looks at nothing outside of this
+    _state.depth += 1
     try:
         yield
     finally:
@@ -188,7 +201,7 @@ def _offline() -> Iterator[None]:
 
 
 def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
-    if event in _NETWORK and getattr(_state, "depth", 0):
+    if event in _NETWORK and _state.depth:
         raise RuntimeError("it asks for the network, which a model that is in a file does not need")
 
 

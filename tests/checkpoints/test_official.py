@@ -125,10 +125,10 @@ def test_what_holds_foreign_objects_is_refused_with_the_line_that_keeps_the_weig
 def test_a_compressed_file_is_not_opened(tmp_path: Path) -> None:
     """Some megabytes could stand for terabytes."""
     torch.save(STATE, tmp_path / "plain.pth")
-    with zipfile.ZipFile(tmp_path / "plain.pth") as old:
-        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
-            for name in old.namelist():
-                new.writestr(name, old.read(name))
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old, bomb as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
     with pytest.raises(ValueError, match=r"bomb\.pth cannot be read as weights \(it is compressed"):
         read_state_dict(tmp_path / "bomb.pth")
 

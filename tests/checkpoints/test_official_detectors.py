@@ -81,7 +81,10 @@ def test_small_ones_there_and_back(kind: str, fusion: str, tmp_path: Path) -> No
         ("panoptic_fpn", {"semantic_channels": 32, "fusion_options": {"feature_resample": False}}),
         ("faster_rcnn", {"fusion_options": {"encoder_kernel": 1, "lowpass_kernel": 3, "highpass_kernel": 5}}),
         ("faster_rcnn", {"fusion_options": {"lowpass_kernel": 7, "use_high_pass": False, "semi_conv": True}}),
-        ("faster_rcnn", {"fusion_options": {"hamming_window": False, "direction_feat": "sim", "up_group": 2}}),
+        (
+            "faster_rcnn",
+            {"fusion_options": {"hamming_window": False, "direction_feat": "sim", "up_group": 2}},
+        ),
         ("faster_rcnn", {"fusion_options": {"feature_resample_norm": False, "up_group": 4}}),
     ],
 )

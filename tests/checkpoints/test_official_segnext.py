@@ -85,7 +85,11 @@ def test_variants_and_heads_are_told_by_the_shapes(variant: str, fusion: str, he
     [
         {"fusion": "bilinear"},
         {"compress_ratio": 2, "feature_resample_group": 2},
-        {"compress_ratio": 13, "feature_resample_group": 8, "fusion_options": {"feature_resample_norm": False}},
+        {
+            "compress_ratio": 13,
+            "feature_resample_group": 8,
+            "fusion_options": {"feature_resample_norm": False},
+        },
         {"compress_ratio": 4, "fusion_options": {"feature_resample": False}},
         {"compress_ratio": 8, "fusion_options": {"feature_resample_norm": False, "hamming_window": True}},
         {

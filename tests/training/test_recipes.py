@@ -229,7 +229,9 @@ IN_THE_FUSIONS = 313_302
 def parameters(network: torch.nn.Module) -> int:
     """Without batch norms, which are frozen buffers in the released Mask2Former, and Swin's unused last norm."""
     others = (".swin.layernorm.", ".normalization.") if "Mask2Former" in type(network).__name__ else ()
-    return sum(x.numel() for name, x in network.named_parameters() if not any(part in name for part in others))
+    return sum(
+        x.numel() for name, x in network.named_parameters() if not any(part in name for part in others)
+    )
 
 
 def released_recipes() -> list[Any]:

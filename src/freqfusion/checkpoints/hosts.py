@@ -264,7 +264,9 @@ def _check_transformers(weights: str) -> None:
     check_arguments(config, weights, "transformers")
     folder = Path(weights)
     if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{weights} holds an adapter of PEFT for a model elsewhere: merge it into its model first")
+        raise ValueError(
+            f"{weights} holds an adapter of PEFT for a model elsewhere: merge it into its model first"
+        )
     for index in folder.glob("*.index.json"):
         content = read_json(index)
         files = content.get("weight_map", {}) if isinstance(content, dict) else {}

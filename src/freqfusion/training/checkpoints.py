@@ -89,7 +89,9 @@ def _check(content: dict[str, Any], path: Path) -> None:
     check_plain({key: value for key, value in content.items() if key != "state_dict"}, path)
     for key, value in content["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(f"{path} is damaged: its state_dict has {type(value).__name__!r} among the tensors")
+            raise ValueError(
+                f"{path} is damaged: its state_dict has {type(value).__name__!r} among the tensors"
+            )
     if not (
         all(isinstance(name, str) for name in content["classes"])
         and all(isinstance(x, (list, tuple)) and len(x) == 3 for x in content["palette"])
@@ -107,7 +109,9 @@ def _check(content: dict[str, Any], path: Path) -> None:
     if not isinstance(name, str) or not isinstance(options, dict):
         raise ValueError(f"{path} is damaged: its network is {name!r} with the options {options!r}")
     if name.startswith(PRETRAINED):
-        raise ValueError(f"{path} names a network in another place, {name!r}; its own weights are for one in it")
+        raise ValueError(
+            f"{path} names a network in another place, {name!r}; its own weights are for one in it"
+        )
     if name == REBUILT:
         return  # looked at where it is rebuilt
     if ":" not in name:

@@ -195,7 +195,9 @@ class TaskModule(L.LightningModule):
         return any({**ModelSpec.parse(name).arguments, **options}.get(key) for key in START_WEIGHTS)
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._is_made_by_weights:  # before it is put into shards, and not at every checkpoint
+        if (
+            stage == "fit" and self._is_made_by_weights
+        ):  # before it is put into shards, and not at every checkpoint
             self._description = describe_model(getattr(self.network, "host", self.network))
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "classes"):
@@ -247,7 +249,9 @@ class TaskModule(L.LightningModule):
         compare_classes(checkpoint["classes"], self.classes)
         misfits = compare_states(checkpoint["state_dict"], self.state_dict())
         if misfits and not self._is_sharded:
-            raise ValueError(f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}")
+            raise ValueError(
+                f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
+            )
         self._rng_states = checkpoint.get("rng_states")
 
     def checked_steps(self, warmup_steps: int) -> float:

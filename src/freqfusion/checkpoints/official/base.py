@@ -65,7 +65,9 @@ class Family(NamedTuple):
     """Raises ValueError, whose message goes on after "the file is taken for one of these, but"."""
 
 
-def fusion_options(shapes: Shapes, prefix: str, usual: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def fusion_options(
+    shapes: Shapes, prefix: str, usual: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """The settings of a released FreqFusion that its shapes tell, where they are not the usual ones.
 
     Shapes do not tell ``semi_conv``, ``comp_feat_upsample``, ``hr_residual``, ``upsample_mode``, ``padding_mode`` and
@@ -92,9 +94,11 @@ def fusion_options(shapes: Shapes, prefix: str, usual: Mapping[str, Any] = Mappi
     else:
         groups = next((n for n in range(1, taps + 1) if all(_is_kernel(x, n) for x in rows.values())), 0)
         if not groups:
-            raise ValueError(f"its FreqFusion {prefix} predicts {rows} numbers a pixel, no kernels of odd sides")
+            raise ValueError(
+                f"its FreqFusion {prefix} predicts {rows} numbers a pixel, no kernels of odd sides"
+            )
         sides = {name: math.isqrt(x // groups) for name, x in rows.items()}
-    found = {
+    found: dict[str, Any] = {
         "compressed_channels": compressed,
         "encoder_kernel": encoder_kernel,
         "up_group": groups,

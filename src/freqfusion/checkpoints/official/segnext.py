@@ -44,7 +44,10 @@ def _head_options(shapes: Shapes) -> dict[str, Any]:
     fusions = [f"{FUSIONS}{i}." for i in range(shapes.count(FUSIONS))]
     found = fusion_options(shapes, fusions[0], RELEASED)
     sizes = [
-        (shapes[fusion + "lr_channel_compressor.weight"][1], *shapes[fusion + "hr_channel_compressor.weight"][:2])
+        (
+            shapes[fusion + "lr_channel_compressor.weight"][1],
+            *shapes[fusion + "hr_channel_compressor.weight"][:2],
+        )
         for fusion in fusions
     ]
     ratios = range(1, sum(sizes[0]))
