@@ -1,7 +1,7 @@
 """Files of other people's: bounded before anything is built from them, and kept from reaching out.
 
-What a file says of a model is a constructor's name and plain arguments. Its weights are in the file, so no argument has
-a reason to name further weights, an address, a path or a repository: such arguments are refused by name, and while a
+What a file says of a model is a constructor's name and plain arguments. Its weights are in the file, so no argument
+has a reason to name further weights, an address, a path or a repository: such ones are refused by name, and while a
 model is built no connection is opened.
 """
 

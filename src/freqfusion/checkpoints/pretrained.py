@@ -111,7 +111,7 @@ def from_pretrained(
 ) -> nn.Module:
     """Make a model again as :func:`save_pretrained` wrote it: constructor, upgrade, weights. In evaluation mode.
 
-    A folder that somebody else wrote runs no code, opens no file but its own and no connection: its weights are in it,
+    A folder that somebody else wrote runs no code, opens no other file and no connection: its weights are in it,
     so arguments that name others, an address, a path or a repository are refused, and so are models that are larger
     than the weights.
 
@@ -187,7 +187,7 @@ def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
         made = rebuild_model(description, host=spec.build)
     settings: dict[str, Any] = {FROZEN: freeze_as(model, made)}
-    _check_fit(_unshared(model), made, "the saved model", maker)
+    _check_fit(model.state_dict(), made, "the saved model", maker)
     settings[ATTRIBUTES] = find_attributes(model, made, maker)
     restore_settings(made, {ATTRIBUTES: settings[ATTRIBUTES]}, maker)
     settings = {name: value for name, value in settings.items() if value}

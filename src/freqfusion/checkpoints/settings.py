@@ -1,6 +1,6 @@
 """What a model is set to beside its weights and the arguments it was made with: found, written down, restored.
 
-A detector of torchvision with pretrained weights has frozen norms with another epsilon; thresholds and image sizes are
+A detector of torchvision with pretrained weights has frozen norms of another epsilon; thresholds and sizes are
 changed by attribute. Neither is in a state dict, nor in the line that makes the model.
 """
 
@@ -26,7 +26,7 @@ _OWN = frozenset(vars(nn.Module()))
 
 
 def freeze_as(model: nn.Module, made: nn.Module) -> list[str]:
-    """Freeze the norms of a model that was made anew where those of another one are. In place; returns their paths."""
+    """Freeze the norms of a model that was made anew where those of another one are. In place; gives their paths."""
     plain = {path for path, module in made.named_modules() if type(module) is nn.BatchNorm2d}
     frozen = [path for path, module in model.named_modules() if path in plain and _is_frozen_norm(module)]
     _freeze(made, frozen)
@@ -65,7 +65,7 @@ def find_attributes(model: nn.Module, made: nn.Module, maker: str) -> dict[str, 
                     attributes.setdefault(path, {})[name] = _listed(value)
             elif _is_other(value, before):
                 raise ValueError(
-                    f"{'.'.join(filter(None, (path, name)))} is not what {maker} makes, and it is no plain value that "
+                    f"{'.'.join(filter(None, (path, name)))} is not what {maker} makes, and is no plain value that "
                     "could be written down: name a constructor of your own, host='my_package.models:build'"
                 )
     return attributes

@@ -107,7 +107,7 @@ def _download(url: str) -> Path:
 def load_plain(path: Path, mapped: bool = False) -> Any:
     """What ``torch.save`` wrote, on the CPU: tensors and plain values. No file can run code.
 
-    Notes of other libraries beside the weights, such as the training history that mmengine keeps, become empty objects.
+    Notes of other libraries beside the weights, such as mmengine's history of the training, become empty objects.
 
     Args:
         path: an existing file.
@@ -123,8 +123,8 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
         if found is None:
             raise ValueError("its pickle is damaged or of another kind") from error
         raise ValueError(
-            f"it holds {found[1]}, which could run code, so it was not loaded. If you trust whoever made it, keep its "
-            "weights alone, once, where the library that wrote it is installed, and take the file that this writes:"
+            f"it holds {found[1]}, which could run code, so it was not loaded. If you trust whoever made it, keep "
+            "its weights alone, once, where the library that wrote it is installed, and take the file it writes:"
             f"\n{_rewrite_command(path)}\n"
         ) from error
     except Exception as error:  # a foreign file makes the unpickler fail in almost any way

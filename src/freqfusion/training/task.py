@@ -247,8 +247,8 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         compare_classes(checkpoint["classes"], self.classes)
-        misfits = compare_states(checkpoint["state_dict"], self.state_dict())
-        if misfits and not self._is_sharded:
+        misfits = "" if self._is_sharded else compare_states(checkpoint["state_dict"], self.state_dict())
+        if misfits:
             raise ValueError(
                 f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
             )
