@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,49 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, way: str) -> None:
     ) as caught:
         read_official(path)
     assert not (tmp_path / "ran").exists()
-    assert "weights_only" not in str(caught.value)
+    assert "add_safe_globals" not in str(caught.value)  # torch's advice, which would run it
 
     pickle.loads(pickle.dumps(content))["meta"].close()  # as any other reader would
     assert (tmp_path / "ran").exists()
+
+
+def test_notes_of_mmengine_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its training history is an object of its own with NumPy arrays; it need not be installed."""
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self._log_history = np.arange(3.0)
+
+    HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+    HistoryBuffer.__qualname__ = "HistoryBuffer"
+    with monkeypatch.context() as installed:
+        for name in ("mmengine", "mmengine.logging", HistoryBuffer.__module__):
+            installed.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+        content = {"message_hub": {"log_scalars": {"loss": HistoryBuffer()}}, **MMCV}
+        torch.save(content, tmp_path / "epoch.pth")
+    assert_same(read_state_dict(tmp_path / "epoch.pth"), STATE)
+
+
+def test_what_holds_foreign_objects_is_refused_with_the_line_that_keeps_the_weights(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "where": Path("x")}, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="which could run code, so it was not loaded") as caught:
+        read_state_dict(tmp_path / "run.pth")
+    command = str(caught.value).splitlines()[1]
+    code = command.removeprefix('python -c "').removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert_same(read_state_dict(tmp_path / "run.state_dict.pth"), STATE)
+
+
+def test_a_compressed_file_is_not_opened(tmp_path: Path) -> None:
+    """Some megabytes could stand for terabytes."""
+    torch.save(STATE, tmp_path / "plain.pth")
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old, bomb as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match=r"bomb\.pth cannot be read as weights \(it is compressed"):
+        read_state_dict(tmp_path / "bomb.pth")
 
 
 def test_a_pickle_of_arrays_is_refused_with_the_way_to_tensors(tmp_path: Path) -> None:

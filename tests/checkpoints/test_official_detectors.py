@@ -1,6 +1,7 @@
 """Detectors of the FreqFusion release and of mmdetection, converted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,10 +72,44 @@ def test_small_ones_there_and_back(kind: str, fusion: str, tmp_path: Path) -> No
     assert isinstance(again, PanopticFPN) == (kind == "panoptic_fpn")
 
 
-def official_names(kind: str, fusion: str) -> dict[str, str]:
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("faster_rcnn", {"top_level": "pool", "head_channels": 48}),
+        ("faster_rcnn", {"channels": 32, "fusion_options": {"feature_resample_group": 8}}),
+        ("mask_rcnn", {"fusion_options": {"compressed_channels": 24, "feature_resample_group": 2}}),
+        ("panoptic_fpn", {"semantic_channels": 32, "fusion_options": {"feature_resample": False}}),
+        ("faster_rcnn", {"fusion_options": {"encoder_kernel": 1, "lowpass_kernel": 3, "highpass_kernel": 5}}),
+        ("faster_rcnn", {"fusion_options": {"lowpass_kernel": 7, "use_high_pass": False, "semi_conv": True}}),
+        (
+            "faster_rcnn",
+            {"fusion_options": {"hamming_window": False, "direction_feat": "sim", "up_group": 2}},
+        ),
+        ("faster_rcnn", {"fusion_options": {"feature_resample_norm": False, "up_group": 4}}),
+    ],
+)
+def test_options_are_told_by_the_shapes(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    things = {"things": [True, True, False]} if kind == "panoptic_fpn" else {}
+    options = {"channels": 64, "top_level": "fused", **things, **options}
+    torch.manual_seed(0)
+    model = create_detector(f"{kind}_r18", 3, "freqfusion", **options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    names = official_names(kind, "freqfusion", len(model.backbone.fpn.fusions))
+    torch.save({names[key]: value for key, value in model.state_dict().items()}, tmp_path / "official.pth")
+    again: Any = read_official(tmp_path / "official.pth")
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    maps = [torch.randn(1, 64 * 2**i, 32 // 2**i, 32 // 2**i) for i in range(4)]
+    with torch.no_grad():
+        pyramids = [x.backbone.fpn.eval()(maps) for x in (model, again)]
+    assert all(torch.equal(one, other) for one, other in zip(*pyramids, strict=True))
+
+
+def official_names(kind: str, fusion: str, fusions: int = 4) -> dict[str, str]:
     """Ours to the released ones, by the longest key list; the backbone's are the same behind the prefix."""
-    names = {own: key for key in key_list("panoptic_fpn_r50") for own in own_keys(key)}
-    names |= {own: key for key in key_list("faster_rcnn_r50") for own in own_keys(key)}
+    names = {own: key for key in key_list("panoptic_fpn_r50") for own in own_keys(key, fusions)}
+    names |= {own: key for key in key_list("faster_rcnn_r50") for own in own_keys(key, fusions)}
     torch.manual_seed(0)
     options = {"things": [True, False]} if kind == "panoptic_fpn" else {}
     fused = "fused" if fusion == "freqfusion" else "pool"

@@ -1,5 +1,6 @@
 """Mask2Former in detectron2's names: recognised, converted, with the numbers of the original code, and back."""
 
+import inspect
 import json
 import re
 import sys
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from freqfusion import from_pretrained, upgrade_
 from freqfusion.checkpoints.official import convert_official, mask2former, read_official
-from freqfusion.checkpoints.official.base import Shapes
-from freqfusion.checkpoints.official.mask2former import PIXEL_DECODER, to_official
+from freqfusion.checkpoints.official.base import Shapes, reason_for
+from freqfusion.checkpoints.official.mask2former import NOT_OFFICIAL, PIXEL_DECODER, to_official
+from freqfusion.fusion import FreqFusion
 from official_files import key_list, official_state
 from support import GOLDEN, assert_close, load_golden
 
@@ -160,6 +162,41 @@ def test_backbones_are_told_by_the_shapes(name: str) -> None:
     for key, value in BACKBONES[name].items():
         assert getattr(found.backbone_config, key) == value, key
     assert resnet or found.backbone_config.drop_path_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature_resample_group": 8, "feature_resample_norm": True},
+        {"compressed_channels": 24, "lowpass_kernel": 3, "hamming_window": True},
+        {"feature_resample": False, "encoder_kernel": 1},
+        {"joints": ["out_4"], "direction_feat": "sim"},
+        {"layer_type": "basic", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "embedding_size": 8},
+        {"mlp_ratio": 2.0, "qkv_bias": False},
+    ],
+    ids=str,
+)
+def test_options_are_told_by_the_shapes(options: dict[str, Any], tmp_path: Path) -> None:
+    fusion = {key: value for key, value in options.items() if key in inspect.signature(FreqFusion).parameters}
+    joints = options.get("joints", mask2former.JOINTS)
+    small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+    kind = transformers.ResNetConfig if "layer_type" in options else transformers.SwinConfig
+    own = {key: value for key, value in options.items() if key not in fusion and key != "joints"}
+    backbone = kind(**(own if "layer_type" in own else {**small, **own}), out_features=mask2former.STAGES)
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone, num_labels=3, feature_size=64, mask_feature_size=64, hidden_dim=64
+    )
+    model = transformers.Mask2FormerForUniversalSegmentation(config)
+    upgrade_(model, init="paper", filter_fn=lambda x: x.path.endswith(tuple(joints)), **fusion)
+    state = mask2former._names_of(model).official_state(
+        {key: value for key, value in model.state_dict().items() if not reason_for(key, NOT_OFFICIAL)}
+    )
+    again = read_official(save(state, tmp_path / "m.pth"))
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for key, value in again.state_dict().items():
+        if not reason_for(key, NOT_OFFICIAL):
+            assert torch.equal(value, model.state_dict()[key]), key
+    assert again.freqfusion_upgrade.sites == model.freqfusion_upgrade.sites
 
 
 def test_the_golden_pixel_decoder_through_the_converter(tmp_path: Path) -> None:

@@ -81,7 +81,28 @@ def test_variants_and_heads_are_told_by_the_shapes(variant: str, fusion: str, he
 
 
 @pytest.mark.parametrize(
-    "options", [{"fusion": "bilinear"}, {"compress_ratio": 2, "feature_resample_group": 2}]
+    "options",
+    [
+        {"fusion": "bilinear"},
+        {"compress_ratio": 2, "feature_resample_group": 2},
+        {
+            "compress_ratio": 13,
+            "feature_resample_group": 8,
+            "fusion_options": {"feature_resample_norm": False},
+        },
+        {"compress_ratio": 4, "fusion_options": {"feature_resample": False}},
+        {"compress_ratio": 8, "fusion_options": {"feature_resample_norm": False, "hamming_window": True}},
+        {
+            "feature_resample_group": 8,
+            "fusion_options": {
+                "compressed_channels": 48,
+                "encoder_kernel": 1,
+                "lowpass_kernel": 3,
+                "highpass_kernel": 7,
+                "direction_feat": "sim_concat",
+            },
+        },
+    ],
 )
 def test_same_outputs_as_the_model_that_was_saved(tmp_path: Path, options: dict[str, Any]) -> None:
     state = source(**options)

@@ -270,3 +270,118 @@ def test_no_such_place(monkeypatch: pytest.MonkeyPatch) -> None:
         FileNotFoundError, match=r"no folder 'someone/net', and no such repository .* no conn"
     ):
         from_pretrained("someone/net")
+
+
+def detector(name: str, **arguments: Any) -> Any:
+    return load_model(f"torchvision:{name}?" + "&".join(f"{key}={value}" for key, value in arguments.items()))
+
+
+@pytest.mark.parametrize(
+    "name, attributes",
+    [
+        (
+            "fasterrcnn_resnet50_fpn",
+            {
+                "roi_heads.score_thresh": 0.3,
+                "roi_heads.nms_thresh": 0.35,
+                "roi_heads.detections_per_img": 7,
+                "rpn.nms_thresh": 0.6,
+                "rpn._pre_nms_top_n": {"training": 50, "testing": 40},
+                "transform.min_size": (96, 128),
+                "transform.max_size": 160,
+                "transform.image_mean": [0.1, 0.2, 0.3],
+                "transform.size_divisible": 64,
+                "roi_heads.box_coder.weights": (1.0, 1.0, 2.0, 2.0),
+            },
+        ),
+        (
+            "retinanet_resnet50_fpn",
+            {"score_thresh": 0.2, "topk_candidates": 9, "transform.image_std": [1.0, 1.0, 1.0]},
+        ),
+        ("fcos_resnet50_fpn", {"nms_thresh": 0.4, "detections_per_img": 3}),
+        (
+            "maskrcnn_resnet50_fpn",
+            {"backbone.body.bn1.eps": 0.25, "roi_heads.box_roi_pool.sampling_ratio": 1},
+        ),
+    ],
+)
+def test_what_is_set_by_attribute_is_kept(name: str, attributes: dict[str, Any], tmp_path: Path) -> None:
+    model = detector(name, num_classes=3)
+    for path, value in attributes.items():
+        parent, _, attribute = path.rpartition(".")
+        holder = model
+        for part in filter(None, parent.split(".")):
+            holder = getattr(holder, part)
+        setattr(holder, attribute, value)
+    upgrade_(model)
+    again: Any = from_pretrained(save_pretrained(model, tmp_path))
+    for path, value in attributes.items():
+        holder = again
+        for part in path.split("."):
+            holder = getattr(holder, part)
+        assert holder == value, path
+        assert type(holder) is type(value), path
+
+
+def test_start_weights_are_not_written_and_their_norms_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COCO's weights come with frozen norms whose epsilon is 0; the line names the weights."""
+    import torchvision
+    from torchvision.models._api import WeightsEnum
+
+    plain = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    state = {key: x for key, x in plain.state_dict().items() if "num_batches_tracked" not in key}
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **kwargs: state)
+    model: Any = load_model("torchvision:fasterrcnn_resnet50_fpn?weights=DEFAULT").eval()
+    upgrade_(model)
+    save_pretrained(model, tmp_path)
+    monkeypatch.undo()
+    assert "DEFAULT" not in (tmp_path / "freqfusion.json").read_text()
+    again: Any = from_pretrained(tmp_path)
+    norm = again.backbone.body.layer1[0].bn1
+    assert (type(norm), norm.eps) == (torchvision.ops.FrozenBatchNorm2d, 0.0)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for key, value in model.backbone(image).items():
+            assert torch.equal(again.backbone(image)[key], value)
+
+
+def test_what_cannot_be_written_down_is_named(tmp_path: Path) -> None:
+    model = detector("fasterrcnn_resnet50_fpn", num_classes=3)
+    anchors = model.rpn.anchor_generator
+    anchors.cell_anchors = [2 * x for x in anchors.cell_anchors]
+    with pytest.raises(
+        ValueError, match=r"rpn\.anchor_generator\.cell_anchors is not what torchvision:fasterrcnn"
+    ):
+        save_pretrained(model, tmp_path)
+
+    class Head(type(model.roi_heads.box_predictor)):  # type: ignore[misc]
+        pass
+
+    model = detector("fasterrcnn_resnet50_fpn", num_classes=3)
+    model.roi_heads.box_predictor = Head(1024, 3)
+    with pytest.raises(
+        ValueError, match=r"roi_heads\.box_predictor is a Head, but torchvision:.* FastRCNNPredictor"
+    ):
+        save_pretrained(model, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "spec, attribute",
+    [
+        ("smp:Unet?encoder_name=resnet18&classes=2", "encoder.bn1.eps"),
+        ("monai:BasicUNet?spatial_dims=2&in_channels=3&out_channels=2", "conv_0.conv_0.adn.A.negative_slope"),
+        ("transformers:SegformerForSemanticSegmentation?num_labels=2", "decode_head.batch_norm.eps"),
+    ],
+)
+def test_other_hosts_keep_it_too(spec: str, attribute: str, tmp_path: Path) -> None:
+    pytest.importorskip(
+        {"smp": "segmentation_models_pytorch"}.get(spec.partition(":")[0], spec.partition(":")[0])
+    )
+    model = load_model(spec)
+    parent, _, name = attribute.rpartition(".")
+    setattr(model.get_submodule(parent), name, 0.75)
+    again = from_pretrained(save_pretrained(model, tmp_path))
+    assert getattr(again.get_submodule(parent), name) == 0.75

@@ -130,3 +130,23 @@ def test_classes_of_other_names_and_orders() -> None:
         compare_classes(["a", "b"], ["a", "c"])
     with pytest.raises(ValueError, match="class 0 is 'a' to the network and 'b' in the data, and so on"):
         compare_classes(["a", "b"], ["b", "a"])
+
+
+def test_a_detector_with_frozen_norms_of_its_start_weights_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of the backbone decide on its norms; the checkpoint needs neither them nor a connection."""
+    import torchvision
+    from torchvision.models._api import WeightsEnum
+
+    state = torchvision.models.resnet50(weights=None).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **kwargs: state)
+    data = write_coco(write_coco(tmp_path / "data"), "val")
+    options = json.dumps({"weights_backbone": "DEFAULT", "min_size": 64, "max_size": 96})
+    words = ["--task", "detection", "--model.network", "torchvision:fasterrcnn_resnet50_fpn"]
+    words += ["--model.network_options", options, "--data.dataset", "coco", "--data.root", str(data), *QUIET]
+    words += ["--data.short_sides", "[64]", "--data.batch_size", "2", "--out", str(tmp_path / "run")]
+    assert main(["fit", *words]) == 0
+    monkeypatch.undo()
+    module: Any = load_checkpoint(tmp_path / "run" / "last.ckpt")[0]
+    assert type(module.network.backbone.body.bn1).__name__ == "FrozenBatchNorm2d"

@@ -10,8 +10,8 @@ import yaml
 
 import tiny_masks
 from freqfusion.fusion import list_fusions
-from freqfusion.integrations import list_hosts
-from freqfusion.models import list_detectors, list_models
+from freqfusion.integrations import build_host, list_hosts, upgrade_
+from freqfusion.models import create_detector, create_model, list_detectors, list_models
 from tiny_objects import write_panoptic
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -208,6 +208,72 @@ def test_a_host_recipe_starts(path: Path, full: bool, tmp_path: Path) -> None:
     assert main(["fit", *map(str, words)]) == 0
     figures = json.loads((tmp_path / "run" / "val_metrics.json").read_text())
     assert ("pq" if content.get("task") == "masks" else "miou") in figures
+
+
+RELEASED = {
+    "faster_rcnn_r50": 47_480_744,
+    "faster_rcnn_r101": 66_680_552,
+    "mask_rcnn_r50": 50_124_024,
+    "mask_rcnn_r101": 69_116_152,
+    "panoptic_fpn_r50": 51_753_774,
+    "panoptic_fpn_r101": 70_746_926,
+    "mask2former_r50": 44_301_549,
+    "mask2former_swin_b": 107_235_493,
+    "mask2former_swin_l": 215_802_081,
+    "segnext_t": 4_520_794,
+}
+"""Parameters of the released networks; of SegNeXt and Mask2Former with 150 classes and 100 queries."""
+IN_THE_FUSIONS = 313_302
+"""Parameters that FreqFusion adds to every released Mask2Former."""
+
+
+def parameters(network: torch.nn.Module) -> int:
+    """Without batch norms, which are frozen buffers in the released Mask2Former, and Swin's unused last norm."""
+    others = (".swin.layernorm.", ".normalization.") if "Mask2Former" in type(network).__name__ else ()
+    return sum(
+        x.numel() for name, x in network.named_parameters() if not any(part in name for part in others)
+    )
+
+
+def released_recipes() -> list[Any]:
+    """Those whose head says so of the network, and not of its schedule alone."""
+    found = []
+    for path in RECIPES:
+        if path.stem.endswith("_freqfusion"):
+            head = " ".join(path.read_text().split("# Target: ")[0].replace("\n#", "").split())
+            network, setting = head.split("Setting:")
+            applied = setting.startswith(" released FreqFusion configuration for SegNeXt-T: ")
+            if "as released" in network or applied:
+                found.append(pytest.param(path, id=f"{path.parent.name}-{path.stem}"))
+    return found
+
+
+def test_the_recipes_as_released_are_found() -> None:
+    assert len(released_recipes()) == 16
+
+
+@pytest.mark.parametrize("path", released_recipes())
+def test_a_recipe_as_released_builds_the_released_network(path: Path) -> None:
+    model = yaml.safe_load(path.read_text())["model"]
+    name, options = model["network"], model.get("network_options", {})
+    with torch.device("meta"):
+        if name.startswith("mask2former"):
+            pytest.importorskip("transformers")
+            for own in ("frozen_norm", "checkpointing"):  # of training
+                options.pop(own, None)
+            network = build_host(name, 150, **options).to("meta")
+            plain = parameters(network)
+            upgrade_(network, "freqfusion", init="paper")
+            assert parameters(network) - plain == IN_THE_FUSIONS
+        elif name.startswith("segnext"):
+            network = create_model(name, 150, **options)
+        else:
+            panoptic = name.startswith("panoptic")
+            things = [True] * 80 + [False] * 53 if panoptic else None
+            network = create_detector(name, 133 if panoptic else 80, things=things, **options)
+    if name in RELEASED:
+        more_queries = 2 * 256 * (options.get("num_queries", 100) - 100)
+        assert parameters(network) == RELEASED[name] + more_queries
 
 
 def test_frozen_norms_need_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from freqfusion._optional import require
+from freqfusion._untrusted import check_arguments, check_plain, read_json
 from freqfusion.checkpoints.official.base import Plan, Reasons, Renaming, fill, reason_for, same_key
 from freqfusion.checkpoints.official.mask2former import ENCODER, STAGES, Rows, swin_rows
 from freqfusion.checkpoints.pretrained import CONFIG, from_pretrained
@@ -221,6 +223,7 @@ def _load_transformers(host: Any, weights: str, spec: str | None, options: Mappi
     if spec is not None:
         settings = {**ModelSpec.parse(spec).arguments, **options, "num_labels": host.config.num_labels}
     try:
+        _check_transformers(weights)
         loaded, report = type(host).from_pretrained(
             weights, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
@@ -252,6 +255,24 @@ def _load_transformers(host: Any, weights: str, spec: str | None, options: Mappi
         warnings.warn(f"{weights} has more than a {type(host).__name__}; left out were {found}", stacklevel=3)
     model: nn.Module = loaded.float()
     return model
+
+
+def _check_transformers(weights: str) -> None:
+    """Refuse a checkpoint of transformers that asks for something outside."""
+    config, _ = require("transformers", "hosts").PretrainedConfig.get_config_dict(weights)
+    check_plain(config, weights)
+    check_arguments(config, weights, "transformers")
+    folder = Path(weights)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{weights} holds an adapter of PEFT for a model elsewhere: merge it into its model first"
+        )
+    for index in folder.glob("*.index.json"):
+        content = read_json(index)
+        files = content.get("weight_map", {}) if isinstance(content, dict) else {}
+        outside = [name for name in files.values() if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise ValueError(f"{index} names the file {outside[0]!r}, expected files of its own folder")
 
 
 def _warn_of_classifier(weights: str | Path, started: Iterable[str]) -> None:

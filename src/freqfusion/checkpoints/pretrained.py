@@ -15,8 +15,22 @@ from torch import Tensor, nn
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
+from freqfusion._untrusted import (
+    building,
+    check_arguments,
+    check_plain,
+    read_json,
+    without_outside,
+)
+from freqfusion.checkpoints.settings import (
+    ATTRIBUTES,
+    FROZEN,
+    find_attributes,
+    freeze_as,
+    restore_settings,
+)
 from freqfusion.integrations import Upgrade, Upgraded
-from freqfusion.integrations.spec import ModelSpec
+from freqfusion.integrations.spec import ModelSpec, check_spec
 from freqfusion.integrations.upgrade import upgrade_again_
 
 CONFIG = "freqfusion.json"
@@ -35,18 +49,22 @@ _PARTS: dict[str, type] = {
     "upgrade.init": str,
     "upgrade.options": dict,
     "upgrade.sites": list,
+    "settings": dict,
+    "settings.frozen_norms": list,
+    "settings.attributes": dict,
     "classes": list,
 }
-"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``, and one whose
-classes have no names lacks them."""
+"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``."""
+_OPTIONAL = ("settings", "settings.frozen_norms", "settings.attributes", "classes")
 _PACKAGES = {"smp": "segmentation-models-pytorch", "fusion": "freqfusion"}
 
 
 def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None = None) -> Path:
     """Write a model, upgraded or not, to a folder: ``model.safetensors`` and ``freqfusion.json``.
 
-    The JSON names the constructor with its arguments, the upgrade and the versions; nothing is pickled. Both
-    files are written beside their place and moved there. If the model has an attribute ``classes``, the names of
+    The JSON names the constructor with its arguments, the upgrade, what was set afterwards (thresholds, image sizes,
+    frozen norms) and the versions; nothing is pickled. Weights that the constructor would start from are left out.
+    Both files are written beside their place and moved there. If the model has an attribute ``classes``, the names of
     what it predicts, these are kept too.
 
     Args:
@@ -62,12 +80,12 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
 
     Raises:
         ImportError: if safetensors is not installed.
-        ValueError: if it is not known how the model is made, or ``host`` makes one with other weights.
+        ValueError: if it is not known how the model is made, or ``host`` makes another one: with other weights, or
+            with layers that differ in more than plain values.
     """
     safetensors = require("safetensors.torch", "hub")
     description = describe_model(model, host)
     weights = _unshared(model)
-    _check_replay(description, weights)
     data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
@@ -93,6 +111,10 @@ def from_pretrained(
 ) -> nn.Module:
     """Make a model again as :func:`save_pretrained` wrote it: constructor, upgrade, weights. In evaluation mode.
 
+    A folder that somebody else wrote runs no code, opens no other file and no connection: its weights are in it,
+    so arguments that name others, an address, a path or a repository are refused, and so are models that are larger
+    than the weights.
+
     Args:
         directory: a folder; or, where there is none of that name, a repository of the Hugging Face hub.
         host: for a model whose constructor is Python code of your own: that constructor, or its
@@ -105,7 +127,8 @@ def from_pretrained(
     Raises:
         FileNotFoundError: if a file is missing.
         ImportError: if safetensors, huggingface_hub or the host's library is not installed.
-        ValueError: if a file was changed, is cut off, comes from a later format, or does not fit the model.
+        ValueError: if a file was changed, is cut off, comes from a later format, does not fit the model, or asks for
+            something outside the folder.
 
     Warns:
         UserWarning: if another version of freqfusion or of the host wrote it.
@@ -116,8 +139,11 @@ def from_pretrained(
         folder = _download(str(directory), revision)
     config, data = _read(folder)
     _warn_of_versions(config["versions"], config["host"]["source"], folder)
-    model = rebuild_model(config, host, str(folder / CONFIG))
-    weights: dict[str, Tensor] = safetensors.load(data)
+    model = rebuild_model(config, host, str(folder / CONFIG), len(data))
+    try:
+        weights: dict[str, Tensor] = safetensors.load(data)
+    except Exception as error:  # its errors are of a class of its own, and further ones of torch
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): copy it again") from error
     _check_fit(weights, model, str(folder / WEIGHTS), "the model")
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in weights:
@@ -127,16 +153,20 @@ def from_pretrained(
 
 
 def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
-    """How a model is made and upgraded, and what its classes are called, in the plain values of the JSON.
+    """How a model is made, upgraded and set, and what its classes are called, in the plain values of the JSON.
+
+    The model is made again, and compared, so that nothing is written down that cannot be read.
 
     Args:
         model: see :func:`save_pretrained`.
         host: likewise.
 
     Raises:
-        ValueError: if it is not known how the model is made.
+        ValueError: if it is not known how the model is made, or if that makes another one.
     """
     spec = ModelSpec.parse(host) if host is not None else _describe(model)
+    if spec.is_known:
+        spec = ModelSpec(spec.source, spec.name, without_outside(spec.arguments, spec.source))
     upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
     description: dict[str, Any] = {
         "host": {"source": spec.source, "name": spec.name, "arguments": spec.arguments},
@@ -152,13 +182,23 @@ def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
     classes = getattr(model, "classes", None)
     if isinstance(classes, (list, tuple)):
         description["classes"] = [str(name) for name in classes]
-    return description
+    _check_description(description, "the model")
+    maker = f"{spec.source}:{spec.name} with these arguments"
+    with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
+        made = rebuild_model(description, host=spec.build)
+    settings: dict[str, Any] = {FROZEN: freeze_as(model, made)}
+    _check_fit(model.state_dict(), made, "the saved model", maker)
+    settings[ATTRIBUTES] = find_attributes(model, made, maker)
+    restore_settings(made, {ATTRIBUTES: settings[ATTRIBUTES]}, maker)
+    settings = {name: value for name, value in settings.items() if value}
+    return description | ({"settings": settings} if settings else {})
 
 
 def rebuild_model(
     description: Mapping[str, Any],
     host: str | Callable[[], nn.Module] | None = None,
     source: str = "the description",
+    size: int | None = None,
 ) -> nn.Module:
     """A model with fresh weights, as :func:`describe_model` says it was made.
 
@@ -166,26 +206,61 @@ def rebuild_model(
         description: of the model.
         host: see :func:`from_pretrained`.
         source: where the description comes from, for messages.
+        size: bytes of the weights that belong to it, where these are somebody else's; a model with many more
+            parameters is not built.
 
     Raises:
         ImportError: if the host's library is not installed.
-        ValueError: if only the description names the code that makes the model.
+        ValueError: if only the description names the code that makes the model, or if it asks for something outside.
     """
+    _check_description(description, source)
     spec = ModelSpec(**description["host"])
+
+    def bounds() -> contextlib.AbstractContextManager[None]:
+        if size is None:
+            return contextlib.nullcontext()
+        return building(size, f"{source}: the model cannot be made as it says: ")
+
     if host is None:
         if not spec.is_known:
             raise ValueError(
                 f"{source} says that the model is made by {spec.source}:{spec.name}, code that is not "
                 "run because a file names it; if you trust it, pass it as host="
             )
-        model = spec.build()
+        with bounds():
+            model = spec.build()
     else:
         model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
     if description["upgrade"] is not None:
-        upgrade_again_(model, Upgrade(**description["upgrade"]))
+        with bounds():
+            upgrade_again_(model, Upgrade(**description["upgrade"]))
+    restore_settings(model, description.get("settings", {}), source)
     if "classes" in description:
         model.classes = tuple(description["classes"])  # type: ignore[assignment]
     return model
+
+
+def _check_description(description: Mapping[str, Any], source: str) -> None:
+    """Refuse what has another form, or asks for something outside."""
+    check_plain(description, source)
+    for key, kind in _PARTS.items():
+        if key in ("versions", "sha256"):  # of the file, not of the model
+            continue
+        _check_part(description, key, kind, source)
+    spec = ModelSpec(**description["host"])
+    if spec.is_known:
+        check_spec(spec, source)
+    if description["upgrade"] is not None:
+        check_arguments(description["upgrade"]["options"], source)
+
+
+def _check_part(config: Mapping[str, Any], key: str, kind: type, source: str | Path) -> None:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    plain = key.startswith("upgrade") and config.get("upgrade", "absent") is None
+    if not isinstance(value, kind) and not plain and not (value is None and key in _OPTIONAL):
+        raise ValueError(f"{source} was changed: {key} is {value!r}. Copy it again")
 
 
 def push_to_hub(
@@ -252,14 +327,6 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _check_replay(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Make the model again, so that no file is written that cannot be read."""
-    spec = ModelSpec(**description["host"])
-    with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
-        model = rebuild_model(description, host=spec.build)
-    _check_fit(weights, model, "the saved model", f"{spec.source}:{spec.name} with these arguments")
-
-
 def _check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, target: str) -> None:
     """Raise unless the weights are those of the model; shared ones may come under one of their names."""
     expected = model.state_dict(keep_vars=True)
@@ -274,6 +341,11 @@ def _check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, target
         f"has {name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
         for name, tensor in weights.items()
         if name in expected and tensor.shape != expected[name].shape
+    ]
+    problems += [
+        f"has {name} in {tensor.dtype} instead of {expected[name].dtype}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point()
     ]
     if problems:
         more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -298,10 +370,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
                 f"{folder} has no {name}; give a folder that freqfusion.save_pretrained wrote"
             )
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): copy it again") from error
+    config = read_json(path)
     if not isinstance(config, dict) or "format" not in config:
         raise ValueError(f"{path} was not written by freqfusion.save_pretrained")
     if config["format"] != FORMAT:
@@ -310,13 +379,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             "python -m pip install --upgrade freqfusion"
         )
     for key, kind in _PARTS.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        plain = key.startswith("upgrade") and config.get("upgrade", "absent") is None
-        plain = plain or (key == "classes" and key not in config)
-        if not isinstance(value, kind) and not plain:
-            raise ValueError(f"{path} was changed: {key} is {value!r}. Copy it again")
+        _check_part(config, key, kind, path)
     data = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(data).hexdigest() != config["sha256"]:
         raise ValueError(

@@ -50,7 +50,7 @@ class CommandLine(LightningCLI):
         argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
         self.command = command
         path = _value_of("--checkpoint", argv)
-        self.checkpoint = None if path is None else _read_folder(path) if Path(path).is_dir() else _read(path)
+        self.checkpoint = None if path is None else _read_whole(path)
         self.task = _task_of(argv, self.checkpoint)
         module_class, data_class = find_task(self.task)
         super().__init__(
@@ -208,10 +208,12 @@ def _read(checkpoint: str) -> dict[str, Any]:
         raise UsageError(str(error)) from error
 
 
-def _read_folder(folder: str) -> dict[str, Any]:
-    """The settings that a folder of a saved network stands for, as a checkpoint has them."""
+def _read_whole(path: str) -> dict[str, Any]:
+    """The settings of a checkpoint or of the folder of a saved network, from which a network was made once."""
     try:
-        module, _, _ = load_checkpoint(folder)
+        module, _, _ = load_checkpoint(path)
+        if Path(path).is_file():
+            return read_checkpoint(path)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     own = {name: module.hparams[name] for name in ("network", "output") if name in module.hparams}

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-IMPORT_VARIABLE = "FREQFUSION_IMPORT"
+from freqfusion._untrusted import IMPORT_VARIABLE
 
 
 def list_commands() -> dict[str, str]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from freqfusion import models
 from freqfusion._optional import require
+from freqfusion._untrusted import check_arguments, check_name
 from freqfusion.fusion import create_fusion
 
 EXAMPLES = """\
@@ -130,6 +132,25 @@ def load_model(spec: str) -> nn.Module:
     return ModelSpec.parse(spec).build()
 
 
+def check_spec(spec: ModelSpec, source: str | Path) -> None:
+    """Refuse a model of a library, named by a file, whose constructor would fetch or open something.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    check_name(spec.name, source)
+    check_arguments(spec.arguments, source, spec.source)
+    if spec.source == "ultralytics":
+        # it looks in the working directory first, for the name with and without its size
+        names = (spec.name, re.sub(r"(\d+)[nslmx]", r"\1", spec.name))
+        found = next((name for name in names if Path(name).exists()), None)
+        if found is not None:
+            raise ValueError(
+                f"{source} names {spec.name}, and {found} in the working directory would be read for it: run this "
+                "in another directory"
+            )
+
+
 def _model_class(module: Any, name: str, library: str) -> type[nn.Module]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -177,7 +198,10 @@ def _transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _monai(name: str, arguments: dict[str, Any]) -> nn.Module:
-    return _model_class(require("monai.networks.nets", "medical"), name, "monai")(**arguments)
+    network = _model_class(require("monai.networks.nets", "medical"), name, "monai")
+    if "pretrained" in inspect.signature(network).parameters:  # some download weights unless told otherwise
+        arguments.setdefault("pretrained", False)
+    return network(**arguments)
 
 
 def _ultralytics(name: str, arguments: dict[str, Any]) -> nn.Module:

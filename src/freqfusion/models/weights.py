@@ -104,13 +104,36 @@ def _download(url: str) -> Path:
     return path
 
 
+def load_plain(path: Path, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors and plain values. No file can run code.
+
+    Notes of other libraries beside the weights, such as mmengine's history of the training, become empty objects.
+
+    Args:
+        path: an existing file.
+        mapped: leave tensors in the file until they are used.
+
+    Raises:
+        ValueError: for a file that is damaged, or holds anything else.
+    """
+    try:
+        return _load_pickle(path, mapped)
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what is in it
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ValueError("its pickle is damaged or of another kind") from error
+        raise ValueError(
+            f"it holds {found[1]}, which could run code, so it was not loaded. If you trust whoever made it, keep "
+            "its weights alone, once, where the library that wrote it is installed, and take the file it writes:"
+            f"\n{_rewrite_command(path)}\n"
+        ) from error
+    except Exception as error:  # a foreign file makes the unpickler fail in almost any way
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        load = require("safetensors.torch", "hub").load_file
-    else:
-        load = _load_pickle
     if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} cannot be read as weights: a .pkl of detectron2 is a plain pickle of NumPy arrays, which can "
@@ -118,43 +141,47 @@ def _read(path: Path) -> Any:
             f"file that this writes:\n{_rewrite_command(path)}"
         )
     try:
-        return load(path)
-    except Exception as error:  # a foreign file makes the unpickler fail in almost any way
+        if path.suffix == ".safetensors":
+            return require("safetensors.torch", "hub").load_file(path)
+        return load_plain(path, mapped=zipfile.is_zipfile(path))  # so that an optimizer's state is not read
+    except ImportError:
+        raise
+    except Exception as error:  # of safetensors too
         raise ValueError(
-            f"{path} cannot be read as weights ({_reason(error)}). Expected a state dict saved with torch.save or "
+            f"{path} cannot be read as weights ({error}). Expected a state dict saved with torch.save or "
             "safetensors; was the file downloaded completely?"
         ) from error
 
 
-def _load_pickle(path: Path) -> Any:
-    # mapped, so that an optimizer's state is not read
-    mapped = zipfile.is_zipfile(path)
-    with torch.serialization.safe_globals(_numpy_numbers()):
+class _Note:
+    """Stands for an object that a library notes beside the weights; it keeps nothing of what it is made of."""
+
+    def __new__(cls, *args: Any) -> "_Note":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_NOTED = ("argparse.Namespace", "mmcv.", "mmengine.", "numpy.")
+"""Beginnings of the names of such objects."""
+_NUMPY_NUMBER = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+"""What a NumPy number is made of, in NumPy 1 and 2; mmcv notes the best score as one."""
+
+
+def _load_pickle(path: Path, mapped: bool) -> Any:
+    noted: Sequence[str] = _NUMPY_NUMBER
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("it is compressed, which torch.save does not do")
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        noted = [name for name in names if name.startswith(_NOTED)]
+    with torch.serialization.safe_globals([(_Note, name) for name in noted]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _numpy_numbers() -> list[Any]:
-    """What a NumPy number is made of in a pickle; mmcv notes the best score as one, and none runs code."""
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        return []
-    scalar = numpy.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
-    kinds = [type(numpy.dtype(name)) for name in ("float64", "float32", "int64", "int32")]
-    return [*((scalar, name) for name in names), numpy.dtype, *kinds]
-
-
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read, in a line. torch's own words advise to run what is in it."""
-    if isinstance(error, pickle.UnpicklingError):
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        return (
-            f"it holds {found[1]}, which could run code"
-            if found
-            else "its pickle is damaged or of another kind"
-        )
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _rewrite_command(path: Path) -> str:
@@ -164,6 +191,11 @@ def _rewrite_command(path: Path) -> str:
         "tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}; "
         f"torch.save(tensors, {str(path.with_suffix('.pth'))!r})"
     )
+    if path.suffix != ".pkl":
+        code = (
+            f"import torch; content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+            f"torch.save(content.get('state_dict', content), {str(path.with_suffix('.state_dict.pth'))!r})"
+        )
     return f'python -c "{code}"'
 
 

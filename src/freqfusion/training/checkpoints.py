@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anything in them."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from freqfusion._untrusted import IMPORT_VARIABLE, building, check_plain
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
 from freqfusion.integrations import as_segmenter
+from freqfusion.integrations.spec import ModelSpec, check_spec
 from freqfusion.models import RCNN, PanopticFPN, Segmenter
+from freqfusion.models.weights import load_plain
 from freqfusion.training.detection import DetectionModule
 from freqfusion.training.masks import MaskModule
 from freqfusion.training.module import SegmentationModule
-from freqfusion.training.task import PRETRAINED, TaskModule
+from freqfusion.training.task import PRETRAINED, REBUILT, TaskModule, compare_states
 from freqfusion.training.tasks import TASKS, find_task
 
 LAST = "last.ckpt"
@@ -60,23 +62,69 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "copy it again, or take last.ckpt or best.ckpt of a run folder"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and plain values, and loading it could run foreign code; it was "
-            "not loaded. Take a checkpoint written by freqfusion fit"
-        ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from error
-    missing = {"state_dict", "hyper_parameters", "classes", "palette"} - set(
-        content if isinstance(content, dict) else ()
-    )
+        content = load_plain(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of freqfusion fit: {error}") from error
+    missing = _PARTS.keys() - set(content if isinstance(content, dict) else ())
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of freqfusion fit (it lacks {', '.join(sorted(missing))}): "
-            "take last.ckpt or best.ckpt of a run folder"
+            "take last.ckpt or best.ckpt of a run folder; freqfusion convert turns published weights into a folder "
+            "that is taken like one"
         )
+    _check(content, path)
     return content
+
+
+_PARTS: dict[str, type] = {"state_dict": dict, "hyper_parameters": dict, "classes": list, "palette": list}
+"""What a checkpoint holds at least."""
+MAX_CLASSES = 2**14
+
+
+def _check(content: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another form, or whose network would fetch or open something."""
+    for name, kind in _PARTS.items():
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{path} is damaged: its {name} is a {type(content[name]).__name__}")
+    check_plain({key: value for key, value in content.items() if key != "state_dict"}, path)
+    for key, value in content["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{path} is damaged: its state_dict has {type(value).__name__!r} among the tensors"
+            )
+    if not (
+        all(isinstance(name, str) for name in content["classes"])
+        and all(isinstance(x, (list, tuple)) and len(x) == 3 for x in content["palette"])
+        and len(content["classes"]) == len(content["palette"])
+    ):
+        raise ValueError(f"{path} is damaged: its classes and palette must be names and as many RGB colours")
+    settings = content["hyper_parameters"]
+    count, classes = settings.get("num_classes"), len(content["classes"])
+    if count != classes or classes > MAX_CLASSES:
+        raise ValueError(
+            f"{path} does not fit itself: it was made for {count} classes and names {classes}, expected as many, "
+            f"{MAX_CLASSES} at most"
+        )
+    name, options = settings.get("network"), settings.get("network_options") or {}
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise ValueError(f"{path} is damaged: its network is {name!r} with the options {options!r}")
+    if name.startswith(PRETRAINED):
+        raise ValueError(
+            f"{path} names a network in another place, {name!r}; its own weights are for one in it"
+        )
+    if name == REBUILT:
+        return  # looked at where it is rebuilt
+    if ":" not in name:
+        check_spec(ModelSpec("freqfusion", name, options), path)
+        return
+    spec = ModelSpec.parse(name)
+    if spec.is_known:
+        check_spec(ModelSpec(spec.source, spec.name, {**spec.arguments, **options}), path)
+    elif spec.source not in os.environ.get(IMPORT_VARIABLE, "").split(","):
+        raise ValueError(
+            f"{path} says that its network is made by {spec.source}:{spec.name}, code that is not run because a file "
+            f"names it; if you trust it, add --import {spec.source}"
+        )
 
 
 def task_of(content: dict[str, Any]) -> str:
@@ -104,14 +152,16 @@ def load_checkpoint(
         module = _around_pretrained(str(path))
         return module.eval(), module.classes, module.palette
     content = read_checkpoint(path)
-    try:
-        module_class, _ = find_task(task_of(content))
+    module_class, _ = find_task(task_of(content))
+    with building(Path(path).stat().st_size, f"{path}: its network cannot be made as it says: "):
         module = module_class(**content["hyper_parameters"])
+    misfits = compare_states(content["state_dict"], module.state_dict())
+    if misfits:
+        raise ValueError(f"{path} does not fit the network that it names: {misfits}")
+    try:
         module.load_state_dict(content["state_dict"])
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not fit this version of freqfusion ({error}): use the version that wrote it"
-        ) from error
+    except RuntimeError as error:  # tensors of another kind
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     module.data_options = dict(content.get("datamodule_hyper_parameters", {}))
     module.classes = tuple(content["classes"])
     module.category_ids = list(content.get("category_ids", module.category_ids))

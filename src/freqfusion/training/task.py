@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from freqfusion._untrusted import START_WEIGHTS, without_outside
 from freqfusion.checkpoints import create_host, from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
 from freqfusion.integrations import HostSegmenter, as_segmenter
 from freqfusion.integrations.spec import ModelSpec
+from freqfusion.models.weights import list_problems
 from freqfusion.training.rng import get_rng_state, set_rng_state
 from freqfusion.training.sharded import shard
 
 PRETRAINED = "pretrained:"
 """Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
-SERVED = ("backbone_weights", "encoder_weights", "pretrained", "weights", "weights_backbone")
-"""Options of networks that name the weights to start from, which a checkpoint must not need any more."""
 REBUILT = "rebuilt"
 """The name, in a checkpoint, of a network that was not made by its name; its options say how it was made."""
 
@@ -60,11 +60,11 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and options of a network that starts from no weights, being else the same."""
+    library = name.partition(":")[0]
     if "?" in name:
         spec = ModelSpec.parse(name)
-        arguments = {key: value for key, value in spec.arguments.items() if key not in SERVED}
-        name = str(ModelSpec(spec.source, spec.name, arguments))
-    return name, {key: value for key, value in options.items() if key not in SERVED}
+        name = str(ModelSpec(spec.source, spec.name, without_outside(spec.arguments, library)))
+    return name, without_outside(options, library)
 
 
 def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
@@ -81,6 +81,21 @@ def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
     if sorted(known) == sorted(classes):
         raise ValueError(f"{found}, and so on: bring the data's classes into the network's order")
     rank_zero_warn(f"{found}; {len(differing)} of {len(classes)} names differ")
+
+
+def compare_states(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> str:
+    """How a file's tensors differ from a module's in names and shapes, in one line; ``""`` if they fit."""
+    return list_problems(
+        {
+            "missing": [key for key in own if key not in state],
+            "unknown": [key for key in state if key not in own],
+            "of another shape": [
+                f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+                for key, value in own.items()
+                if key in state and state[key].shape != value.shape
+            ],
+        }
+    )
 
 
 def warn_of_warmup(warmup_steps: int, steps: float) -> None:
@@ -167,8 +182,23 @@ class TaskModule(L.LightningModule):
         """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
         self._rng_states: list[dict[str, Any]] | None = None
         self._is_sharded = False
+        self._description: dict[str, Any] | None = None
+
+    @property
+    def _is_made_by_weights(self) -> bool:
+        """Whether the weights that the network started from decided how it was built."""
+        name, options = self.hparams["network"], self.hparams["network_options"] or {}
+        if name.startswith(PRETRAINED):
+            return True
+        if not name.startswith(("torchvision:", "transformers:")):
+            return False
+        return any({**ModelSpec.parse(name).arguments, **options}.get(key) for key in START_WEIGHTS)
 
     def setup(self, stage: str) -> None:
+        if (
+            stage == "fit" and self._is_made_by_weights
+        ):  # before it is put into shards, and not at every checkpoint
+            self._description = describe_model(getattr(self.network, "host", self.network))
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "classes"):
             return
@@ -196,11 +226,11 @@ class TaskModule(L.LightningModule):
         upgrade = getattr(host, "freqfusion_upgrade", None)
         if upgrade is not None and "weights" in options:  # which decide how an upgrade begins
             options["init"] = upgrade.init
-        if name.startswith(PRETRAINED) or (name.startswith("transformers:") and "weights" in options):
-            checkpoint["hyper_parameters"]["network"] = (
-                REBUILT  # what was found there decides how it is built
-            )
-            options = {"description": describe_model(host or self.network)}
+        if self._is_made_by_weights:
+            checkpoint["hyper_parameters"]["network"] = REBUILT
+            if self._description is None:
+                self._description = describe_model(host or self.network)
+            options = {"description": self._description}
         else:
             checkpoint["hyper_parameters"]["network"], options = without_weights(name, options)
         checkpoint["hyper_parameters"]["network_options"] = options or None
@@ -217,6 +247,11 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         compare_classes(checkpoint["classes"], self.classes)
+        misfits = "" if self._is_sharded else compare_states(checkpoint["state_dict"], self.state_dict())
+        if misfits:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
+            )
         self._rng_states = checkpoint.get("rng_states")
 
     def checked_steps(self, warmup_steps: int) -> float:

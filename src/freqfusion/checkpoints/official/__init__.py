@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from freqfusion._optional import require
+from freqfusion._untrusted import building
 from freqfusion.checkpoints.official import detectors, mask2former, segnext
 from freqfusion.checkpoints.official.base import Family, Plan, Shapes, fill
 from freqfusion.checkpoints.pretrained import CONFIG, WEIGHTS, save_pretrained
@@ -20,6 +21,9 @@ __all__ = ["FAMILIES", "Conversion", "convert_official", "read_official"]
 
 FAMILIES: tuple[Family, ...] = (segnext.FAMILY, mask2former.FAMILY, detectors.FAMILY)
 """What is known, in the order in which it is tried."""
+
+MAX_NUMBERS = 2**29
+"""In a file that is smaller, since its tensors are views of a few numbers; more than any published model has."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ def _read(path: Path) -> tuple[Plan, int, Counter[str]]:
             f"{path} holds no model that is known here; its {len(state)} tensors begin with "
             f"{', '.join(list(state)[:4])}. Known are\n{known}"
         )
-    try:
+    numbers = sum(value.numel() for value in state.values())
+    if numbers > max(MAX_NUMBERS, path.stat().st_size):
+        raise ValueError(f"{path} claims {numbers:,} numbers, more than it has bytes: it is damaged")
+    with building(4 * numbers, f"{path} looks like one of {family.title}, but "):
         plan = family.plan(shapes)
         unneeded = fill(plan, state)
-    except (ArithmeticError, LookupError, ValueError) as error:  # of constructors given odd shapes
-        raise ValueError(f"{path} looks like one of {family.title}, but {error}") from error
     plan.model.eval()
     if plan.classes is not None:
         plan.model.classes = plan.classes  # type: ignore[assignment]

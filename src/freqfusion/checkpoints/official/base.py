@@ -1,15 +1,19 @@
 """What a family of published models says of itself, and how the tensors of an official file get into ours."""
 
+import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from freqfusion.fusion import FreqFusion
+from freqfusion.fusion.freqfusion import SIMILARITY_CHANNELS
 from freqfusion.models.weights import list_problems
 
 Reasons = Mapping[str, str]
@@ -59,6 +63,65 @@ class Family(NamedTuple):
     """Whether a file is one of them."""
     plan: Callable[[Shapes], Plan]
     """Raises ValueError, whose message goes on after "the file is taken for one of these, but"."""
+
+
+def fusion_options(
+    shapes: Shapes, prefix: str, usual: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The settings of a released FreqFusion that its shapes tell, where they are not the usual ones.
+
+    Shapes do not tell ``semi_conv``, ``comp_feat_upsample``, ``hr_residual``, ``upsample_mode``, ``padding_mode`` and
+    ``encoder_dilation``.
+
+    Args:
+        shapes: of the file.
+        prefix: of the module's keys, such as ``"neck.alignment.0."``.
+        usual: settings that the network has by default, where they are not those of FreqFusion.
+
+    Raises:
+        ValueError: if a tensor that every FreqFusion has is missing, or the kernels are of no odd side.
+    """
+    taps, compressed, encoder_kernel = shapes[f"{prefix}content_encoder.weight"][:3]
+    refines = f"{prefix}content_encoder2.weight" in shapes
+    rows = {"lowpass": taps}
+    if refines:
+        rows["highpass"] = shapes[f"{prefix}content_encoder2.weight"][0]
+    windows = {name: shapes[f"{prefix}hamming_{name}"] for name in rows}
+    windowed = all(len(window) == 4 for window in windows.values())
+    if windowed:
+        sides = {name: window[-1] for name, window in windows.items()}
+        groups = taps // max(1, sides["lowpass"] ** 2)
+    else:
+        groups = next((n for n in range(1, taps + 1) if all(_is_kernel(x, n) for x in rows.values())), 0)
+        if not groups:
+            raise ValueError(
+                f"its FreqFusion {prefix} predicts {rows} numbers a pixel, no kernels of odd sides"
+            )
+        sides = {name: math.isqrt(x // groups) for name, x in rows.items()}
+    found: dict[str, Any] = {
+        "compressed_channels": compressed,
+        "encoder_kernel": encoder_kernel,
+        "up_group": groups,
+        "hamming_window": windowed,
+        "use_high_pass": refines,
+        "feature_resample": f"{prefix}dysampler.offset.weight" in shapes,
+        **{f"{name}_kernel": side for name, side in sides.items()},
+    }
+    if found["feature_resample"]:
+        offsets, features = shapes[f"{prefix}dysampler.offset.weight"][:2]
+        found |= {
+            "feature_resample_group": offsets // 8,  # x and y of four sub-pixels for each group
+            "feature_resample_norm": f"{prefix}dysampler.norm_hr.weight" in shapes,
+            "direction_feat": "sim" if features == SIMILARITY_CHANNELS else "sim_concat",
+        }
+    defaults = {name: x.default for name, x in inspect.signature(FreqFusion).parameters.items()}
+    return {name: value for name, value in found.items() if value != {**defaults, **usual}[name]}
+
+
+def _is_kernel(rows: int, groups: int) -> bool:
+    """Whether ``rows`` outputs hold kernels of an odd side for each of ``groups``."""
+    side = math.isqrt(rows // groups)
+    return groups * side**2 == rows and side % 2 == 1
 
 
 class Renaming:

@@ -1,10 +1,12 @@
 """Detectors of the FreqFusion release, which builds on mmdetection 2.28, and the plain ones of mmdetection."""
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from freqfusion._optional import require
-from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes
+from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes, fusion_options
 from freqfusion.data import class_names
 
 BACKBONES = {(2, 2): "r18", (4, 6): "r34", (4, 6, 1): "r50", (4, 23, 1): "r101"}
@@ -31,18 +33,23 @@ _NAMES = Renaming(
         "semantic_head.conv_upsample_layers.{}.conv.{}.conv.{}": "semantic_branch.levels.{}.{}.0.{}",
         "semantic_head.conv_upsample_layers.{}.conv.{}.gn.{}": "semantic_branch.levels.{}.{}.1.{}",
         "semantic_head.conv_logits.": "semantic_branch.logits.",
-        # the released pyramid counts its four fusions from the finest level, ours from the coarsest
-        **{f"{FUSION}{i}.": f"backbone.fpn.fusions.{3 - i}." for i in range(4)},
     }
 )
 
 
-def own_keys(official_key: str) -> Sequence[str]:
+def own_keys(official_key: str, fusions: int = 4) -> Sequence[str]:
     """The name in a network of :func:`freqfusion.models.create_detector` of a released tensor; none if unknown.
+
+    Args:
+        official_key: the tensor's name.
+        fusions: how many the pyramid has. The released one counts them from the finest level, ours from the coarsest.
 
     >>> own_keys("neck.alignment.3.content_encoder.bias")
     ('backbone.fpn.fusions.0.content_encoder.bias',)
     """
+    found = re.fullmatch(rf"{re.escape(FUSION)}(\d+)\.(.+)", official_key)
+    if found:
+        return (f"backbone.fpn.fusions.{fusions - 1 - int(found[1])}.{found[2]}",)
     return _NAMES.own_keys(official_key)
 
 
@@ -65,24 +72,28 @@ def _plan(shapes: Shapes) -> Plan:
     panoptic = "semantic_head.conv_logits.weight" in shapes
     masks = "roi_head.mask_head.conv_logits.weight" in shapes
     kind = "panoptic_fpn" if panoptic else "mask_rcnn" if masks else "faster_rcnn"
-    fused = shapes.count(FUSION) > 0
-    options: dict[str, Any] = {"channels": shapes["neck.lateral_convs.0.conv.weight"][0]}
+    fusions = shapes.count(FUSION)
+    channels = shapes["neck.lateral_convs.0.conv.weight"][0]
+    options: dict[str, Any] = {
+        "channels": channels,
+        "head_channels": shapes["roi_head.bbox_head.shared_fcs.0.weight"][0],
+        "top_level": "fused" if "neck.lateral_convs.4.conv.weight" in shapes else "pool",
+    }
     stuff = 0
     if panoptic:
-        stuff = shapes["semantic_head.conv_logits.weight"][0] - 1  # the last is all things
+        classes, options["semantic_channels"] = shapes["semantic_head.conv_logits.weight"][:2]
+        stuff = classes - 1  # the last is all things
         options["things"] = [True] * things + [False] * stuff
-    if fused:
-        compressed = shapes[f"{FUSION}0.hr_channel_compressor.weight"][0]
-        norm = f"{FUSION}0.dysampler.norm_hr.weight" in shapes
-        options["top_level"] = "fused"
-        options["fusion_options"] = {"compressed_channels": compressed, "feature_resample_norm": norm}
-    pyramid = "FreqFusion" if fused else "plain"
+    if fusions:
+        usual = {"compressed_channels": channels // 4}
+        options["fusion_options"] = fusion_options(shapes, f"{FUSION}0.", usual)
+    pyramid = "FreqFusion" if fusions else "plain"
     return Plan(
         f"{_TITLES[kind]}, {_TITLES[backbone]}, {pyramid} pyramid, {things + stuff} classes",
         create_detector(
-            f"{kind}_{backbone}", things + stuff, "freqfusion" if fused else "nearest", **options
+            f"{kind}_{backbone}", things + stuff, "freqfusion" if fusions else "nearest", **options
         ),
-        own_keys,
+        partial(own_keys, fusions=fusions),
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
         classes=CLASSES.get((things, stuff)),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freqfusion._optional import require
-from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes, reason_for
+from freqfusion.checkpoints.official.base import Family, Plan, Renaming, Shapes, fusion_options, reason_for
 from freqfusion.data import class_names
 from freqfusion.fusion.freqfusion import OffsetGenerator
 from freqfusion.integrations import Upgrade, upgrade_
@@ -35,6 +35,9 @@ CLASSES = {
 }
 DROP_PATH = 0.3
 """Of all published Swin configurations."""
+FUSIONS = PIXEL_DECODER + "freqfusions."
+RELEASED = {"hamming_window": False, "feature_resample_norm": False}
+"""What the upgrade sets the fusions to, where FreqFusion has another default."""
 POINTS = 4
 """That a head of the deformable attention samples on a level."""
 
@@ -178,9 +181,18 @@ def _plan(shapes: Shapes) -> Plan:
         num_attention_heads=shapes[layer + "0.self_attn.attention_weights.weight"][0] // (levels * POINTS),
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config)
-    fused = any(key.startswith(PIXEL_DECODER + "freqfusions.") for key in shapes)
+    fused = [joint for i, joint in enumerate(JOINTS) if shapes.count(f"{FUSIONS}{i}.")]
     if fused:
-        upgrade_(model, "freqfusion", init="paper", verify=False)
+        usual = {**RELEASED, "compressed_channels": feature_size // 4}
+        found = fusion_options(shapes, f"{FUSIONS}{JOINTS.index(fused[0])}.", usual)
+        upgrade_(
+            model,
+            "freqfusion",
+            filter_fn=lambda site: site.path.rpartition(".")[2] in fused,
+            init="paper",
+            verify=False,
+            **found,
+        )
     decoder = "FreqFusion" if fused else "plain"
     names = _names_of(model)
     return Plan(
@@ -199,13 +211,15 @@ def _backbone(shapes: Shapes) -> tuple[str, Any]:
     if "backbone.stem.conv1.weight" in shapes:
         stages = [f"backbone.res{i}." for i in range(2, 6)]
         depths = [shapes.count(stage) for stage in stages]
+        layers = 3 if "backbone.res2.0.conv3.weight" in shapes else 2
         config = transformers.ResNetConfig(
             embedding_size=shapes["backbone.stem.conv1.weight"][0],
-            hidden_sizes=[shapes[stage + "0.conv3.weight"][0] for stage in stages],
+            hidden_sizes=[shapes[f"{stage}0.conv{layers}.weight"][0] for stage in stages],
+            layer_type="bottleneck" if layers == 3 else "basic",
             depths=depths,
             out_features=STAGES,
         )
-        return f"ResNet-{3 * sum(depths) + 2}", config
+        return f"ResNet-{layers * sum(depths) + 2}", config
     width, _, patch, _ = shapes["backbone.patch_embed.proj.weight"]
     stages = [f"backbone.layers.{i}.blocks." for i in range(shapes.count("backbone.layers."))]
     depths = [shapes.count(stage) for stage in stages]
@@ -215,6 +229,8 @@ def _backbone(shapes: Shapes) -> tuple[str, Any]:
         patch_size=patch,
         depths=depths,
         num_heads=[heads for _, heads in tables],
+        mlp_ratio=shapes[stages[0] + "0.mlp.fc1.weight"][0] / width,
+        qkv_bias=stages[0] + "0.attn.qkv.bias" in shapes,
         window_size=(math.isqrt(tables[0][0]) + 1) // 2,  # offsets from -(w - 1) to w - 1 on both sides
         drop_path_rate=DROP_PATH,
         out_features=STAGES,

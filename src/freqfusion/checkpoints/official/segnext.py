@@ -1,11 +1,15 @@
 """SegNeXt as mmsegmentation and the FreqFusion release save it; our names are theirs."""
 
-from freqfusion.checkpoints.official.base import Family, Plan, Shapes
+from typing import Any
+
+from freqfusion.checkpoints.official.base import Family, Plan, Shapes, fusion_options
 from freqfusion.data import class_names
 from freqfusion.models import create_model
 from freqfusion.models.mscan import MSCAN_VARIANTS
 
-FUSION = "decode_head.freqfusions.0"
+FUSIONS = "decode_head.freqfusions."
+RELEASED = {"hamming_window": False, "direction_feat": "sim", "compressed_channels": None}
+"""What the head sets its fusions to, where FreqFusion has another default; the ratio decides on the channels."""
 CLASSES = {150: class_names.ADE20K, 19: class_names.CITYSCAPES}
 
 
@@ -24,7 +28,7 @@ def _plan(shapes: Shapes) -> Plan:
     name = next(found, None)
     if name is None:
         raise ValueError(f"its backbone has the widths {widths} and depths {depths}, as no published one has")
-    fused = any(key.startswith(FUSION) for key in shapes)
+    fused = shapes.count(FUSIONS) > 0
     classes = shapes["decode_head.conv_seg.weight"][0]
     options = _head_options(shapes) if fused else {}
     return Plan(
@@ -35,15 +39,26 @@ def _plan(shapes: Shapes) -> Plan:
     )
 
 
-def _head_options(shapes: Shapes) -> dict[str, int]:
+def _head_options(shapes: Shapes) -> dict[str, Any]:
     """Settings of the released head that its shapes tell."""
-    compressed, hr_channels = shapes[f"{FUSION}.hr_channel_compressor.weight"][:2]
-    lr_channels = shapes[f"{FUSION}.lr_channel_compressor.weight"][1]
-    offsets = shapes[f"{FUSION}.dysampler.offset.weight"][0]  # x and y of four sub-pixels for each group
-    return {
-        "compress_ratio": (hr_channels + lr_channels) // compressed,
-        "feature_resample_group": offsets // 8,
-    }
+    fusions = [f"{FUSIONS}{i}." for i in range(shapes.count(FUSIONS))]
+    found = fusion_options(shapes, fusions[0], RELEASED)
+    sizes = [
+        (
+            shapes[fusion + "lr_channel_compressor.weight"][1],
+            *shapes[fusion + "hr_channel_compressor.weight"][:2],
+        )
+        for fusion in fusions
+    ]
+    ratios = range(1, sum(sizes[0]))
+    ratio = next((x for x in ratios if all((lr + hr) // x == width for lr, width, hr in sizes)), None)
+    options: dict[str, Any] = {}
+    if ratio is not None:
+        options["compress_ratio"] = ratio
+        found.pop("compressed_channels", None)
+    if "feature_resample_group" in found:
+        options["feature_resample_group"] = found.pop("feature_resample_group")
+    return options | ({"fusion_options": found} if found else {})
 
 
 FAMILY = Family("SegNeXt T, S, B, L with plain or FreqFusion head (mmsegmentation)", _recognises, _plan)
