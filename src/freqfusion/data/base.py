@@ -370,16 +370,6 @@ class FileDataset(SampleFiles[Pair], SegmentationDataset):
         return labels.to(torch.uint8)
 
 
-def printable(name: str) -> str:
-    """A class's name with its control characters escaped: pictures, tables and terminals cannot take them.
-
-    Example:
-        >>> printable("a\\tb\\x1b")
-        'a\\\\tb\\\\x1b'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def _normal(name: str) -> str:
     """The name in one Unicode normal form: systems write an accent with its letter or after it."""
     return unicodedata.normalize("NFC", name)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 
 from freqfusion._rle import run_lengths
-from freqfusion.data.base import printable, voc_colour
+from freqfusion.data.base import voc_colour
+from freqfusion.data.class_names import printable
 from freqfusion.data.images import BadSampleError, Decoded, decode_image
 from freqfusion.data.objects import (
     BoxFiles,

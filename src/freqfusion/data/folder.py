@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from freqfusion.data.base import FileDataset, Pair, Palette, printable, voc_colour
+from freqfusion.data.base import FileDataset, Pair, Palette, voc_colour
+from freqfusion.data.class_names import printable
 
 _log = logging.getLogger(__name__)
 

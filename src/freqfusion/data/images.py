@@ -1,5 +1,6 @@
 """Reading pictures and label maps of every common kind into tensors."""
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ _LIMIT_LOCK = threading.Lock()
 _LARGE_PIXELS = 2**27
 _PIXELS_A_BYTE = 10_000
 """Of a large picture a file's byte holds fewer: deflate reaches a ratio of 1032 and 8 pixels a byte (zlib.net)."""
+
+
+_BYTES_A_PIXEL = 12
+"""What reading a picture in colours takes at its peak."""
 
 
 class BadSampleError(ValueError):
@@ -80,6 +85,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(
                     f"it claims {picture.width}x{picture.height} pixels, which its {file_size} bytes cannot hold"
                 )
+            if pixels > _LARGE_PIXELS and _BYTES_A_PIXEL * pixels > _free_memory():
+                raise MemoryError
             yield picture
     except BadSampleError:
         raise
@@ -92,6 +99,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             f"{path}: cannot be read as a picture ({type(error).__name__}: {error}). "
             "The file is truncated, damaged or of another kind; replace it with a good copy."
         ) from error
+
+
+def _free_memory() -> float:
+    """Bytes that are free, where the system tells: it may end the process that asks for more."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 def _orientation(picture: Image.Image) -> int:

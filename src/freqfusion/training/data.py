@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from freqfusion.data import BadSampleError, create_dataset
 from freqfusion.data.base import FileDataset, SampleFiles
+from freqfusion.data.class_names import printable
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
 from freqfusion.training.rng import cpu_seed, derive_seed
@@ -224,7 +225,7 @@ def check_classes(dataset: SampleFiles[Any], trained_on: bool) -> None:
     if not absent:
         return
     split = f"{dataset.root}, split {dataset.split!r}"
-    named = ", ".join(repr(name if len(name) <= 60 else name[:57] + "...") for name in absent[:10])
+    named = ", ".join(repr(printable(name, 60)) for name in absent[:10])
     more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
     among = f"all {looked}" if looked == len(dataset) else f"{looked} of {len(dataset)}"
     text = f"{split}: {len(absent)} of {len(classes)} classes never occur in the truth ({among} samples looked at)"
