@@ -603,7 +603,7 @@ def _may_be_empty(segmentation: "list[array[float]] | Entry", size: tuple[int, i
         long_side = max(max(xs) - min(xs), max(ys) - min(ys))
         area = abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
         outside = max(xs) <= 0 or max(ys) <= 0 or min(xs) >= size[1] or min(ys) >= size[0]
-        if area >= 2 * long_side and not outside:  # so thick that it has a pixel
+        if area >= 2 * max(long_side, 1) and not outside:  # so thick that it has a pixel
             return False
     return True
 
