@@ -320,3 +320,12 @@ def test_other_failures_of_the_network_are_not_left_out(tmp_path, checkpoint, mo
     Image.fromarray(picture()).save(tmp_path / "a.png")
     with pytest.raises(RuntimeError, match="shapes differ"):
         run(tmp_path / "a.png", checkpoint, tmp_path / "out", "--skip-bad")
+
+
+def test_brackets_in_class_names_are_no_markup(tmp_path, checkpoint, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["classes"] = ["[/]", "[bold]", "path\n"]
+    torch.save(content, tmp_path / "model.ckpt")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", tmp_path / "model.ckpt", tmp_path / "out") == 0
+    assert "[/]" in capsys.readouterr().out
