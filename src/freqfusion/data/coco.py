@@ -7,10 +7,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import product
-from operator import mul
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from freqfusion._rle import run_lengths
@@ -599,11 +599,14 @@ def _may_be_empty(segmentation: "list[array[float]] | Entry", size: tuple[int, i
         counts = segmentation["counts"]
         return not any((run_lengths(counts) if isinstance(counts, str) else counts)[1::2])
     for polygon in segmentation:
-        xs, ys = polygon[::2], polygon[1::2]
-        long_side = max(max(xs) - min(xs), max(ys) - min(ys))
-        area = abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
-        outside = max(xs) <= 0 or max(ys) <= 0 or min(xs) >= size[1] or min(ys) >= size[0]
-        if area >= 2 * max(long_side, 1) and not outside:  # so thick that it has a pixel
+        points = np.frombuffer(polygon).reshape(-1, 2)
+        xs, ys = points.T
+        (left, top), (right, bottom) = points.min(0), points.max(0)
+        doubled = xs[:-1] @ ys[1:] - ys[:-1] @ xs[1:] + xs[-1] * ys[0] - ys[-1] * xs[0]
+        outside = right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]
+        if (
+            abs(doubled) >= 4 * max(right - left, bottom - top, 1) and not outside
+        ):  # so thick that it has a pixel
             return False
     return True
 
