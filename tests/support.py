@@ -1,6 +1,7 @@
 """Helpers shared by the tests."""
 
 import json
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,3 +80,14 @@ def fill_by_rule(module: nn.Module, official_names: Mapping[str, str] | None = N
             state[key] = filled.to(value.dtype)
     module.load_state_dict(state)
     return module
+
+
+def png_bytes(width: int, height: int, bits: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG, also of kinds that Pillow cannot write, and one that claims another size than it has."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -238,3 +238,18 @@ def test_densest_window_has_the_largest_sum(shape, size):
         for left in range(shape[1] - size + 1)
     }
     assert sums[densest_window(errors, size)] == max(sums.values())
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x00b", "\x1b[31m", "\ud800", "x" * 10_000, "$\\frac{$"])
+def test_names_that_cannot_be_drawn(name):
+    assert figures.legend([name, "b"], [(1, 2, 3)] * 2, [0.5, 0.5], height=100).shape[1] < 2000
+    assert figures.figure_bytes(figures.plot_paired_bars({name: {"a": 0.5}})).startswith(b"\x89PNG")
+
+
+def test_long_names_are_cut_and_others_stay():
+    assert np.array_equal(
+        figures.legend(["x" * 59 + "…"], [(1, 2, 3)]), figures.legend(["x" * 99], [(1, 2, 3)])
+    )
+    assert not np.array_equal(
+        figures.legend(["x" * 60], [(1, 2, 3)]), figures.legend(["x" * 99], [(1, 2, 3)])
+    )

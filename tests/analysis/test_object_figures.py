@@ -301,3 +301,10 @@ def test_precision_recall(dark: bool) -> None:
 def test_wrong_curves_are_refused(curve: list[float]) -> None:
     with pytest.raises(ValueError, match="the curve 'boxes' must have 101 precisions from 0 to 1"):
         plot_precision_recall({"boxes": curve})
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x00b", "\x1b[31m", "\ud800", "x" * 10_000, ""])
+def test_names_that_cannot_be_drawn(name: str) -> None:
+    image = np.zeros((80, 100, 3), np.uint8)
+    drawn = draw_objects(image, np.array([[5.0, 25, 60, 60]]), [0], [name], [(200, 3, 4)], [0.5])
+    assert drawn.shape == image.shape

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as TF
 
 from freqfusion.cli import predict
 from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
 from freqfusion.training import SegmentationModule, load_checkpoint
+from freqfusion.training.predict import predict_mask
+from support import png_bytes
 
 CLASSES = ("sky", "tree", "path")
 PALETTE = ((70, 130, 180), (20, 140, 20), (200, 180, 90))
@@ -269,3 +271,61 @@ def test_help_shows_an_example(capsys):
         predict.run(["--help"])
     assert stop.value.code == 0
     assert "freqfusion predict photos/ --checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["claim", "memory", "network", "truncated", "empty"])
+def test_one_bad_picture_costs_one_line(tmp_path, checkpoint, capsys, monkeypatch, kind):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "c.png"):
+        Image.fromarray(picture()).save(tmp_path / "in" / name)
+    bad = tmp_path / "in/b.png"
+    Image.fromarray(picture(30, 40)).save(bad)
+    if kind == "claim":
+        bad.write_bytes(png_bytes(40_000, 30_000, 8, 2, b"\0" * 20))
+    elif kind in ("truncated", "empty"):
+        bad.write_bytes(bad.read_bytes()[: 100 if kind == "truncated" else 0])
+    elif kind == "memory":
+        load = ImageFile.ImageFile.load
+
+        def short_of_memory(self):
+            if str(self.filename).endswith("b.png"):
+                raise MemoryError
+            return load(self)
+
+        monkeypatch.setattr(ImageFile.ImageFile, "load", short_of_memory)
+    else:
+
+        def out_of_memory(network, image, **settings):
+            if image.shape[1:] == (30, 40):
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            return predict_mask(network, image, **settings)
+
+        monkeypatch.setattr("freqfusion.training.outputs.predict_mask", out_of_memory)
+    assert run(tmp_path / "in", checkpoint, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "b.png" in error
+    assert run(tmp_path / "in", checkpoint, tmp_path / "out", "--skip-bad") == 0
+    assert "2 of 3 images predicted" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out/masks").iterdir()) == ["a.png", "c.png"]
+
+
+def test_other_failures_of_the_network_are_not_left_out(tmp_path, checkpoint, monkeypatch):
+    def broken(network, image, **settings):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("freqfusion.training.outputs.predict_mask", broken)
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(tmp_path / "a.png", checkpoint, tmp_path / "out", "--skip-bad")
+
+
+def test_brackets_in_class_names_are_no_markup(tmp_path, checkpoint, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["classes"] = ["[/]", "[bold]", "path\n"]
+    torch.save(content, tmp_path / "model.ckpt")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", tmp_path / "model.ckpt", tmp_path / "out") == 0
+    assert "[/]" in capsys.readouterr().out

@@ -108,7 +108,13 @@ def test_bad_files_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCapt
     broken = pictures / "ulm_0_1_leftImg8bit.png"
     broken.write_bytes(broken.read_bytes()[:20])
     with pytest.raises(BadSampleError, match=r"ulm_0_1_leftImg8bit\.png: cannot be read as a picture"):
-        dataset.size(1)
+        dataset[1]
+    broken = maps / "ulm_0_4_gtFine_instanceIds.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(kept[:20])
+    with pytest.raises(BadSampleError, match=r"ulm_0_4_gtFine_instanceIds\.png: cannot be read as a picture"):
+        dataset.size(4)
+    broken.write_bytes(kept)
     (maps / "ulm_0_2_gtFine_instanceIds.png").unlink()
     with pytest.raises(
         BadSampleError,

@@ -163,7 +163,7 @@ def test_drive_goes_by_colours_of_palettes(tmp_path: Path) -> None:
 def test_drive_with_broken_fields_of_view(tmp_path: Path) -> None:
     root = write_drive(tmp_path, original=False)
     write(root / "train" / "fov" / "21.png", VIEW[:1])
-    with pytest.raises(BadSampleError, match=r"21\.png: is 3x1 pixels, but its photograph .*21\.jpg is 3x2"):
+    with pytest.raises(BadSampleError, match=r"fov.21\.png: is 3x1 pixels, but the labels .*21\.png are 3x2"):
         DRIVE(root, "train")[0]
     (root / "test" / "fov" / "01.png").unlink()
     with pytest.raises(BadSampleError, match=r"fov/01\.png: missing"):

@@ -268,3 +268,12 @@ def test_unknown_list(tmp_path: Path) -> None:
         FileNotFoundError, match=r"ImageSets.Main.val\.txt: no such file\. A VOC folder .*expects"
     ):
         VOCBoxes(make_voc(tmp_path, {"a": xml_of(CAT)}), "val")
+
+
+def test_boxes_in_shares_of_the_sides_are_refused(tmp_path: Path) -> None:
+    shares = an_object("cat", (0.1, 0.2, 0.5, 0.75))
+    with pytest.raises(
+        BadSampleError, match=r"train\.txt: all of its boxes lie within the first pixel.*in pixels"
+    ):
+        VOCBoxes(make_voc(tmp_path, {"a": xml_of(shares)}), "train")
+    assert len(VOCBoxes(make_voc(tmp_path, {"a": xml_of(shares), "b": xml_of(CAT)}), "train")) == 2

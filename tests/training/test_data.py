@@ -1,10 +1,16 @@
 import gc
+import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
+from freqfusion.data import BadSampleError, ImageFolder
+from freqfusion.training import ObjectData
 from freqfusion.training.data import EvalOrder, SegmentationData, TrainOrder, _Samples, collate
+from tiny_objects import write_coco, write_panoptic
 from tiny_training import tiny_data
 
 
@@ -117,3 +123,150 @@ def test_wrong_settings_and_folders(tmp_path):
         SegmentationData("camvid", str(tmp_path / "nowhere")).setup("fit")
     with pytest.raises(RuntimeError, match="pass it to fit"):
         tiny_data().train_dataloader()
+
+
+# classes that never occur
+
+
+def mask_set(root, values, names=("ground", "lesion", "vessel"), splits=("train", "val"), count=3):
+    """Masks with these values in halves, one pair of them after the other."""
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    for split in splits:
+        for number in range(count):
+            for folder in ("images", "masks"):
+                (root / split / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 6)).save(root / split / "images" / f"{number}.png")
+            first, second = values[number % len(values)]
+            mask = np.full((6, 8), first, np.uint8)
+            mask[:, 4:] = second
+            Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
+    return root
+
+
+def set_up(root, stage="fit", dataset="folder", **options):
+    SegmentationData(dataset, str(root), batch_size=2, **options).setup(stage)
+
+
+def test_classes_that_never_occur_are_named(tmp_path, caplog):
+    set_up(mask_set(tmp_path, [(0, 1)]))
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        "1 of 3 classes never occur in the truth (all 3 samples looked at): 'vessel'."
+    ] * 2
+    assert f"{tmp_path}, split 'train'" in caplog.messages[0]
+    assert f"{tmp_path}, split 'val'" in caplog.messages[1]
+
+
+def test_nothing_is_said_where_all_occur(tmp_path, caplog):
+    set_up(mask_set(tmp_path, [(0, 1), (2, 255)]))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("values", [[(0, 255)], [(1, 255)], [(255, 255)]])
+def test_objects_stored_as_255_are_recognised(tmp_path, values, caplog):
+    root = mask_set(tmp_path, values, ("ground", "lesion"))
+    with pytest.raises(
+        ValueError, match=r"never occur in the truth .*The value 255 does occur.*nothing to learn"
+    ):
+        set_up(root)
+    set_up(root, "validate")
+    assert "The value 255 does occur" in caplog.text
+    caplog.clear()
+    set_up(root, "test", test_split="train")
+    assert "The value 255 does occur" in caplog.text
+
+
+def test_255_beside_other_classes_is_a_warning(tmp_path, caplog):
+    set_up(mask_set(tmp_path, [(0, 1), (0, 255)]))
+    assert "'vessel'. The value 255 does occur" in caplog.messages[0]
+
+
+def test_other_values_of_black_and_white_are_refused_before_training(tmp_path):
+    with pytest.raises(
+        BadSampleError, match=r"\.png: holds the label values 128, but ImageFolder has only 0\.\.1"
+    ):
+        set_up(mask_set(tmp_path, [(128, 255)], ("ground", "lesion")))
+
+
+def test_bad_masks_are_left_out_of_the_search_where_they_are_left_out(tmp_path, caplog):
+    root = mask_set(tmp_path, [(0, 1), (0, 9), (0, 2)], ("a", "b", "c", "d"))
+    with pytest.raises(BadSampleError, match="holds the label values 9"):
+        set_up(root)
+    set_up(root, skip_bad=True)
+    assert caplog.messages[-1].endswith("'d'.")
+
+
+def test_a_class_alone_without_255_is_a_warning(tmp_path, caplog):
+    set_up(mask_set(tmp_path, [(0, 0)]))
+    assert (
+        "2 of 3 classes never occur in the truth (all 3 samples looked at): 'lesion', 'vessel'."
+        in caplog.text
+    )
+
+
+def test_the_search_ends_in_time(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("freqfusion.training.data._LOOKING_SECONDS", -1)
+    set_up(mask_set(tmp_path, [(0, 255)], ("ground", "lesion"), count=4))
+    assert "(1 of 4 samples looked at): 'lesion'" in caplog.messages[0]
+
+
+def test_the_search_ends_with_the_last_class(tmp_path, monkeypatch):
+    looked = []
+    labels = ImageFolder.labels
+    monkeypatch.setattr(
+        ImageFolder, "labels", lambda self, entry: looked.append(entry) or labels(self, entry)
+    )
+    set_up(mask_set(tmp_path, [(0, 1)], ("a", "b"), splits=("val",), count=200), "validate")
+    assert 1 <= len(looked) < 100
+
+
+def test_long_lists_of_names_are_cut(tmp_path, caplog):
+    set_up(mask_set(tmp_path, [(0, 1)], [f"{number} {'x' * 1000}" for number in range(30)]))
+    assert "28 of 30 classes never occur" in caplog.messages[0]
+    assert caplog.messages[0].endswith(" and 18 more.")
+    assert len(caplog.messages[0]) < 1200
+
+
+@pytest.mark.parametrize("kind", ["coco", "coco_panoptic"])
+def test_kinds_of_objects_that_never_occur_are_named(tmp_path, kind, caplog):
+    for split in ("train", "val"):
+        (write_coco if kind == "coco" else write_panoptic)(tmp_path, split)
+    data = ObjectData(kind, str(tmp_path))
+    data.setup("fit")
+    assert not caplog.messages
+    part = "instances" if kind == "coco" else "panoptic"
+    for split in ("train", "val"):
+        path = tmp_path / f"{part}_{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"].append({"id": 50, "name": "rare", "isthing": 1})
+        for entry in content["annotations"]:  # crowds do not count
+            for found in [entry] if kind == "coco" else entry["segments_info"]:
+                found["iscrowd"] = int(found["category_id"] == 7)
+        path.write_text(json.dumps(content))
+    ObjectData(kind, str(tmp_path)).setup("fit")
+    assert [text.partition("): ")[2] for text in caplog.messages] == ["'block', 'rare'."] * 2
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_data_without_an_object_is_refused(tmp_path, crowd):
+    for split in ("train", "val"):
+        write_coco(tmp_path, split)
+    path = tmp_path / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [{**entry, "iscrowd": 1} for entry in content["annotations"]] * crowd
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"2 of 2 classes never occur in the truth .*nothing to learn"):
+        ObjectData("coco", str(tmp_path)).setup("fit")
+    ObjectData("coco", str(tmp_path)).setup("validate")  # the other part has objects
+
+
+def test_label_maps_are_searched_where_nothing_else_tells_their_segments(tmp_path, caplog):
+    for split in ("train", "val"):
+        for folder, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_instanceIds")):
+            path = tmp_path / folder / split / "ulm" / f"ulm_0_0_{name}.png"
+            path.parent.mkdir(parents=True)
+            ids = np.array([[7, 26001, 24, 33000]], np.uint16)  # road, car, a crowd of persons, bicycle
+            Image.fromarray(ids if folder == "gtFine" else np.zeros((1, 4, 3), np.uint8)).save(path)
+    ObjectData("cityscapes_panoptic", str(tmp_path)).setup("fit")
+    assert "16 of 19 classes never occur" in caplog.messages[0]
+    assert "'sidewalk'" in caplog.messages[0]
+    assert "'road'" not in caplog.messages[0]

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from pycocotools.coco import COCO
 from torch import Tensor
 
 import tiny_objects
+from freqfusion.data import create_object_dataset
 from freqfusion.data.objects import Category
 from freqfusion.metrics import read_detections
 from freqfusion.training import DetectionModule, ObjectData, create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
-from freqfusion.training.judges import PanopticJudge
+from freqfusion.training.judges import DetectionJudge, PanopticJudge
 from freqfusion.training.objects import training_target
 from tiny_objects import tiny_detection, write_coco
 from tiny_training import read_history
@@ -324,3 +326,34 @@ def test_panoptic_files_of_pictures_of_one_name(tmp_path: Path) -> None:
     ]
     assert files == ["s_a_0.png", "t_a_1.png", "b.png"]
     assert sorted(path.name for path in (tmp_path / "test_panoptic").iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bool) -> None:
+    """Also those in text, which the evaluator cannot take, and numbers and texts in one file."""
+    root = write_coco(tmp_path, "val", 3)
+    path = root / "instances_val.json"
+    content = json.loads(path.read_text())
+    names = {10: "img_b", 11: "1", 12: 1}
+    for entry in content["images"]:
+        entry["id"] = names[entry["id"]]
+    for entry in content["annotations"]:
+        entry["image_id"] = names[entry["image_id"]]
+    path.write_text(json.dumps(content))
+    dataset = create_object_dataset("coco", root, "val")
+    judge = DetectionJudge(masks)
+    judge.start(dataset, tmp_path / "out" / "test")
+    for sample in dataset:
+        found = {key: torch.as_tensor(sample[key]) for key in ("boxes", "labels", "masks")}
+        found["scores"] = torch.ones(len(found["labels"]))
+        judge.update(sample, {**found, "masks": found["masks"][:, None].float()})
+    assert judge.compute()["box_ap"] == pytest.approx(1)
+    for kind in ("box", "mask")[: 1 + masks]:
+        results = read_detections(tmp_path / "out" / f"test_{kind}_results.json")
+        assert [entry["image_id"] for entry in results] == [
+            entry["image_id"] for entry in content["annotations"]
+        ]
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
+        assert len(truth.loadRes(results).anns) == len(content["annotations"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from freqfusion.analysis.figures import (
     IGNORED_COLOUR,
+    NAME_LETTERS,
     Array,
     Colour,
     Picture,
@@ -23,6 +24,7 @@ from freqfusion.analysis.figures import (
     overlay,
     plot_curves,
 )
+from freqfusion.data.class_names import printable
 
 _DARK: Colour = (16, 16, 18)
 _LIGHT: Colour = (255, 255, 255)
@@ -155,7 +157,8 @@ def draw_objects(
                 draw.rectangle(box, outline=(*colours[index], 140), width=(line + 1) // 2)
     order = largest_first if confidences is None else np.argsort(-confidences, kind="stable").tolist()
     numbers = [""] * count if confidences is None else [f"{score:.2f}" for score in confidences]
-    texts = [f"{names[label]} {number}".strip() for label, number in zip(labels, numbers, strict=True)]
+    shown = [printable(name, NAME_LETTERS) for name in names]
+    texts = [f"{shown[label]} {number}".strip() for label, number in zip(labels, numbers, strict=True)]
     tags = _Tags(width, height)
     if tags.share(texts) > _TAG_SHARE and len(set(labels.tolist())) == 1:
         texts = numbers  # hundreds of one name say nothing

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from freqfusion._files import read_text
 from freqfusion._optional import require
 from freqfusion.analysis.feature_report import Observation
 from freqfusion.data.base import voc_colour
@@ -123,8 +124,7 @@ def read_features(paths: Sequence[Path], classes: Path | None = None) -> SavedFe
     if classes is not None:
         if not classes.is_file():
             raise FileNotFoundError(f"there is no file {classes}")
-        lines = classes.read_text(encoding="utf-8-sig").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in read_text(classes).split("\n") if line.strip()]
     return SavedFeatures(arrays, names)
 
 

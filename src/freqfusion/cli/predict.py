@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from freqfusion.training.module import SegmentationModule
     from freqfusion.training.outputs import Output
+    from freqfusion.training.sources import Picture
     from freqfusion.training.task import TaskModule
 
 EXAMPLE = """\
@@ -23,6 +24,8 @@ example:
 SOURCE is an image, a folder (subfolders are searched too), a pattern in quotes such as 'photos/**/*.jpg', or a
 video (with pip install "freqfusion[video]"), whose frames are predicted one by one.
 CHECKPOINT is a file of freqfusion fit, or a folder of freqfusion convert or save_pretrained.
+
+Photos are turned upright by their EXIF orientation first; results are of the upright photo.
 
 writes into the folder OUT, for photos/street/a.jpg:
   overlays/street/a.png   the result over the image
@@ -97,6 +100,7 @@ def _predict(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from freqfusion.data import BadSampleError
     from freqfusion.training import load_checkpoint
     from freqfusion.training.sources import open_source
 
@@ -112,8 +116,8 @@ def _predict(args: argparse.Namespace) -> None:
         for picture in progress.track(source.pictures, total=source.count):
             seen += 1
             try:
-                image = picture.read()
-            except ValueError as error:
+                _add(output, picture)
+            except BadSampleError as error:
                 if not args.skip_bad:
                     if done:  # what was found so far is not lost
                         output.finish()
@@ -122,12 +126,26 @@ def _predict(args: argparse.Namespace) -> None:
                     ) from error
                 progress.console.print(f"left out: {error}", style="yellow", markup=False)
                 continue
-            output.add(picture, image)
             done += 1
     if not done:
         raise ValueError(f"none of the {seen} images in {args.source} could be read")
     console.print(output.finish())
     console.print(f"{done} of {seen} images predicted; results in {args.out}", markup=False)
+
+
+def _add(output: "Output", picture: "Picture") -> None:
+    from freqfusion.data import BadSampleError
+
+    image = picture.read()
+    try:
+        output.add(picture, image)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        raise BadSampleError(
+            f"{picture.file}: {image.shape[2]}x{image.shape[1]} pixels need more memory than there is. Make it "
+            "smaller, or cut it into parts."
+        ) from error
 
 
 def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":

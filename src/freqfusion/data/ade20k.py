@@ -35,6 +35,5 @@ class ADE20K(FileDataset):
         top = inner if inner.is_dir() else self.root
         images = self.require_folder(top / "images" / _FOLDERS[self.split])
         masks = self.require_folder(top / "annotations" / _FOLDERS[self.split])
-        names = {path.stem for path in images.glob("*.jpg")} | {path.stem for path in masks.glob("*.png")}
-        for name in sorted(names):
-            yield Pair(name, images / f"{name}.jpg", masks / f"{name}.png")
+        for name in sorted(self.names(images) | self.names(masks)):
+            yield Pair(name, self.file(images, name, ".jpg"), self.file(masks, name, ".png"))

@@ -1,7 +1,10 @@
 """What all datasets share: the sample, the checks of files and the choice of what to do with bad ones."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -11,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from freqfusion.data.images import BadSampleError, read_image, read_mask
+from freqfusion._files import read_text
+from freqfusion.data.images import PICTURE_SUFFIXES, BadSampleError, Decoded, decode_image, decode_mask
 
 _log = logging.getLogger(__name__)
 
@@ -112,10 +116,11 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
             )
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder. {self.layout}")
+        self._listings: dict[Path, dict[str, list[Path]]] = {}
+        self._reported: set[str] = set()
         found = list(self.find())
         if not found:
             raise FileNotFoundError(f"{self.root}: no sample of the split {split!r} in it. {self.layout}")
-        self._reported: set[str] = set()
         self.entries = [entry for entry in found if self._usable(entry)]
         if not self.entries:
             raise BadSampleError(
@@ -133,6 +138,14 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
 
     def read(self, entry: Entry) -> Sample:
         """Read a sample.
+
+        Raises:
+            BadSampleError: for files that cannot be used.
+        """
+        raise NotImplementedError
+
+    def labels(self, entry: Entry) -> Iterable[int]:
+        """The labels that occur in the truth of a sample, which is read alone; crowds do not count.
 
         Raises:
             BadSampleError: for files that cannot be used.
@@ -165,8 +178,99 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
         """The lines of a text file that are not blank; an error that names the layout if it is missing."""
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. {self.layout}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = re.split(r"\r\n|\r|\n", read_text(path))
         return [line.strip() for line in lines if line.strip()]
+
+    def names(self, folder: Path, end: str = "") -> set[str]:
+        """The names of the pictures in a folder, without their endings and without ``end`` before it."""
+        return {
+            _normal(path.stem).removesuffix(end)
+            for paths in self._listing(folder).values()
+            for path in paths
+            if path.suffix.lower() in PICTURE_SUFFIXES and _normal(path.stem).endswith(end)
+        }
+
+    def file(
+        self,
+        folder: Path,
+        name: str,
+        ending: str,
+        *,
+        endings: Collection[str] = PICTURE_SUFFIXES,
+        any_case: bool = False,
+    ) -> Path:
+        """The file of a name in a folder, whatever its ending and the Unicode normal form of its name.
+
+        Args:
+            folder: where to look.
+            name: without an ending.
+            ending: of the path that is given where there is no such file.
+            endings: those to look for; case does not matter.
+            any_case: take a file whose name differs in case alone, where there is no better one.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        beside = [path for path in self._beside(folder, name) if path.suffix.lower() in endings]
+        found = [path for path in beside if _normal(path.stem) == _normal(name)] or (
+            beside if any_case else []
+        )
+        if len(found) > 1:
+            raise ValueError(
+                f"{found[1]}: has the name of {found[0]} too; keep one of them, or rename one with its partner"
+            )
+        return found[0] if found else folder / f"{name}{ending}"
+
+    def _listing(self, folder: Path) -> dict[str, list[Path]]:
+        """The files in a folder by their names without ending, in small letters."""
+        if folder not in self._listings:
+            listing: dict[str, list[Path]] = {}
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    names = sorted(
+                        entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()
+                    )
+                for name in names:
+                    listing.setdefault(_normal(Path(name).stem).casefold(), []).append(folder / name)
+            self._listings[folder] = listing
+        return self._listings[folder]
+
+    def _beside(self, folder: Path, name: str) -> list[Path]:
+        """The files in a folder whose names are alike but for ending, case and normal form."""
+        return self._listing(folder).get(_normal(name).casefold(), [])
+
+    def in_frame(self, picture: Decoded, path: Path, size: tuple[int, int], orientation: int = 1) -> Tensor:
+        """The pixels of a picture as its truth was drawn: upright, or as stored where only that size fits.
+
+        Args:
+            picture: what was read.
+            path: its file.
+            size: height and width of the truth.
+            orientation: of the truth's own file.
+        """
+        if picture.orientation == orientation or picture.stored_size != size:
+            return picture.pixels
+        if picture.size == size:
+            self._note(
+                "EXIF",
+                f"{path}: its EXIF orientation is {picture.orientation}, that of its truth {orientation}, and the "
+                "size of the truth fits the picture upright and as stored. Pictures are taken upright; if the truth "
+                "was drawn on the stored pixels, remove the orientation from the pictures' files (exiftool "
+                "-Orientation= FILES). This is said of the first such picture alone.",
+            )
+            return picture.pixels
+        self._note(
+            "EXIF as stored",
+            f"{path}: its truth fits the pixels as stored, without the EXIF orientation {picture.orientation}; such "
+            "pictures are read without it. (predict turns pictures upright.) This is said of the first one alone.",
+        )
+        return picture.as_stored()
+
+    def _note(self, key: str, text: str) -> None:
+        """Log a warning once."""
+        if key not in self._reported:
+            self._reported.add(key)
+            _log.warning("%s", text)
 
     def _usable(self, entry: Entry) -> bool:
         paths = self.files(entry)
@@ -179,9 +283,10 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
                         if partners
                         else f"the file of the sample {entry.name}"
                     )
+                    beside = ", ".join(map(str, self._beside(path.parent, path.stem)))
                     raise BadSampleError(
-                        f"{path}: missing, {of}. Restore it, or remove the sample, or leave such samples out with "
-                        "skip_bad (--skip-bad)."
+                        f"{path}: missing, {of}{f' (there is {beside})' if beside else ''}. Restore it, or remove "
+                        "the sample, or leave such samples out with skip_bad (--skip-bad)."
                     )
             if self.skip_bad and not self._replaces_bad:
                 self.read(entry)
@@ -193,9 +298,7 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
         return True
 
     def _report(self, entry: Entry, error: BadSampleError) -> None:
-        if entry.name not in self._reported:
-            self._reported.add(entry.name)
-            _log.warning("left out the sample %s: %s", entry.name, error)
+        self._note(f"sample {entry.name}", f"left out the sample {entry.name}: {error}")
 
 
 class FileDataset(SampleFiles[Pair], SegmentationDataset):
@@ -220,22 +323,38 @@ class FileDataset(SampleFiles[Pair], SegmentationDataset):
 
     def read(self, entry: Pair) -> Sample:
         """Read a picture and its classes."""
-        image = read_image(entry.image)
-        stored = self._read_stored(entry.mask)
-        if image.shape[1:] != stored.shape:
+        picture, mask = decode_image(entry.image), self.read_classes(entry)
+        image = self.in_frame(picture, entry.image, mask.size, mask.orientation)
+        if image.shape[1:] != mask.size:
+            orientations = (picture.orientation, mask.orientation)
+            turned = "" if orientations == (1, 1) else f" (upright; EXIF orientations {orientations})"
             raise BadSampleError(
-                f"{entry.mask}: is {stored.shape[1]}x{stored.shape[0]} pixels, but its picture {entry.image} "
-                f"is {image.shape[2]}x{image.shape[1]}. Give them one size (resize labels with nearest "
+                f"{entry.mask}: is {mask.size[1]}x{mask.size[0]} pixels, but its picture {entry.image} "
+                f"is {image.shape[2]}x{image.shape[1]}{turned}. Give them one size (resize labels with nearest "
                 "neighbour), or leave the sample out with skip_bad (--skip-bad)."
             )
         return {
             "image": tv_tensors.Image(image),
-            "mask": tv_tensors.Mask(self._decode(stored, entry.mask)),
+            "mask": tv_tensors.Mask(mask.pixels),
             "name": entry.name,
         }
 
-    def _read_stored(self, path: Path) -> Tensor:
-        return read_mask(path)
+    def read_classes(self, entry: Pair) -> Decoded:
+        """The classes of a sample, ``(H, W)`` uint8.
+
+        Raises:
+            BadSampleError: for files that cannot be used.
+        """
+        stored = self._read_stored(entry.mask)
+        return Decoded(self._decode(stored.pixels, entry.mask), stored.orientation)
+
+    def labels(self, entry: Pair) -> Iterable[int]:
+        """The classes of a sample, perhaps with ``ignore_index``."""
+        present: list[int] = self.read_classes(entry).pixels.unique().tolist()
+        return present
+
+    def _read_stored(self, path: Path) -> Decoded:
+        return decode_mask(path)
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:
         known = stored.clamp(0, 255)
@@ -249,6 +368,11 @@ class FileDataset(SampleFiles[Pair], SegmentationDataset):
                 "skip_bad (--skip-bad)."
             )
         return labels.to(torch.uint8)
+
+
+def _normal(name: str) -> str:
+    """The name in one Unicode normal form: systems write an accent with its letter or after it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _ranges(values: Sequence[int]) -> str:

@@ -60,7 +60,5 @@ class CamVid(FileDataset):
         self.require_folder(masks)
         for line in lines:
             name = Path(line.split()[0]).stem  # the SegNet authors list image and label path in one line
-            image = images / f"{name}.jpg"
-            if not image.is_file():
-                image = image.with_suffix(".png")
-            yield Pair(name, image, masks / f"{name}.png")
+            image, mask = (self.file(folder, name, ".png", any_case=True) for folder in (images, masks))
+            yield Pair(name, image, mask)

@@ -1,9 +1,10 @@
 """Cityscapes: street scenes of 50 cities, 19 scored classes."""
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
-from freqfusion.data.base import FileDataset, Pair, Palette
+from freqfusion.data.base import FileDataset, Pair, Palette, SampleFiles
 from freqfusion.data.class_names import CITYSCAPES_LABELS as CLASSES
 
 
@@ -32,11 +33,24 @@ class Cityscapes(FileDataset):
         """Every frame that has a picture or a label."""
         images = self.require_folder(self.root / "leftImg8bit" / self.split)
         masks = self.require_folder(self.root / "gtFine" / self.split)
-        image_end, mask_end = "_leftImg8bit.png", "_gtFine_labelIds.png"
-        frames = {
-            (path.parent.name, path.name.removesuffix(end))
-            for folder, end in ((images, image_end), (masks, mask_end))
-            for path in folder.glob(f"*/*{end}")
-        }
-        for city, name in sorted(frames):
-            yield Pair(name, images / city / f"{name}{image_end}", masks / city / f"{name}{mask_end}")
+        for name, image, mask in frames(self, images, masks, "_gtFine_labelIds"):
+            yield Pair(name, image, mask)
+
+
+def frames(
+    dataset: SampleFiles[Any], images: Path, maps: Path, map_end: str
+) -> Iterator[tuple[str, Path, Path]]:
+    """The name, picture and label map of every frame that has one of the two, in folders with one folder a city."""
+    image_end = "_leftImg8bit"
+    found = {
+        (city.name, name)
+        for folder, end in ((images, image_end), (maps, map_end))
+        for city in folder.iterdir()
+        for name in dataset.names(city, end)
+    }
+    for city, name in sorted(found):
+        yield (
+            name,
+            dataset.file(images / city, name + image_end, ".png"),
+            dataset.file(maps / city, name + map_end, ".png"),
+        )

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from torch import Tensor
-
 from freqfusion.data.base import _ranges
-from freqfusion.data.cityscapes import CLASSES
-from freqfusion.data.images import BadSampleError, read_mask
+from freqfusion.data.cityscapes import CLASSES, frames
+from freqfusion.data.images import BadSampleError, Decoded, decode_mask
 from freqfusion.data.objects import Category, PanopticFiles, PanopticPicture, Segment, number_segments
 
 _FIRST_THING = 24
@@ -39,23 +37,16 @@ class CityscapesPanoptic(PanopticFiles):
         """Every frame that has a picture or a label map."""
         images = self.require_folder(self.root / "leftImg8bit" / self.split)
         maps = self.require_folder(self.root / "gtFine" / self.split)
-        image_end, map_end = "_leftImg8bit.png", "_gtFine_instanceIds.png"
-        frames = {
-            (path.parent.name, path.name.removesuffix(end))
-            for folder, end in ((images, image_end), (maps, map_end))
-            for path in folder.glob(f"*/*{end}")
-        }
-        for city, name in sorted(frames):
-            image, label_map = images / city / f"{name}{image_end}", maps / city / f"{name}{map_end}"
+        for name, image, label_map in frames(self, images, maps, "_gtFine_instanceIds"):
             yield PanopticPicture(name, name, image, None, label_map)
 
     def file_name(self, index: int) -> str:
         """The name of an image's file."""
         return self.entries[index].path.name
 
-    def read_segments(self, picture: PanopticPicture) -> tuple[Tensor, Sequence[Segment]]:
+    def read_segments(self, picture: PanopticPicture) -> tuple[Decoded, Sequence[Segment]]:
         """The segments of a picture, and ``(H, W)`` int64: j on the j-th of them, from 1, and 0 on void."""
-        stored = read_mask(picture.label_map)
+        stored, orientation = decode_mask(picture.label_map)
         labels = {category.id: label for label, category in enumerate(self.categories)}
         segments, strange = [], []
         for value in stored.unique().tolist():
@@ -71,4 +62,4 @@ class CityscapesPanoptic(PanopticFiles):
                 "those times 1000 plus the number of an instance. Is it another kind of label map? Restore it, or "
                 "leave the sample out with skip_bad (--skip-bad)."
             )
-        return number_segments(stored, segments), segments
+        return Decoded(number_segments(stored, segments), orientation), segments

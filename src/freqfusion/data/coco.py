@@ -4,16 +4,19 @@ import json
 import logging
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from freqfusion._rle import run_lengths
 from freqfusion.data.base import voc_colour
-from freqfusion.data.images import BadSampleError, read_image
+from freqfusion.data.class_names import printable
+from freqfusion.data.images import BadSampleError, Decoded, decode_image
 from freqfusion.data.objects import (
     BoxFiles,
     BoxPicture,
@@ -24,6 +27,8 @@ from freqfusion.data.objects import (
     PanopticFiles,
     PanopticPicture,
     Segment,
+    check_units,
+    decode_masks,
     number_segments,
 )
 
@@ -112,8 +117,8 @@ class _CocoFiles(ObjectFiles[P]):
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise BadSampleError(
-                f"{path}: cannot be read as JSON ({error}). The file is truncated, damaged or of another kind; "
-                "replace it with a good copy."
+                f"{path}: cannot be read as JSON ({error}). The file is truncated, damaged, not in UTF-8 or of "
+                "another kind; save it as UTF-8, or replace it with a good copy."
             ) from error
         keys = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
@@ -143,14 +148,15 @@ class _CocoFiles(ObjectFiles[P]):
             found[entry["id"]] = entry
         if not found:
             raise BadSampleError(f"{self.json_path}: lists no category, expected at least one.")
+        times = Counter(entry["name"] for entry in found.values())
         return tuple(
             Category(
                 category_id,
-                found[category_id]["name"],
-                bool(found[category_id].get("isthing", 1)),
-                _colour(found[category_id].get("color")) or voc_colour(number),
+                printable(entry["name"]) + (f" (id {category_id})" if times[entry["name"]] > 1 else ""),
+                bool(entry.get("isthing", 1)),
+                _colour(entry.get("color")) or voc_colour(number),
             )
-            for number, category_id in enumerate(sorted(found), 1)
+            for number, (category_id, entry) in enumerate(sorted(found.items()), 1)
         )
 
     def _read_images(self, entries: list[Any]) -> dict[ImageId, _Image]:
@@ -160,12 +166,15 @@ class _CocoFiles(ObjectFiles[P]):
             image_id, file_name = _id(entry, "id"), _file_name(entry)
             if image_id in images:
                 raise _WrongError("has an id that an image before it has")
-            height, width = entry.get("height"), entry.get("width")
-            if type(height) is not int or type(width) is not int or min(height, width) < 1:
+            sides: list[Any] = [entry.get("height"), entry.get("width")]
+            if not all(
+                type(side) in (int, float) and 1 <= side < _FAR and side == int(side) for side in sides
+            ):
                 raise _WrongError(
-                    f"has height {_short(height)} and width {_short(width)}, expected numbers of pixels"
+                    f"has height {_short(sides[0])} and width {_short(sides[1])}, expected whole numbers of pixels"
                 )
-            return image_id, _Image(file_name, str(PurePosixPath(file_name).with_suffix("")), (height, width))
+            size = int(sides[0]), int(sides[1])
+            return image_id, _Image(file_name, str(PurePosixPath(file_name).with_suffix("")), size)
 
         for image_id, image in self._checked("images", entries, check):
             images[image_id] = image
@@ -209,19 +218,25 @@ class _CocoFiles(ObjectFiles[P]):
         return self._labels[category_id]
 
     def _find_pictures(self, images: Iterable[_Image]) -> Callable[[str], Path]:
-        """A function from the file name of a picture to its path, in the folder that holds the first one found."""
+        """A function from the file name of a picture to its path, in the folder that holds the first one found.
+
+        A file that is not there gives way to one whose name differs in its ending, case or normal form alone.
+        """
         if self._images_option is not None:
-            return self._require("folder of pictures", Path.is_dir, self._images_option).joinpath
+            folder = self._require("folder of pictures", Path.is_dir, self._images_option)
+            return lambda file_name: self._present(folder / file_name)
         file_names = [image.file_name for image in images]
-        for file_name in file_names:
-            for path_of in self._ways():
-                if path_of(file_name).is_file():
-                    return path_of
+        for exact_or_near, file_name, path_of in product((Path, self._present), file_names, self._ways()):
+            if exact_or_near(path_of(file_name)).is_file():
+                return lambda file_name: self._present(path_of(file_name))
         searched = ", ".join(str(self._below_root(pattern)) for pattern in _IMAGES)
         raise FileNotFoundError(
             f"no pictures: {file_names[0]} and the other files of {self.json_path} are in none of the folders "
             f"{searched}. Name theirs with the option images. {self.layout}"
         )
+
+    def _present(self, path: Path) -> Path:
+        return path if path.is_file() else self.file(path.parent, path.stem, path.suffix, any_case=True)
 
     def _ways(self) -> list[Callable[[str], Path]]:
         """Functions from the file name of a picture to where it may be."""
@@ -305,40 +320,50 @@ class CocoInstances(_CocoFiles[BoxPicture], BoxFiles):
     def _read_objects(self, content: Entry, images: dict[ImageId, _Image]) -> dict[ImageId, list[Object]]:
         entries = content["annotations"]
         if self._with_masks is None:
-            self.has_masks = any(type(entry) is dict and entry.get("segmentation") for entry in entries)
+            self.has_masks = any(
+                type(entry) is dict and _has_mask(entry.get("segmentation")) for entry in entries
+            )
         else:
             self.has_masks = self._with_masks
         listed = _listed_ids(content["images"])
         objects: dict[ImageId, list[Object]] = {image_id: [] for image_id in images}
-        seen: set[ImageId] = set()
-        empty: list[ImageId] = []
+        empty: dict[str, list[Any]] = {
+            "box(es) of no width or height": [],
+            "object(s) whose mask has no pixel": [],
+        }
 
         def check(entry: Entry) -> None:
-            annotation_id, image_id = _id(entry, "id"), _id(entry, "image_id")
-            if annotation_id in seen:
-                raise _WrongError("has an id that an annotation before it has")
-            seen.add(annotation_id)
+            image_id = _id(entry, "image_id")
             if image_id not in images:
                 if image_id in listed:  # the image's own entry was left out
                     return
                 raise _WrongError("belongs to no image of the file")
             size = images[image_id].size
             label, bbox, crowd = self._label(entry), _bbox(entry.get("bbox"), size), _flag(entry, "iscrowd")
+            no_box, no_mask = empty.values()
             if bbox is None:
-                empty.append(annotation_id)
+                no_box.append(entry.get("id"))
                 return
             segmentation = _segmentation(entry.get("segmentation"), size) if self.has_masks else None
-            objects[image_id].append(Object(label, bbox, _area(entry), crowd, segmentation))
+            found = Object(label, bbox, _area(entry), crowd, segmentation)
+            suspect = segmentation is not None and _may_be_empty(segmentation, size)
+            if suspect and not decode_masks([found], size).any():
+                no_mask.append(entry.get("id"))
+            else:
+                objects[image_id].append(found)
 
         for _ in self._checked("annotations", entries, check):
             pass
-        if empty:
-            _log.warning(
-                "%s: left out %d box(es) of no width or height, the first in the annotation %r",
-                self.json_path,
-                len(empty),
-                empty[0],
-            )
+        for what, ids in empty.items():
+            if ids:
+                _log.warning(
+                    "%s: left out %d %s, the first in the annotation %r",
+                    self.json_path,
+                    len(ids),
+                    what,
+                    ids[0],
+                )
+        check_units([found.bbox for some in objects.values() for found in some], self.json_path)
         return objects
 
 
@@ -410,7 +435,10 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
                 if image_id in listed:  # the image's own entry was left out
                     return
                 raise _WrongError("belongs to no image of the file")
-            truths[image_id] = folder / _file_name(entry), self._segments(entry.get("segments_info"))
+            truths[image_id] = (
+                self._present(folder / _file_name(entry)),
+                self._segments(entry.get("segments_info")),
+            )
 
         for _ in self._checked("annotations", content["annotations"], check):
             pass
@@ -451,9 +479,10 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
                 raise _WrongError(f"has a segment (id {segment_id}) that {error}") from None
         return tuple(segments.values())
 
-    def read_segments(self, picture: PanopticPicture) -> tuple[Tensor, Sequence[Segment]]:
+    def read_segments(self, picture: PanopticPicture) -> tuple[Decoded, Sequence[Segment]]:
         """The segments of a picture, and ``(H, W)`` int64: j on the j-th of them, from 1, and 0 on void."""
-        colours = read_image(picture.label_map).long()
+        label_map = decode_image(picture.label_map)
+        colours = label_map.pixels.long()
         stored = colours[0] + 256 * colours[1] + 65536 * colours[2]
         numbers = number_segments(stored, picture.segments)
         strange = stored[(numbers == 0) & (stored != 0)].unique().tolist()
@@ -473,7 +502,7 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
                 f"{self.json_path}; {'; '.join(problems)}. Was it resized, or saved with loss? Restore it, or "
                 "leave the sample out with skip_bad (--skip-bad)."
             )
-        return numbers, picture.segments
+        return Decoded(numbers, label_map.orientation), picture.segments
 
     def _ways(self) -> list[Callable[[str], Path]]:
         def in_city(file_name: str) -> Path:
@@ -559,13 +588,41 @@ def _bbox(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float
     return x, y, width, height
 
 
+def _has_mask(value: Any) -> bool:
+    """Whether it is more than one of the ways in which tools write that there is no mask: null, [], [[]], {}, ""."""
+    return any(part != [] for part in value) if type(value) is list else bool(value)
+
+
+def _may_be_empty(segmentation: "list[array[float]] | Entry", size: tuple[int, int]) -> bool:
+    """Whether a mask may have no pixel: thin polygons, those outside the picture, and RLE of zeros."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return not any((run_lengths(counts) if isinstance(counts, str) else counts)[1::2])
+    for polygon in segmentation:
+        points = np.frombuffer(polygon).reshape(-1, 2)
+        xs, ys = points.T
+        (left, top), (right, bottom) = points.min(0), points.max(0)
+        doubled = xs[:-1] @ ys[1:] - ys[:-1] @ xs[1:] + xs[-1] * ys[0] - ys[-1] * xs[0]
+        outside = right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]
+        if (
+            abs(doubled) >= 4 * max(right - left, bottom - top, 1) and not outside
+        ):  # so thick that it has a pixel
+            return False
+    return True
+
+
 def _segmentation(value: Any, size: tuple[int, int]) -> "list[array[float]] | Entry":
-    if not value:
+    if not _has_mask(value):
         raise _WrongError(
             "has no segmentation, though others have; to read boxes alone, set with_masks to false"
         )
     if type(value) is list:
-        return [_polygon(polygon, size) for polygon in value]
+        if all(type(number) in (int, float) for number in value):
+            raise _WrongError(
+                f"has the segmentation {_short(value)}, a polygon where a list of polygons is expected; put it into "
+                "a list of its own: [[x, y, x, y, ...]]"
+            )
+        return [_polygon(polygon, size) for polygon in value if polygon != []]
     if type(value) is not dict:
         raise _WrongError(f"has the segmentation {_short(value)}, expected polygons or an RLE")
     stated, counts = value.get("size"), value.get("counts")

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from freqfusion.data.base import FileDataset, Pair, Palette, Sample
-from freqfusion.data.images import BadSampleError, read_mask
+from freqfusion.data.base import FileDataset, Pair, Palette
+from freqfusion.data.images import BadSampleError, Decoded, decode_mask
 
 
 class DRIVE(FileDataset):
@@ -47,40 +47,38 @@ class DRIVE(FileDataset):
         original = (self.root / "training").is_dir()
         top = self.root / (("training" if original else "train") if self.split == "train" else "test")
         images = self.require_folder(top / "images")
-        for path in sorted(images.iterdir()):
-            if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".tif", ".tiff"):
-                continue
-            name = path.stem.partition("_")[0]
-            mask, view = top / "labels" / f"{name}.png", top / "fov" / f"{name}.png"
+        for stem in sorted(self.names(images)):
+            name = stem.partition("_")[0]
             if original:
-                mask, view = (
-                    top / "1st_manual" / f"{name}_manual1.gif",
-                    top / "mask" / f"{path.stem}_mask.gif",
-                )
+                mask = self.file(top / "1st_manual", f"{name}_manual1", ".gif")
+                view = self.file(top / "mask", f"{stem}_mask", ".gif")
+            else:
+                mask, view = (self.file(top / folder, name, ".png") for folder in ("labels", "fov"))
             self._views[name] = view
-            yield Pair(name, path, mask)
+            yield Pair(name, self.file(images, stem, ".jpg"), mask)
 
     def files(self, entry: Pair) -> Sequence[Path]:
         """The photograph, the drawn vessels and, where it counts, the field of view."""
         return [*super().files(entry), *([self._views[entry.name]] if self.field_of_view else [])]
 
-    def read(self, entry: Pair) -> Sample:
-        """Read a photograph and its classes."""
-        sample = super().read(entry)
+    def read_classes(self, entry: Pair) -> Decoded:
+        """The drawn vessels, ignored outside the field of view."""
+        mask = super().read_classes(entry)
         if self.field_of_view:
             path = self._views[entry.name]
             view = self._read_stored(path)
-            if view.shape != sample["mask"].shape:
+            inside = self.in_frame(view, path, mask.size, mask.orientation)
+            if inside.shape != mask.size:
                 raise BadSampleError(
-                    f"{path}: is {view.shape[1]}x{view.shape[0]} pixels, but its photograph {entry.image} is "
-                    f"{sample['mask'].shape[1]}x{sample['mask'].shape[0]}. Give them one size, or leave the sample "
-                    "out with skip_bad (--skip-bad)."
+                    f"{path}: is {inside.shape[1]}x{inside.shape[0]} pixels, but the labels {entry.mask} are "
+                    f"{mask.size[1]}x{mask.size[0]}. Give them one size, or leave the sample out with skip_bad "
+                    "(--skip-bad)."
                 )
-            sample["mask"][view == 0] = self.ignore_index
-        return sample
+            mask.pixels[inside == 0] = self.ignore_index
+        return mask
 
-    def _read_stored(self, path: Path) -> Tensor:
-        return read_mask(path, brightness=True)
+    def _read_stored(self, path: Path) -> Decoded:
+        return decode_mask(path, brightness=True)
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:
         return (stored > 0).byte()

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from freqfusion.data.base import FileDataset, Pair, Palette, voc_colour
+from freqfusion.data.class_names import printable
 
 _log = logging.getLogger(__name__)
-
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class ImageFolder(FileDataset):
@@ -44,27 +43,9 @@ class ImageFolder(FileDataset):
                 "%s: no such folder; the split %r is all of %s", top, self.split, self.root / "images"
             )
             top = self.root
-        images = self._by_name(self.require_folder(top / "images"))
-        masks = self._by_name(self.require_folder(top / "masks"))
-        for name in sorted(images | masks):
-            yield Pair(
-                name,
-                images.get(name, top / "images" / f"{name}.png"),
-                masks.get(name, top / "masks" / f"{name}.png"),
-            )
-
-    def _by_name(self, folder: Path) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
-                continue
-            if path.stem in found:
-                raise ValueError(
-                    f"{path}: has the name of {found[path.stem]} too; keep one of them, or rename one "
-                    "with its mask"
-                )
-            found[path.stem] = path
-        return found
+        images, masks = self.require_folder(top / "images"), self.require_folder(top / "masks")
+        for name in sorted(self.names(images) | self.names(masks)):
+            yield Pair(name, self.file(images, name, ".png"), self.file(masks, name, ".png"))
 
     def _read_classes(self, path: Path) -> tuple[tuple[str, ...], Palette]:
         names, colours = [], []
@@ -73,8 +54,14 @@ class ImageFolder(FileDataset):
             colour = tuple(int(part) for part in match.groups()[1:]) if match else voc_colour(index)
             if max(colour) > 255:
                 raise ValueError(f"{path}: the colour in {line!r} must be three numbers from 0 to 255")
-            names.append(match[1] if match else line)
+            names.append(printable(match[1] if match else line))
             colours.append((colour[0], colour[1], colour[2]))
-        if not 1 <= len(names) <= 255:
-            raise ValueError(f"{path}: lists {len(names)} classes, expected 1 to 255, one a line")
+        if not 2 <= len(names) <= 255:
+            raise ValueError(
+                f"{path}: lists {len(names)} classes, expected 2 to 255, one a line. Every pixel gets one of them: "
+                "where there is one kind of object, the background is a class too, with a line of its own"
+            )
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{path}: lists the class {twice!r} twice; give each class a name of its own")
         return tuple(names), tuple(colours)

@@ -39,9 +39,8 @@ class ForegroundFolder(FileDataset):
         """Every image of the split."""
         images = self.require_folder(self.root / self.split / "images")
         instances = self.require_folder(self.root / self.split / "instances")
-        for path in sorted(images.iterdir()):
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff"):
-                yield Pair(path.stem, path, instances / f"{path.stem}.png")
+        for name in sorted(self.names(images)):
+            yield Pair(name, self.file(images, name, ".png"), self.file(instances, name, ".png"))
 
     def _decode(self, stored: Tensor, path: Path) -> Tensor:
         return (stored > 0).to(torch.uint8)

@@ -2,14 +2,13 @@
 
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -17,7 +16,7 @@ from torchvision.ops import masks_to_boxes
 
 from freqfusion._optional import require
 from freqfusion.data.base import Palette, Sample, SampleFiles
-from freqfusion.data.images import BadSampleError, read_image
+from freqfusion.data.images import BadSampleError, Decoded, decode_image, header_size
 
 _log = logging.getLogger(__name__)
 
@@ -245,6 +244,7 @@ class Picture:
 class BoxPicture(Picture):
     """An image with boxes."""
 
+    size: tuple[int, int]
     objects: tuple[Object, ...]
 
 
@@ -260,6 +260,17 @@ class PanopticPicture(Picture):
 P = TypeVar("P", bound=Picture)
 
 
+class Truth(NamedTuple):
+    """What a sample has from its annotations."""
+
+    entries: dict[str, Any]
+    """Those of the sample."""
+    size: tuple[int, int]
+    """Height and width that they are for."""
+    orientation: int = 1
+    """The EXIF orientation of the label map's file."""
+
+
 class ObjectFiles(SampleFiles[P], ObjectDataset):
     """Base of the data sets of objects that live in files.
 
@@ -270,12 +281,8 @@ class ObjectFiles(SampleFiles[P], ObjectDataset):
 
     splits: ClassVar[tuple[str, ...]] = ()
 
-    def read_truth(self, picture: P, size: tuple[int, int]) -> dict[str, Any]:
-        """The entries of a sample that come from its annotations.
-
-        Args:
-            picture: one of :attr:`entries`.
-            size: its height and width.
+    def read_truth(self, picture: P) -> Truth:
+        """What a sample has from its annotations.
 
         Raises:
             BadSampleError: for files that cannot be used.
@@ -283,9 +290,9 @@ class ObjectFiles(SampleFiles[P], ObjectDataset):
         raise NotImplementedError
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width that the annotations state, else those in the header of the picture's file."""
+        """Height and width that the annotations state, else those in the header of the label map."""
         picture = self.entries[index]
-        return picture.size or _header_size(picture.path)
+        return picture.size or header_size(self.files(picture)[-1])
 
     def image_id(self, index: int) -> int | str:
         """The number or text by which annotations and results name an image."""
@@ -311,46 +318,44 @@ class ObjectFiles(SampleFiles[P], ObjectDataset):
 
     def read(self, entry: P) -> Sample:
         """Read a picture and its truth."""
-        image = read_image(entry.path)
-        size = (image.shape[1], image.shape[2])
-        if entry.size and entry.size != size:
+        picture = decode_image(entry.path)
+        entries, size, orientation = self.read_truth(entry)
+        image = self.in_frame(picture, entry.path, size, orientation)
+        if image.shape[1:] != size and entry.size:
             raise BadSampleError(
-                f"{entry.path}: is {_shown(size)} pixels (width x height, upright by its EXIF orientation), but "
-                f"its annotations are for {_shown(entry.size)}. If the sides are exchanged, they were made without "
-                "the EXIF orientation: remove the tag from the file. Otherwise restore the picture that was "
-                "annotated, or leave the sample out with skip_bad (--skip-bad)."
+                f"{entry.path}: is {_shown(picture.size)} pixels (width x height, upright by its EXIF orientation), "
+                f"but its annotations are for {_shown(size)}. Restore the picture that was annotated, or leave the "
+                "sample out with skip_bad (--skip-bad)."
             )
+        if image.shape[1:] != size:
+            raise _sizes_differ(self.files(entry)[-1], size, entry.path, picture.size)
         return {
             "image": tv_tensors.Image(image),
             "name": entry.name,
             "image_id": entry.image_id,
-            **self.read_truth(entry, size),
+            **entries,
         }
+
+
+def _sizes_differ(
+    label_map: Path, map_size: tuple[int, int], path: Path, size: tuple[int, int]
+) -> BadSampleError:
+    return BadSampleError(
+        f"{label_map}: is {_shown(map_size)} pixels, but its picture {path} is {_shown(size)}. Give them one size "
+        "(resize labels with nearest neighbour), or leave the sample out with skip_bad (--skip-bad)."
+    )
 
 
 def _shown(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _header_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, upright, from the header of its file."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except Exception as error:  # broken files make decoders raise almost anything
-        raise BadSampleError(
-            f"{path}: cannot be read as a picture ({type(error).__name__}: {error}). Replace it with a good copy."
-        ) from error
-    return (width, height) if lying else (height, width)
-
-
 class BoxFiles(ObjectFiles[BoxPicture]):
     """Base of the data sets of boxes, with or without masks; for arguments and errors see :class:`ObjectFiles`."""
 
-    def read_truth(self, picture: BoxPicture, size: tuple[int, int]) -> dict[str, Any]:
+    def read_truth(self, picture: BoxPicture) -> Truth:
         """``boxes``, ``labels``, ``iscrowd`` and, with masks, ``masks``."""
-        objects = picture.objects
+        objects, size = picture.objects, picture.size
         boxes = torch.tensor([entry.bbox for entry in objects], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, size[1])
@@ -363,14 +368,18 @@ class BoxFiles(ObjectFiles[BoxPicture]):
             "iscrowd": torch.tensor([entry.iscrowd for entry in objects], dtype=torch.bool),
         }
         if self.has_masks:
-            truth["masks"] = tv_tensors.Mask(_decode_masks(objects, size))
-        return truth
+            truth["masks"] = tv_tensors.Mask(decode_masks(objects, size))
+        return Truth(truth, size)
+
+    def labels(self, entry: BoxPicture) -> Iterable[int]:
+        """The labels of the objects."""
+        return [found.label for found in entry.objects if not found.iscrowd]
 
     def _annotations(self, index: int) -> Iterator[dict[str, Any]]:
         for entry in self.entries[index].objects:
             area = entry.area
             if area is None and self.has_masks:
-                area = int(_decode_masks([entry], self.size(index)).sum())
+                area = int(decode_masks([entry], self.size(index)).sum())
             annotation = {
                 "category_id": self.categories[entry.label].id,
                 "bbox": list(entry.bbox),
@@ -384,7 +393,23 @@ class BoxFiles(ObjectFiles[BoxPicture]):
             yield annotation
 
 
-def _decode_masks(objects: Sequence[Object], size: tuple[int, int]) -> Tensor:
+def check_units(boxes: Sequence[Sequence[float]], path: Path) -> None:
+    """Refuse boxes that are shares of the picture's sides.
+
+    Args:
+        boxes: all of a file or set, as x, y, width, height.
+        path: of the file, for the error.
+    """
+    ends = [(x + width, y + height) for x, y, width, height in boxes]
+    whole = all(float(number).is_integer() for box in boxes for number in box)
+    if boxes and not whole and max(max(end) for end in ends) <= 1:
+        raise BadSampleError(
+            f"{path}: all of its boxes lie within the first pixel, from 0 to 1: they seem to be shares of the "
+            "picture's width and height. Multiply them by these: boxes are in pixels."
+        )
+
+
+def decode_masks(objects: Sequence[Object], size: tuple[int, int]) -> Tensor:
     """``(N, H, W)`` uint8 of 0 and 1; every object must have a segmentation."""
     if not objects:
         return torch.zeros(0, *size, dtype=torch.uint8)
@@ -411,7 +436,7 @@ class PanopticFiles(ObjectFiles[PanopticPicture]):
         """The picture and its label map."""
         return [entry.path, entry.label_map]
 
-    def read_segments(self, picture: PanopticPicture) -> tuple[Tensor, Sequence[Segment]]:
+    def read_segments(self, picture: PanopticPicture) -> tuple[Decoded, Sequence[Segment]]:
         """The segments of a picture, and ``(H, W)`` integers: j on the j-th of them, from 1, else 0.
 
         Raises:
@@ -419,24 +444,25 @@ class PanopticFiles(ObjectFiles[PanopticPicture]):
         """
         raise NotImplementedError
 
-    def read_truth(self, picture: PanopticPicture, size: tuple[int, int]) -> dict[str, Any]:
+    def read_truth(self, picture: PanopticPicture) -> Truth:
         """``segments``, ``labels`` and ``iscrowd``."""
         numbers, segments = self.read_segments(picture)
-        if numbers.shape != size:
-            raise BadSampleError(
-                f"{picture.label_map}: is {numbers.shape[1]}x{numbers.shape[0]} pixels, but its picture "
-                f"{picture.path} is {_shown(size)}. Give them one size (resize labels with nearest neighbour), or "
-                "leave the sample out with skip_bad (--skip-bad)."
-            )
-        return {
-            "segments": tv_tensors.Mask(numbers.to(torch.int32)),
+        if picture.size and numbers.size != picture.size:
+            raise _sizes_differ(picture.label_map, numbers.size, picture.path, picture.size)
+        entries = {
+            "segments": tv_tensors.Mask(numbers.pixels.to(torch.int32)),
             "labels": torch.tensor([segment.label for segment in segments], dtype=torch.int64),
             "iscrowd": torch.tensor([segment.iscrowd for segment in segments], dtype=torch.bool),
         }
+        return Truth(entries, numbers.size, numbers.orientation)
+
+    def labels(self, entry: PanopticPicture) -> Iterable[int]:
+        """The labels of the segments, from the annotation where it lists them."""
+        segments = entry.segments or self.read_segments(entry)[1]
+        return [segment.label for segment in segments if not segment.iscrowd]
 
     def _annotations(self, index: int) -> Iterator[dict[str, Any]]:
-        truth = self.read_truth(self.entries[index], self.size(index))
-        return thing_annotations(**truth, categories=self.categories)
+        return thing_annotations(**self.read_truth(self.entries[index]).entries, categories=self.categories)
 
 
 def number_segments(stored: Tensor, segments: Sequence[Segment]) -> Tensor:

@@ -50,4 +50,5 @@ class PascalVOC(FileDataset):
         tops = (self.root, self.root / "VOC2012", self.root / "VOCdevkit" / "VOC2012")
         top = next((top for top in tops if (top / "ImageSets").is_dir()), self.root)
         for name in self.read_lines(top / "ImageSets" / "Segmentation" / f"{self.split}.txt"):
-            yield Pair(name, top / "JPEGImages" / f"{name}.jpg", top / "SegmentationClass" / f"{name}.png")
+            image = self.file(top / "JPEGImages", name, ".jpg", any_case=True)
+            yield Pair(name, image, self.file(top / "SegmentationClass", name, ".png", any_case=True))

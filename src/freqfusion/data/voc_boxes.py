@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from freqfusion.data.base import voc_colour
 from freqfusion.data.images import BadSampleError
-from freqfusion.data.objects import BoxFiles, BoxPicture, Category, Object
+from freqfusion.data.objects import BoxFiles, BoxPicture, Category, Object, check_units
 from freqfusion.data.voc import PascalVOC
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class VOCBoxes(BoxFiles):
         annotations: list[tuple[int, str, _Annotation]] = []
         for number, name in enumerate(names, 1):
             try:
-                annotations.append((number, name, self._read_xml(top / "Annotations" / f"{name}.xml")))
+                path = self.file(top / "Annotations", name, ".xml", endings=(".xml",), any_case=True)
+                annotations.append((number, name, self._read_xml(path)))
             except BadSampleError as error:
                 self.leave_out(error)
         if names and not annotations:
@@ -78,12 +79,12 @@ class VOCBoxes(BoxFiles):
             )
         pictures = []
         for number, name, found in annotations:
-            paths = [top / "JPEGImages" / f"{name}{ending}" for ending in (".jpg", ".jpeg", ".png")]
-            path = next((path for path in paths if path.is_file()), paths[0])
+            path = self.file(top / "JPEGImages", name, ".jpg", any_case=True)
             objects = tuple(
                 Object(labels[entry.name], entry.bbox, None, entry.is_difficult) for entry in found.objects
             )
             pictures.append(BoxPicture(number, name, path, found.size, objects))
+        check_units([found.bbox for picture in pictures for found in picture.objects], list_path)
         return pictures
 
     def _labels_of(self, found: set[str]) -> dict[str, int]:
@@ -107,8 +108,9 @@ class VOCBoxes(BoxFiles):
             root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise BadSampleError(
-                f"{path}: cannot be read as XML ({error}). The file is truncated, damaged or of another kind; "
-                "replace it with a good copy."
+                f"{path}: cannot be read as XML ({error}). The file is truncated, damaged, of another kind, or not "
+                "in the encoding that its first line declares (UTF-8 if none); save it as UTF-8, or replace it with "
+                "a good copy."
             ) from error
         try:
             sides = [_number(root, f"size/{key}") for key in ("height", "width")]

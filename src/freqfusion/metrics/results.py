@@ -24,6 +24,11 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_id(value: Any) -> bool:
+    """Whether it can name an image: an integer or a text."""
+    return is_whole(value) or isinstance(value, str)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a number that a float can hold."""
     return (
@@ -100,9 +105,12 @@ def check_detection(entry: Any, name: str) -> None:
     """
     if not isinstance(entry, dict):
         raise ValueError(f"{name} must be an object with image_id, category_id and so on, got {shown(entry)}")
-    for key in ("image_id", "category_id"):
-        if not is_whole(entry.get(key)):
-            raise ValueError(f"{name}: {key} must be a whole number, got {shown(entry.get(key))}")
+    if not is_id(entry.get("image_id")):
+        raise ValueError(
+            f"{name}: image_id must be a whole number or text, got {shown(entry.get('image_id'))}"
+        )
+    if not is_whole(entry.get("category_id")):
+        raise ValueError(f"{name}: category_id must be a whole number, got {shown(entry.get('category_id'))}")
     if not is_number(entry.get("score")):
         raise ValueError(f"{name}: score must be a finite number, got {shown(entry.get('score'))}")
     if "bbox" not in entry and "segmentation" not in entry:
@@ -149,7 +157,7 @@ def read_detections(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Give the JSON list of detections.")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}). Write it anew.") from error
     if not isinstance(results, list):
@@ -216,7 +224,7 @@ def _check_panoptic(entry: Any, name: str) -> None:
     """Refuse an entry of a panoptic result that the evaluator could not take."""
     if not isinstance(entry, dict) or set(entry) != {"image_id", "file_name", "segments_info"}:
         raise ValueError(f"{name} must have image_id, file_name and segments_info alone, got {shown(entry)}")
-    if not (is_whole(entry["image_id"]) or isinstance(entry["image_id"], str)):
+    if not is_id(entry["image_id"]):
         raise ValueError(f"{name}: image_id must be a whole number or text, got {shown(entry['image_id'])}")
     file_name = entry["file_name"]
     if (

@@ -4,8 +4,11 @@ Order and augmentation depend on ``(seed, epoch, index)`` alone: not on the numb
 and not on what was drawn before. So a run can start again in the middle of an epoch and go on exactly.
 """
 
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,12 +17,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from freqfusion.data import create_dataset
+from freqfusion.data import BadSampleError, create_dataset
+from freqfusion.data.base import FileDataset, SampleFiles
+from freqfusion.data.class_names import printable
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
 from freqfusion.training.rng import cpu_seed, derive_seed
 
 Sample = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+_LOOKING_SECONDS = 30.0
+"""How long the truth of a split is searched for its classes."""
 
 
 class _Samples(Dataset[Sample]):
@@ -177,6 +186,62 @@ def default_workers(cores: int) -> int:
     return 0 if cores <= 2 else min(8, cores // 2)
 
 
+def check_classes(dataset: SampleFiles[Any], trained_on: bool) -> None:
+    """Say which classes never occur in the truth of a split; pictures are not read.
+
+    Truths are looked at in a random order until each class has occurred, or for half a minute.
+
+    Args:
+        dataset: of the split.
+        trained_on: whether a network is to be trained on it.
+
+    Raises:
+        BadSampleError: for a truth that cannot be read, unless the data set leaves bad ones out.
+        ValueError: if there is nothing to be trained on: no class at all, or one class beside 255.
+    """
+    classes: tuple[str, ...] = dataset.classes  # type: ignore[attr-defined]
+    known, occurring = set(range(len(classes))), set[int]()
+
+    def look(index: int) -> set[int]:
+        try:
+            return set(dataset.labels(dataset.entries[index]))
+        except BadSampleError:
+            if not dataset.skip_bad:
+                raise
+            return set()  # it is left out, and that is said, when the sample is read
+
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    looked, until = 0, time.monotonic() + _LOOKING_SECONDS
+    pool = ThreadPoolExecutor(min(available_cores(), 16))
+    try:
+        for labels in pool.map(look, order):
+            occurring |= labels
+            looked += 1
+            if known <= occurring or time.monotonic() > until:
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+    absent = [classes[label] for label in sorted(known - occurring)]
+    if not absent:
+        return
+    split = f"{dataset.root}, split {dataset.split!r}"
+    named = ", ".join(repr(printable(name, 60)) for name in absent[:10])
+    more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+    among = f"all {looked}" if looked == len(dataset) else f"{looked} of {len(dataset)}"
+    text = f"{split}: {len(absent)} of {len(classes)} classes never occur in the truth ({among} samples looked at)"
+    text = f"{text}: {named}{more}."
+    hides = isinstance(dataset, FileDataset) and dataset.values.get(255) == 255 and 255 in occurring
+    if hides:
+        text += (
+            " The value 255 does occur, which means that there is no truth; if it is an object, as in masks of 0 and "
+            "255, store the index of its class instead."
+        )
+    found = len(known & occurring)
+    if trained_on and looked == len(dataset) and (not found or (found == 1 and hides)):
+        raise ValueError(f"{text} There is nothing to learn from such truth.")
+    _log.warning("%s", text)
+
+
 class ImageData(L.LightningDataModule):
     """What the data modules have in common; a subclass says how a split is opened and how samples are transformed.
 
@@ -187,6 +252,7 @@ class ImageData(L.LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self._datasets: dict[str, Any] = {}
+        self._checked: set[str] = set()
 
     def open(self, split: str) -> Any:
         """Open the data set of one split."""
@@ -235,9 +301,13 @@ class ImageData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data sets that the stage needs, so that what is missing is said before the work begins."""
         options = self.hparams
-        if stage == "fit":
-            self.dataset(options["train_split"])
-        self.dataset(options["test_split" if stage == "test" else "val_split"])
+        judged = options["test_split" if stage == "test" else "val_split"]
+        for split in (options["train_split"], judged) if stage == "fit" else (judged,):
+            dataset = self.dataset(split)
+            first = self.trainer is None or self.trainer.is_global_zero
+            if first and split not in self._checked and isinstance(dataset, SampleFiles):
+                check_classes(dataset, stage == "fit" and split == options["train_split"])
+            self._checked.add(split)
 
     def train_dataloader(self) -> _TrainBatches:
         split = self.hparams["train_split"]

@@ -145,7 +145,9 @@ class DetectionJudge(Judge):
         if self.files is not None and is_first_process():
             for kind in self.kinds:
                 path = with_ending(self.files, f"_{_KINDS[kind][0]}_results.json")
-                write_detections(path, self.metric.results(kind))
+                ids = {number: image_id for image_id, number in self.numbers.items()}
+                results = self.metric.results(kind)
+                write_detections(path, [{**entry, "image_id": ids[entry["image_id"]]} for entry in results])
             known = {name: curve for name, curve in curves.items() if not curve.isnan().any()}
             if known:  # else there was nothing to find
                 picture = figure_bytes(plot_precision_recall(known))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -120,7 +121,7 @@ class MaskOutput(Output):
         for index in total_counts.argsort(descending=True, stable=True).tolist():
             if total_counts[index]:
                 share = format_share(float(total_counts[index] / total_counts.sum()))
-                table.add_row(classes[index], share, str(int((every[:, index] > 0).sum())))
+                table.add_row(escape(classes[index]), share, str(int((every[:, index] > 0).sum())))
         return table
 
 
@@ -196,7 +197,9 @@ class ObjectOutput(Output):
             of_class = [(number, score) for number, found, score in rows if found == label]
             if of_class:
                 mean = f"{sum(score for _, score in of_class) / len(of_class):.3f}"
-                table.add_row(name, str(len(of_class)), str(len({number for number, _ in of_class})), mean)
+                table.add_row(
+                    escape(name), str(len(of_class)), str(len({number for number, _ in of_class})), mean
+                )
         return table
 
 
@@ -262,7 +265,9 @@ class PanopticOutput(Output):
             ]
             if of_class:
                 share = format_share(sum(area for _, area in of_class) / total)
-                table.add_row(name, str(len(of_class)), str(len({number for number, _ in of_class})), share)
+                table.add_row(
+                    escape(name), str(len(of_class)), str(len({number for number, _ in of_class})), share
+                )
         return table
 
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from freqfusion.data import BadSampleError, read_image
+from freqfusion.data.images import PICTURE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""What a folder is searched for; case does not matter."""
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 """What is read as a video."""
 
@@ -81,13 +80,13 @@ def open_source(source: str | Path, out: Path) -> Source:
     files = [
         file
         for file in sorted(found)
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in PICTURE_SUFFIXES
         and not file.name.startswith(".")
         and file.is_file()
         and results not in file.resolve().parents
     ]
     if not files:
-        raise FileNotFoundError(f"{nothing}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise FileNotFoundError(f"{nothing}; looked for {', '.join(sorted(PICTURE_SUFFIXES))}")
     if top is None:
         top = Path(os.path.commonpath([file.parent for file in files]))
     relative = [file.relative_to(top) for file in files]
