@@ -1,12 +1,12 @@
 """Measure speed and memory of operators, module and models against the released formulation."""
 
-import argparse
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
+from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,8 @@ Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion benchmark",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("benchmark", __doc__, EXAMPLE)
     parser.add_argument(
         "--ops",
         nargs="+",
@@ -49,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of inputs and weights [float32]")
-    parser.add_argument("--threads", type=int, help="of the CPU [as torch chooses]")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant [7]")
+    parser.add_argument("--threads", type=whole_number, help="of the CPU [as torch chooses]")
+    parser.add_argument("--rounds", type=whole_number, default=7, help="turns of each contestant [7]")
     parser.add_argument(
         "--compile", action="store_true", help="with torch.compile as a contestant; compiling takes minutes"
     )
@@ -68,12 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    for option in ("threads", "rounds"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            parser.error(f"--{option} must be at least 1, got {value}")
+    args = _parser().parse_args(argv)
     import torch  # with all that follows not before, so that --help is answered at once
 
     from freqfusion.analysis.cost import choose_device

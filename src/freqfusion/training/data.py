@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from freqfusion._settings import check_settings
 from freqfusion.data import create_dataset
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
@@ -204,12 +205,13 @@ class ImageData(L.LightningDataModule):
         return None
 
     def check_options(self) -> None:
-        """Refuse batch sizes that cannot be."""
-        batch, eval_batch = self.hparams["batch_size"], self.hparams["eval_batch_size"]
-        if batch < 1 or eval_batch < 1:
-            raise ValueError(
-                f"batch_size and eval_batch_size must be at least 1, got {batch} and {eval_batch}"
-            )
+        """Hold the saved hyperparameters against the table of bounds, before data are opened.
+
+        Raises:
+            ValueError: for a number out of bounds, or numbers that do not fit together.
+        """
+        self.hparams.update(check_settings("data", self.hparams))
+        self.transform("train")  # it knows which options go together
 
     def dataset(self, split: str) -> Any:
         """The data set of one split, opened once."""

@@ -75,6 +75,7 @@ class DetectionModule(ObjectTask):
         milestones = list(milestones)
         test_sizes = None if test_sizes is None else list(test_sizes)
         self.save_hyperparameters()
+        self.check_settings()
         try:
             existing = existing_network(network, network_options)
             self.network = (

@@ -102,6 +102,7 @@ class SegmentationModule(TaskModule):
             )
         scales = tuple(scales)
         self.save_hyperparameters()
+        self.check_settings()
         self.network = _create_network(network, fusion, num_classes, network_options)
         if class_weights is not None and getattr(self.network, "is_mask2former", False):
             raise ValueError(

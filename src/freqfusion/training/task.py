@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from freqfusion._settings import check_settings
 from freqfusion.checkpoints import create_host, from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
 from freqfusion.integrations import HostSegmenter, as_segmenter
@@ -167,6 +168,14 @@ class TaskModule(L.LightningModule):
         """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
         self._rng_states: list[dict[str, Any]] | None = None
         self._is_sharded = False
+
+    def check_settings(self) -> None:
+        """Hold the saved hyperparameters against the table of bounds, before the network is built.
+
+        Raises:
+            ValueError: for a number out of bounds, or numbers that do not fit together.
+        """
+        self.hparams.update(check_settings(self.task, self.hparams))
 
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
