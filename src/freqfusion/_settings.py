@@ -198,32 +198,35 @@ def _reaches(window: Any, stride: Any) -> bool:
     return all(step <= side for step, side in zip(strides, windows, strict=True))
 
 
-_RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
-    (
-        ("stride", "window"),
-        lambda stride, window: stride is None or window is not None,
-        "stride is {0}, without a window: give both or neither",
-    ),
-    (
-        ("stride", "window"),
-        lambda stride, window: stride is None or window is None or _reaches(window, stride),
-        "stride {0} is larger than the window {1}, which would leave gaps: lower it",
-    ),
-    (
-        ("class_weights",),
-        lambda weights: weights is None or any(weights),
-        "class_weights is {0}, so nothing would be learnt: give at least one class a weight above 0",
-    ),
-    *(
+def _rising(name: str) -> tuple[tuple[str, ...], Callable[..., bool], str]:
+    return (
+        (name,),
+        lambda factors: factors is None or factors[0] <= factors[1],
+        f"{name} is {{0}}, expected the smaller factor first",
+    )
+
+
+_RELATIONS: dict[str, tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...]] = {
+    "semantic": (
         (
-            (name,),
-            lambda factors: factors is None or factors[0] <= factors[1],
-            f"{name} is {{0}}, expected the smaller factor first",
-        )
-        for name in ("ratio_range", "jitter")
+            ("stride", "window"),
+            lambda stride, window: stride is None or window is not None,
+            "stride is {0}, without a window: give both or neither",
+        ),
+        (
+            ("stride", "window"),
+            lambda stride, window: stride is None or window is None or _reaches(window, stride),
+            "stride {0} is larger than the window {1}, which would leave gaps: lower it",
+        ),
+        (
+            ("class_weights",),
+            lambda weights: weights is None or any(weights),
+            "class_weights is {0}, so nothing would be learnt: give at least one class a weight above 0",
+        ),
     ),
-)
-"""Names, whether their values fit together, and what to say where they do not."""
+    "data": (_rising("ratio_range"), _rising("jitter")),
+}
+"""By group: names, whether their values fit together, and what to say where they do not."""
 
 
 def check_settings(group: str, values: Mapping[str, Any], shown: str = "{}") -> dict[str, Any]:
@@ -249,8 +252,8 @@ def check_settings(group: str, values: Mapping[str, Any], shown: str = "{}") -> 
             checked[name] = None if value is None else bound.checked(value)
         except ValueError:
             raise ValueError(f"{shown.format(name)} is {value!r}, expected {bound}") from None
-    for names, fits, message in _RELATIONS:
+    for names, fits, message in _RELATIONS.get(group, ()):
         given = [checked.get(name) for name in names]
-        if names[0] in checked and not fits(*given):
+        if not fits(*given):
             raise ValueError(shown.format(message.format(*given)))
     return checked

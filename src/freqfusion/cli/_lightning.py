@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -322,9 +323,11 @@ def _with_settings_of_run(argv: list[str]) -> list[str]:
         if folder is None or not (folder / LAST).is_file():
             if not any(word.startswith(("--config", "--task", "--model", "--data")) for word in argv):
                 where = (
-                    "the run's folder is not named: add --out" if folder is None else f"no run in {folder}"
+                    "which run? Name its folder with --out"
+                    if folder is None
+                    else f"there is no checkpoint at {folder / LAST}"
                 )
-                raise UsageError(f"{where}; to start a new one, give settings, such as --config FILE")
+                raise UsageError(f"{where}; to start a new run, give its settings, such as --config FILE")
             return argv
         settings = folder / CONFIG
     elif path is not None:
@@ -355,7 +358,7 @@ def _settings_in(content: dict[str, Any]) -> dict[str, Any]:
 def _values_of(option: str, argv: list[str]) -> list[str]:
     """All values of one option, before the parser exists."""
     values = []
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip_longest(argv, argv[1:]):
         if word == option and following is not None:
             values.append(following)
         elif word.startswith(f"{option}="):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
+from freqfusion._text import readable
 from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def _print(study: "FeatureStudy") -> None:
     for block in [*study.tables(), *study.displacement_tables()[:1]]:
         table = Table()
         for place, name in enumerate(block.header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(Text(readable(name)), justify="right" if place else "left")
         for row in block.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(readable(cell)) for cell in row))
         Console().print(table)
 
 

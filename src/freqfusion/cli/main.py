@@ -114,4 +114,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"freqfusion {name}: error: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if os.environ.get("FREQFUSION_DEBUG") or not (isinstance(error, MemoryError) or "memory" in reason):
+            raise
+        print(f"freqfusion {name}: error: there is not enough memory for that: {reason}", file=sys.stderr)
+        return 1
     return code
