@@ -52,17 +52,21 @@ class Bound(NamedTuple):
             return value
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError
-        if value == self.also:
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise ValueError from None
+        if number == self.also:
             return value
-        fits = self.least <= value <= self.most and math.isfinite(value)
-        if not fits or (self.above and value == self.least) or (self.below and value == self.most):
+        fits = self.least <= number <= self.most and math.isfinite(number)
+        if not fits or (self.above and number == self.least) or (self.below and number == self.most):
             raise ValueError
-        if self.share and isinstance(value, float) and value > 1:
+        if self.share and isinstance(value, float) and number > 1:
             raise ValueError
         if self.whole:
-            if not float(value).is_integer():
+            if not number.is_integer():
                 raise ValueError
-            return int(value)
+            return value if isinstance(value, int) else int(number)
         return value
 
     def __str__(self) -> str:
@@ -75,14 +79,9 @@ class Bound(NamedTuple):
             what = f"two {kind}s"
         else:
             what = f"{'any' if 0 in self.counts else 'one or more'} {kind}s"
-        low = f"{'above' if self.above else 'from'} {self.least:g}"
-        if math.isinf(self.most):
-            limits = low if self.above else f"of at least {self.least:g}"
-        elif self.above or self.below:
-            low = low if self.above else f"of at least {self.least:g}"
-            limits = f"{low} and {'below' if self.below else 'at most'} {self.most:g}"
-        else:
-            limits = f"{low} to {self.most:g}"
+        limits = f"{'above' if self.above else 'of at least'} {self.least:.10g}"
+        if math.isfinite(self.most):
+            limits += f" and {'below' if self.below else 'at most'} {self.most:.10g}"
         also = "" if self.also is None else f", or {self.also:g}"
         share = ", or a share of at most 1.0" if self.share else ""
         return f"{what} {limits}{f' ({self.unit})' if self.unit else ''}{also}{share}"
@@ -229,13 +228,16 @@ _RELATIONS: dict[str, tuple[tuple[tuple[str, ...], Callable[..., bool], str], ..
 """By group: names, whether their values fit together, and what to say where they do not."""
 
 
-def check_settings(group: str, values: Mapping[str, Any], shown: str = "{}") -> dict[str, Any]:
+def check_settings(
+    group: str, values: Mapping[str, Any], shown: str = "{}", *, optional: bool = True
+) -> dict[str, Any]:
     """Refuse what is out of bounds, before anything is built or written.
 
     Args:
         group: a key of :data:`BOUNDS`.
         values: settings by name; names that are not in the table are left alone.
         shown: how a name looks to the user, e.g. ``"--data.{}"``.
+        optional: whether a setting may be None.
 
     Returns:
         The settings that the table has, with whole floats (48.0) as whole numbers.
@@ -249,7 +251,7 @@ def check_settings(group: str, values: Mapping[str, Any], shown: str = "{}") -> 
             continue
         value = values[name]
         try:
-            checked[name] = None if value is None else bound.checked(value)
+            checked[name] = None if value is None and optional else bound.checked(value)
         except ValueError:
             raise ValueError(f"{shown.format(name)} is {value!r}, expected {bound}") from None
     for names, fits, message in _RELATIONS.get(group, ()):

@@ -45,8 +45,8 @@ def test_explain_knows_the_dtype(capsys):
         (["--shapes", "tiny"], 1, "there is no set of shapes 'tiny'; choose among small, "),
         (["--ops", "segnext_t", "--shapes", "one-pixel"], 1, "cannot be measured at one-pixel"),
         (["--device", "abacus"], 1, "there is no device 'abacus' here"),
-        (["--rounds", "0"], 2, "--rounds is 0, expected a whole number from 1"),
-        (["--threads", "-1"], 2, "--threads is -1, expected a whole number from 1"),
+        (["--rounds", "0"], 2, "--rounds is 0, expected a whole number of at least 1"),
+        (["--threads", "-1"], 2, "--threads is -1, expected a whole number of at least 1"),
         (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
     ],
 )

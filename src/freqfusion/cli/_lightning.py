@@ -1,9 +1,11 @@
 """What fit, validate and test share: the typed command line of module, data and trainer, and its run folder."""
 
 import argparse
+import difflib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -148,7 +150,10 @@ class CommandLine(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UsageError(" ".join(str(error).split())) from error
+            message = " ".join(str(error).split())
+            unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
+            near = difflib.get_close_matches(unknown[1], parser._option_string_actions, 1) if unknown else []
+            raise UsageError(message + (f"; did you mean {near[0]}?" if near else "")) from error
         self._check_settings()
         self.out = self._choose_out(self.config)
         self.ckpt_path = self._choose_checkpoint(self.config)
@@ -190,8 +195,10 @@ class CommandLine(LightningCLI):
             options["callbacks"] = [*options.get("callbacks", []), save_config]
         names = ("checkpoint_steps", "log_steps", "stop_at_nan") if self.command == "fit" else ()
         own = {name: self.config[name] for name in names}
-        with plain_errors():
+        try:
             return create_trainer(self.out, **own, **options)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UsageError(f"the trainer's settings: {' '.join(str(error).split())}") from error
 
     def _choose_out(self, config: Namespace) -> Path:
         if config["out"]:

@@ -76,7 +76,7 @@ class SyntheticScenes(SegmentationDataset):
     ) -> None:
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(_SPLITS)}")
-        checked = check_settings("scenes", {"length": length, "size": size, "seed": seed})
+        checked = check_settings("scenes", {"length": length, "size": size, "seed": seed}, optional=False)
         self.split = split
         self.length: int = checked["length"]
         self.size: tuple[int, int] = tuple(checked["size"])

@@ -47,7 +47,7 @@ class FiniteNumbers(Callback):
             return
         values = torch.stack([outputs["loss"].detach().float(), greatest_weight(pl_module).float()])
         # of all processes, so that these stop together
-        loss, weight = trainer.strategy.reduce(values, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        loss, weight = trainer.strategy.reduce(values, reduce_op="sum").tolist()
         if not math.isfinite(loss):
             self._tell(trainer, f"the loss is {loss}")
         elif not math.isfinite(weight):

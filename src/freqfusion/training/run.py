@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 from freqfusion._settings import check_settings
 from freqfusion.training.callbacks import ClassReport, History, RunFacts, RunProgress
@@ -57,7 +58,12 @@ def create_trainer(
     if options.get("enable_progress_bar") is not False:
         callbacks.append(RunProgress())
     plugins = [*_listed(options.pop("plugins", None)), AtomicCheckpointIO()]
-    return L.Trainer(callbacks=callbacks, plugins=plugins, **options)
+    trainer = L.Trainer(callbacks=callbacks, plugins=plugins, **options)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            raise ValueError(f"max_time is {options['max_time']!r}, expected a time above 0")
+    return trainer
 
 
 def _listed(value: Any) -> list[Any]:

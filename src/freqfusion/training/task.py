@@ -18,6 +18,8 @@ from freqfusion.training.sharded import shard
 
 PRETRAINED = "pretrained:"
 """Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
+MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError)
+"""What networks raise for options that do not fit, besides ValueError."""
 SERVED = ("backbone_weights", "encoder_weights", "pretrained", "weights", "weights_backbone")
 """Options of networks that name the weights to start from, which a checkpoint must not need any more."""
 REBUILT = "rebuilt"
@@ -57,6 +59,11 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
     if options:
         raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
     return from_pretrained(name.removeprefix(PRETRAINED)).train()
+
+
+def misfit(name: str, options: Mapping[str, Any] | None, error: Exception) -> str:
+    """What to say of options that do not fit a network."""
+    return f"network_options {options} do not fit {name!r}: {' '.join(str(error).split())}"
 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -119,8 +126,8 @@ def host_network(
     if existing is None:
         try:
             existing = create_host(name, num_classes, fusion, **settings)
-        except (KeyError, TypeError) as error:  # smp looks encoders up in a dict
-            raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error
+        except MISFITS as error:
+            raise ValueError(misfit(name, options, error)) from error
         return as_segmenter(existing, num_classes, frozen_norm=frozen_norm)
     network = as_segmenter(existing)
     if network.num_classes != num_classes:
