@@ -1,9 +1,9 @@
 """Settings that cannot be: each ends with its exit code and one line, and nothing is written."""
 
-import importlib
 import typing
 
 import pytest
+import torch
 import yaml
 
 from freqfusion._settings import BOUNDS
@@ -79,7 +79,13 @@ SEMANTIC = [
     ("--trainer.val_check_interval", "100", 1),
     ("--trainer.devices", "0", 2),
     ("--trainer.devices", "many", 2),
-    ("--trainer.accelerator", "tpu", 2),
+    ("--trainer.accelerator", "tpu", 1),
+    pytest.param(
+        "--trainer.accelerator",
+        "gpu",
+        2,
+        marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one"),
+    ),
     ("--trainer.accelerator", "meta", 2),
     ("--trainer.strategy", "nonsense", 2),
 ]
@@ -222,19 +228,16 @@ def test_every_number_of_fit_has_bounds(monkeypatch, task):
     assert seen > 35
 
 
-@pytest.mark.parametrize("command", list_commands())
+@pytest.mark.parametrize("command", sorted(set(list_commands()) - {"fit", "test", "validate"}))
 def test_every_number_of_the_other_commands_has_bounds(monkeypatch, command):
     parsers = []
-    monkeypatch.setattr(CommandParser, "parse_known_args", lambda self, *_: parsers.append(self) or 1 / 0)
-    try:
-        importlib.import_module(f"freqfusion.cli.{command}").run([])
-    except ZeroDivisionError:
-        pass
-    except SystemExit:
-        assert command == "never"
-    if command in ("fit", "test", "validate"):
-        assert not parsers
-        return
+
+    def keep(parser, *_):
+        parsers.append(parser)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(CommandParser, "parse_known_args", keep)
+    assert main([command]) == 0
     for action in parsers[0]._actions:
         if action.type in (int, float, whole_number) and not action.choices:
             assert action.dest in BOUNDS[command]
