@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,17 +59,14 @@ def test_greatest_weight():
 
 
 def test_class_names_are_text_and_no_markup(capsys):
-    class Module:
-        results = {"iou": [0.5, 0.25], "miou": 0.375}
-        classes = ("a[/]", "b\x1b[31m" + "c" * 10_000)
-        figures = {"miou": "mIoU"}
-
-        class Figure:
-            label, name, per_class, mean = "IoU", "iou", "iou", "miou"
-
-        class_figures = (Figure,)
-
-    print_results(Module, "validation")
+    figure = SimpleNamespace(label="IoU", name="iou", per_class="iou", mean="miou")
+    module = SimpleNamespace(
+        results={"iou": [0.5, 0.25], "miou": 0.375},
+        classes=("a[/]", "b\x1b[31m" + "c" * 10_000),
+        figures={"miou": "mIoU"},
+        class_figures=(figure,),
+    )
+    print_results(module, "validation")
     shown = capsys.readouterr().out
     assert "a[/]" in shown
     assert "\x1b[31m" not in shown

@@ -160,11 +160,10 @@ class _CocoFiles(ObjectFiles[P]):
             image_id, file_name = _id(entry, "id"), _file_name(entry)
             if image_id in images:
                 raise _WrongError("has an id that an image before it has")
-            height, width = entry.get("height"), entry.get("width")
-            if type(height) is not int or type(width) is not int or min(height, width) < 1:
-                raise _WrongError(
-                    f"has height {_short(height)} and width {_short(width)}, expected numbers of pixels"
-                )
+            height, width = _pixels(entry.get("height")), _pixels(entry.get("width"))
+            if height is None or width is None:
+                sides = f"height {_short(entry.get('height'))} and width {_short(entry.get('width'))}"
+                raise _WrongError(f"has {sides}, expected numbers of pixels")
             return image_id, _Image(file_name, str(PurePosixPath(file_name).with_suffix("")), (height, width))
 
         for image_id, image in self._checked("images", entries, check):
@@ -487,6 +486,12 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
 def _listed_ids(entries: list[Any]) -> set[ImageId]:
     """The ids of all images of a file, also of those that were left out."""
     return {entry["id"] for entry in entries if type(entry) is dict and type(entry.get("id")) in (int, str)}
+
+
+def _pixels(side: Any) -> int | None:
+    """A length in pixels, which some tools write as 48.0; None for anything else."""
+    whole = type(side) is int or (type(side) is float and side.is_integer())
+    return int(side) if whole and side >= 1 else None
 
 
 def _short(value: Any) -> str:
