@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+IMPORT_VARIABLE = "FREQFUSION_IMPORT"
+"""The environment variable that names the Python files and modules that the user has imported."""
+
 
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module``, which the extra ``extra`` brings.

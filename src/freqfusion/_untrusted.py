@@ -21,8 +21,6 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-IMPORT_VARIABLE = "FREQFUSION_IMPORT"
-"""The environment variable that names the Python files and modules that the user has imported."""
 START_WEIGHTS = ("backbone_weights", "encoder_weights", "pretrained", "weights", "weights_backbone")
 """Arguments of networks that say what weights they start from."""
 MAX_JSON_BYTES = 2**24

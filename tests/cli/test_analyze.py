@@ -356,8 +356,11 @@ def test_files_that_are_none(tmp_path, capsys, name, data):
         ((), "one of the arguments --checkpoint --features is required"),
         (("--features", "a.npy", "--against", "b.ckpt"), "--features takes no --against"),
         (("--checkpoint", "a.ckpt", "--classes", "b.txt"), "--classes goes with --features"),
-        (("--checkpoint", "a.ckpt", "--limit", "0"), "--limit must be at least 1"),
-        (("--checkpoint", "a.ckpt", "--pictures", "0"), "--pictures must be at least 1"),
+        (("--checkpoint", "a.ckpt", "--limit", "0"), "--limit is 0, expected a whole number of at least 1"),
+        (
+            ("--checkpoint", "a.ckpt", "--pictures", "0"),
+            "--pictures is 0, expected a whole number of at least 1",
+        ),
     ],
 )
 def test_words_that_do_not_go_together(tmp_path, capsys, words, message):

@@ -77,7 +77,7 @@ def test_a_method_of_ones_own_from_registration_to_page(extension, tmp_path, cap
     "words, message",
     [
         (["--preset", "tiny", "--methods", "bicubic"], "there is no method 'bicubic'"),
-        (["--preset", "tiny", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--preset", "tiny", "--seeds", "0"], "--seeds is 0, expected a whole number of at least 1"),
         (["--preset", "tiny", "--seed", "3"], "--seed is set for every run by the race itself"),
         (["--config", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
         (["--preset", "tiny", "--methods", "bilinear", "--trainer.max_eggs", "3"], "max_eggs"),

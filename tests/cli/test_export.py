@@ -71,9 +71,9 @@ def test_a_saved_model(tmp_path):
     "words, message",
     [
         (["--size", "8"], "'8' is not a height and a width such as 512x768"),
-        (["--size", "0x8"], "'0x8' is not a height"),
+        (["--size", "0x8"], "--size is (0, 8), expected"),
         (["--size", "9x9", "--dynamic", "2"], "dynamic=2 needs a size of multiples of 2, got 9x9"),
-        (["--size", "8x8", "--channels", "0"], "--channels must be at least 1"),
+        (["--size", "8x8", "--channels", "0"], "--channels is 0, expected a whole number of at least 1"),
         (["--size", "8x8", "--format", "torch-export", "--out", "x.onnx"], "must end in .pt2, got x.onnx"),
     ],
 )

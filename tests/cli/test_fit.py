@@ -126,6 +126,24 @@ def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, words, chang
     assert main([*argv, "--model.boundary_width", "2", "--data.eval_batch_size", "2"]) == 0  # it has ended
 
 
+def test_resume_takes_from_the_run_what_is_not_given(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    assert main(["fit", "--resume", "--out", str(own), "--trainer.max_epochs", "3"]) == 0
+    checkpoint = torch.load(own / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 9
+    assert checkpoint["hyper_parameters"]["network"] == "fpn_small"
+    assert checkpoint["hyper_parameters"]["lr"] == 1e-3
+    assert main(["fit", "--ckpt_path", str(own / "last.ckpt"), "--trainer.max_epochs", "4"]) == 0
+    assert torch.load(own / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_resume_alone_needs_a_run(tmp_path, capsys):
+    assert main(["fit", "--resume", "--out", str(tmp_path / "typo")]) == 2
+    assert f"there is no checkpoint at {tmp_path / 'typo' / 'last.ckpt'}" in capsys.readouterr().err
+    assert main(["fit", "--resume"]) == 2
+    assert "Name its folder with --out" in capsys.readouterr().err
+
+
 def test_its_own_config_judges_a_run(run, tmp_path):
     argv = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
     assert main([*argv, "--out", str(tmp_path)]) == 0

@@ -236,7 +236,7 @@ def test_bad_picture_is_named_or_left_out(tmp_path, checkpoint, capsys):
         ("foreign", "is not a"),
         ("folder", "no image in"),
         ("source", "does not exist"),
-        ("device", "--device nonsense cannot be used"),
+        ("device", "there is no device 'nonsense' here; choose one of cpu"),
         ("stride", "without a window"),
         ("score", "--score does not apply to this network's task, semantic segmentation"),
         ("inside", "the images are within the folder of the results"),

@@ -104,9 +104,12 @@ def test_texture_is_strong_inside_classes_and_some_boundaries_are_weak() -> None
     "options, words",
     [
         ({"split": "validation"}, "unknown split 'validation'; choose one of train, val, test"),
-        ({"length": -1}, "must not be negative, got -1 and 0"),
-        ({"seed": -2}, "must not be negative"),
-        ({"size": (0, 5)}, r"at least 1 pixel, got \(0, 5\)"),
+        ({"length": -1}, "length is -1, expected a whole number of at least 0"),
+        ({"seed": -2}, "seed is -2, expected"),
+        (
+            {"size": (0, 5)},
+            r"size is \(0, 5\), expected two whole numbers of at least 1",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(options: dict, words: str) -> None:

@@ -115,5 +115,5 @@ def test_objects_and_ground_truth() -> None:
 def test_wrong_arguments_are_refused_as_by_the_scenes() -> None:
     with pytest.raises(ValueError, match="unknown split 'validation'"):
         SyntheticPanoptic("validation")
-    with pytest.raises(ValueError, match="at least 1 pixel"):
+    with pytest.raises(ValueError, match="expected two whole numbers of at least 1"):
         SyntheticPanoptic("val", size=(0, 3))

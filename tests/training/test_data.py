@@ -117,7 +117,7 @@ def test_workers_do_not_change_what_comes():
 
 
 def test_wrong_settings_and_folders(tmp_path):
-    with pytest.raises(ValueError, match="must be at least 1, got 0 and 1"):
+    with pytest.raises(ValueError, match="batch_size is 0, expected a whole number of at least 1"):
         SegmentationData(batch_size=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         SegmentationData("camvid", str(tmp_path / "nowhere")).setup("fit")

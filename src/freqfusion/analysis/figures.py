@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from freqfusion._files import write_atomically
-from freqfusion.data.class_names import printable
+from freqfusion._text import readable
 
 Array = NDArray[Any]
 Picture = NDArray[np.uint8]
@@ -184,7 +184,7 @@ def legend(
             f"names, colours and shares must be of one length, got {len(names)}, {len(colours)} and "
             f"{'none' if shares is None else len(shares)}"
         )
-    names = [printable(name, NAME_LETTERS) for name in names]
+    names = [readable(name, NAME_LETTERS) for name in names]
     font = load_font(font_size)
     margin, swatch, row = font_size // 2 + 2, font_size, round(font_size * 1.6)
     room = None if height is None else (height - 2 * margin) // row
@@ -513,9 +513,7 @@ def plot_paired_bars(
         )
         axes.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=8, color=ink)
     # a dollar sign would begin a formula
-    axes.set_yticks(
-        range(len(values)), [printable(name, NAME_LETTERS).replace("$", r"\$") for name in values]
-    )
+    axes.set_yticks(range(len(values)), [readable(name, NAME_LETTERS).replace("$", r"\$") for name in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.axvline(0, color=ink, linewidth=0.8)

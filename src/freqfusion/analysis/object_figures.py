@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from freqfusion._text import readable
 from freqfusion.analysis.figures import (
     IGNORED_COLOUR,
     NAME_LETTERS,
@@ -24,7 +25,6 @@ from freqfusion.analysis.figures import (
     overlay,
     plot_curves,
 )
-from freqfusion.data.class_names import printable
 
 _DARK: Colour = (16, 16, 18)
 _LIGHT: Colour = (255, 255, 255)
@@ -157,7 +157,7 @@ def draw_objects(
                 draw.rectangle(box, outline=(*colours[index], 140), width=(line + 1) // 2)
     order = largest_first if confidences is None else np.argsort(-confidences, kind="stable").tolist()
     numbers = [""] * count if confidences is None else [f"{score:.2f}" for score in confidences]
-    shown = [printable(name, NAME_LETTERS) for name in names]
+    shown = [readable(name, NAME_LETTERS) for name in names]
     texts = [f"{shown[label]} {number}".strip() for label, number in zip(labels, numbers, strict=True)]
     tags = _Tags(width, height)
     if tags.share(texts) > _TAG_SHARE and len(set(labels.tolist())) == 1:

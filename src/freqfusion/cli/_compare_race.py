@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
@@ -98,7 +99,7 @@ def run_race(
         for column in table.columns[1:]:
             column.justify = "right"
         for row in race_page.table_rows(standings):
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
         console.print(race_page.headline(standings) + ".", highlight=False, markup=False)
         console.print(f"The page with bars, curves and pictures: {out / 'report.html'}", markup=False)
@@ -142,7 +143,7 @@ def _live_table(jobs: list[Job], seconds: float) -> Table:
         running += [f"[red]seed {job.seed} failed[/]" for job in own if job.state == "failed"]
         scores = [job.scores() for job in own if job.state == "done"]
         means = [f"{sum(column) / len(scores):.2f}" for column in zip(*scores, strict=True)] or ["", ""]
-        table.add_row(method, f"{len(scores)} of {len(own)}", ", ".join(running), *means)
+        table.add_row(Text(method), f"{len(scores)} of {len(own)}", ", ".join(running), *means)
     return table
 
 

@@ -1,19 +1,26 @@
 """What fit, validate and test share: the typed command line of module, data and trainer, and its run folder."""
 
 import argparse
+import difflib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from freqfusion._settings import check_settings
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
 from freqfusion.training.task import PRETRAINED, REBUILT, without_weights
@@ -36,6 +43,16 @@ class UsageError(Exception):
     """The command line asks for something that cannot be; the message is for the user."""
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` when training begins: a run that fails before that leaves no file."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
 class CommandLine(LightningCLI):
     """Builds ``datamodule``, ``model`` and ``trainer`` from ``--config`` files and ``--key value`` pairs.
 
@@ -48,6 +65,8 @@ class CommandLine(LightningCLI):
     def __init__(self, command: str, description: str, argv: list[str]) -> None:
         _be_quiet()
         argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
+        if command == "fit":
+            argv = _with_settings_of_run(argv)
         self.command = command
         path = _value_of("--checkpoint", argv)
         self.checkpoint = None if path is None else _read_whole(path)
@@ -56,7 +75,7 @@ class CommandLine(LightningCLI):
         super().__init__(
             module_class,
             data_class,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_callback=_SaveConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": f"freqfusion {command}",
@@ -64,6 +83,7 @@ class CommandLine(LightningCLI):
                 "description": description,
                 "formatter_class": _HelpFormatter,
                 "exit_on_error": False,
+                "allow_abbrev": False,
                 "dump_header": ["the settings of this run; give the file to --config to repeat it"],
             },
             args=argv,
@@ -106,6 +126,13 @@ class CommandLine(LightningCLI):
             parser.add_argument(
                 "--log_steps", type=int, default=50, help="Optimiser steps averaged in a row of metrics.csv."
             )
+            parser.add_argument(
+                "--stop_at_nan",
+                type=bool,
+                default=True,
+                help="End the run when the loss or a weight is no finite number any more; false goes on with a "
+                "warning.",
+            )
         else:
             for name in _OF_FIT:  # a run's config.yaml has them
                 parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -123,9 +150,24 @@ class CommandLine(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UsageError(" ".join(str(error).split())) from error
+            message = " ".join(str(error).split())
+            unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
+            near = difflib.get_close_matches(unknown[1], parser._option_string_actions, 1) if unknown else []
+            raise UsageError(message + (f"; did you mean {near[0]}?" if near else "")) from error
+        self._check_settings()
         self.out = self._choose_out(self.config)
         self.ckpt_path = self._choose_checkpoint(self.config)
+
+    def _check_settings(self) -> None:
+        """Refuse what cannot be, before anything is built or written."""
+        groups = {"trainer": "trainer", "model": self.task, "data": "data"}
+        try:
+            if self.command == "fit":
+                check_settings("fit", self.config, "--{}")
+            for name, group in groups.items():
+                check_settings(group, self.config[name].as_dict(), f"--{name}.{{}}")
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def before_instantiate_classes(self) -> None:
         if self.command == "fit" and self.ckpt_path is None and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -151,9 +193,12 @@ class CommandLine(LightningCLI):
             config["out"], config["ckpt_path"], config["resume"] = str(self.out), None, False
             save_config = self.save_config_callback(self.parser, config, **self.save_config_kwargs)
             options["callbacks"] = [*options.get("callbacks", []), save_config]
-        names = ("checkpoint_steps", "log_steps") if self.command == "fit" else ()
-        steps = {name: self.config[name] for name in names}
-        return create_trainer(self.out, **steps, **options)
+        names = ("checkpoint_steps", "log_steps", "stop_at_nan") if self.command == "fit" else ()
+        own = {name: self.config[name] for name in names}
+        try:
+            return create_trainer(self.out, **own, **options)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UsageError(f"the trainer's settings: {' '.join(str(error).split())}") from error
 
     def _choose_out(self, config: Namespace) -> Path:
         if config["out"]:
@@ -163,8 +208,7 @@ class CommandLine(LightningCLI):
             return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         if not config["config"]:
             return Path("runs", config["data.dataset"], f"{config['model.network']}_{config['model.fusion']}")
-        path = Path(str(config["config"][-1]))
-        return Path("runs") / path.parent.name / path.stem
+        return _default_out(str(config["config"][-1]))
 
     def _choose_checkpoint(self, config: Namespace) -> Path | None:
         given = config.get("checkpoint") or config["ckpt_path"]
@@ -181,12 +225,14 @@ class CommandLine(LightningCLI):
         return Path(given)
 
 
+CONFIG = "config.yaml"
+"""The settings of a run, in its folder."""
 _OUT_HELP = {
     "fit": "The run folder [runs/, then the names of the config's folder and file].",
     "validate": "Folder of the results [that of the checkpoint].",
     "test": "Folder of the results [that of the checkpoint].",
 }
-_OF_FIT = ("resume", "checkpoint_steps", "log_steps")
+_OF_FIT = ("resume", "checkpoint_steps", "log_steps", "stop_at_nan")
 """Options of ``fit`` alone."""
 _OF_JUDGING = (
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
@@ -250,21 +296,61 @@ def _changes(content: dict[str, Any], config: Namespace) -> list[str]:
 def _task_of(argv: list[str], checkpoint: dict[str, Any] | None) -> str:
     """The task that the command line, its last recipe that names one, or its checkpoint says."""
     task = task_of(checkpoint or {})
-    for index in range(len(argv)):
-        value = _value_of("--config", argv[index : index + 2])
-        if value is not None and Path(value).is_file():
-            try:
-                recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
-                raise UsageError(f"{value} is no YAML: {' '.join(str(error).split())}") from error
-            if isinstance(recipe, dict):
-                task = str(recipe.get("task", task))
+    for config in _values_of("--config", argv):
+        if Path(config).is_file():
+            task = str(_read_recipe(config).get("task", task))
     task = _value_of("--task", argv) or task
     try:
         find_task(task)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return task
+
+
+def _read_recipe(path: str) -> dict[str, Any]:
+    """The content of a recipe, without running anything in it."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
+    except (RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        held = "is empty" if recipe is None else f"holds {type(recipe).__name__} {str(recipe)[:40]!r}"
+        raise UsageError(f"{path} {held}, expected settings such as 'model:' with 'lr: 0.001' below it")
+    for group in ("model", "data", "trainer"):
+        if not isinstance(recipe.get(group, {}), dict):
+            raise UsageError(f"{path}: {group} is {str(recipe[group])[:40]!r}, expected settings below it")
+    return recipe
+
+
+def _with_settings_of_run(argv: list[str]) -> list[str]:
+    """The words of ``fit``, led by the settings of the run that it goes on with, where there is one."""
+    out, config, path = (_value_of(option, argv) for option in ("--out", "--config", "--ckpt_path"))
+    folder = Path(out) if out else None if config is None else _default_out(config)
+    if "--resume" in argv or path == "last":
+        if folder is None or not (folder / LAST).is_file():
+            if not any(word.startswith(("--config", "--task", "--model", "--data")) for word in argv):
+                where = (
+                    "which run? Name its folder with --out"
+                    if folder is None
+                    else f"there is no checkpoint at {folder / LAST}"
+                )
+                raise UsageError(f"{where}; to start a new run, give its settings, such as --config FILE")
+            return argv
+        settings = folder / CONFIG
+    elif path is not None:
+        settings = Path(path).parent / CONFIG
+        folder = folder or settings.parent
+    else:
+        return argv
+    return ["--config", str(settings), "--out", str(folder), *argv] if settings.is_file() else argv
+
+
+def _default_out(config: str) -> Path:
+    """The run folder of a recipe."""
+    path = Path(config)
+    return Path("runs") / path.parent.name / path.stem
 
 
 def _settings_in(content: dict[str, Any]) -> dict[str, Any]:
@@ -278,14 +364,20 @@ def _settings_in(content: dict[str, Any]) -> dict[str, Any]:
     return defaults
 
 
+def _values_of(option: str, argv: list[str]) -> list[str]:
+    """All values of one option, before the parser exists."""
+    values = []
+    for word, following in zip_longest(argv, argv[1:]):
+        if word == option and following is not None:
+            values.append(following)
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+    return values
+
+
 def _value_of(option: str, argv: list[str]) -> str | None:
-    """The value of one option, before the parser exists."""
-    for index, word in enumerate(argv):
-        if word == option and index + 1 < len(argv):
-            return argv[index + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
+    """The value of one option that counts, the last."""
+    return next(reversed(_values_of(option, argv)), None)
 
 
 def _be_quiet() -> None:
@@ -294,6 +386,15 @@ def _be_quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Lightning's own refusals as errors that are shown in one line."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def report_usage_error(command: str, error: UsageError) -> int:
@@ -315,5 +416,6 @@ def judge(command: str, description: str, argv: list[str]) -> int:
         return report_usage_error(command, error)
     run = getattr(line.trainer, command)
     weights = None if line.ckpt_path is None else str(line.ckpt_path)
-    run(line.model, line.datamodule, ckpt_path=weights, verbose=False)
+    with plain_errors():
+        run(line.model, line.datamodule, ckpt_path=weights, verbose=False)
     return 0

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
+from freqfusion._text import readable
+from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
     from freqfusion.analysis.feature_report import FeatureStudy
@@ -22,13 +24,8 @@ writes into the folder OUT:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion analyze",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("analyze", __doc__, EXAMPLE)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",
@@ -52,11 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes", type=Path, help="with --features: a text file with one class name a line"
     )
-    parser.add_argument("--limit", type=int, help="take only so many images, evenly spread [all]")
-    parser.add_argument("--pictures", type=int, default=6, help="images of them in the explorer [6]")
+    parser.add_argument("--limit", type=whole_number, help="take only so many images, evenly spread [all]")
+    parser.add_argument("--pictures", type=whole_number, default=6, help="images of them in the explorer [6]")
     parser.add_argument("--sites", nargs="+", metavar="PATH", help="fusions to look at [all]")
     parser.add_argument(
-        "--resize", type=int, nargs=2, metavar=("H", "W"), help="size of all images [that of the training]"
+        "--resize",
+        type=whole_number,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size of all images [that of the training]",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps [a GPU where there is one]")
     return parser
@@ -71,9 +72,6 @@ def run(argv: list[str]) -> int:
         parser.error("--features takes no --against, --data, --dataset, --split, --sites or --resize")
     if args.classes and not args.features:
         parser.error("--classes goes with --features; a data set knows its classes")
-    for name in ("limit", "pictures"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     for module in ("torchvision", "rich", "numpy", "scipy", "PIL", "matplotlib", "jinja2"):
         require(module, "train")
 
@@ -92,9 +90,9 @@ def _print(study: "FeatureStudy") -> None:
     for block in [*study.tables(), *study.displacement_tables()[:1]]:
         table = Table()
         for place, name in enumerate(block.header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(Text(readable(name)), justify="right" if place else "left")
         for row in block.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(readable(cell)) for cell in row))
         Console().print(table)
 
 

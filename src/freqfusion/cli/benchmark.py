@@ -1,6 +1,5 @@
 """Measure speed and memory of operators, module and models against the released formulation."""
 
-import argparse
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
+from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,8 @@ Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion benchmark",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("benchmark", __doc__, EXAMPLE)
     parser.add_argument(
         "--ops",
         nargs="+",
@@ -51,12 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of inputs and weights [float32]")
-    parser.add_argument("--threads", type=int, help="of the CPU [as torch chooses]")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant [7]")
+    parser.add_argument("--threads", type=whole_number, help="of the CPU [as torch chooses]")
+    parser.add_argument("--rounds", type=whole_number, default=7, help="turns of each contestant [7]")
     parser.add_argument(
         "--minutes",
         type=float,
-        default=math.inf,
         help="begin nothing more after so many, and say what is left out",
     )
     parser.add_argument(
@@ -75,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         "fpn_resnet50, unet_tf_efficientnet_lite0, mask2former_r50 [all]",
     )
     parser.add_argument(
-        "--shrink", type=int, default=1, help="train on one image so many times smaller a side, to try it [1]"
+        "--shrink",
+        type=whole_number,
+        default=1,
+        help="train on one image so many times smaller, to try it [1]",
     )
     parser.add_argument(
         "--explain", action="store_true", help="only say which backend runs and why the others cannot"
@@ -86,14 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    for option in ("threads", "rounds", "shrink"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            parser.error(f"--{option} must be at least 1, got {value}")
-    if not args.minutes > 0:
-        parser.error(f"--minutes must be positive, got {args.minutes:g}")
+    args = _parser().parse_args(argv)
     import torch  # with all that follows not before, so that --help is answered at once
 
     from freqfusion.analysis.cost import choose_device
@@ -125,7 +115,7 @@ def run(argv: list[str]) -> int:
         compiled=args.compile,
         scaling=args.scaling,
         networks=networks,
-        minutes=args.minutes,
+        minutes=args.minutes or math.inf,
         command=command,
     )
     return 0

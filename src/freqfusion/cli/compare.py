@@ -1,11 +1,11 @@
 """Race the fusion methods on one network and one data set, or tell what each costs."""
 
-import argparse
 import json
 import shlex
 from pathlib import Path
 
 from freqfusion._optional import require
+from freqfusion.cli._arguments import CommandParser, whole_number
 from freqfusion.fusion import list_fusions
 
 PRESETS = Path(__file__).parents[1] / "training" / "presets"
@@ -22,14 +22,8 @@ results.md and the pictures; each run its own folder with its log.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion compare",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", __doc__, EXAMPLE)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="recipe of the race, as for fit")
     what.add_argument(
@@ -47,11 +41,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names of `freqfusion list`, or all [all]",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method, seeds 0, 1, ... [3]")
     parser.add_argument(
-        "--leaders", type=int, metavar="N", help="only the N best of the first seed run the other seeds"
+        "--seeds", type=whole_number, default=3, help="runs of each method, seeds 0, 1, ... [3]"
     )
-    parser.add_argument("--jobs", type=int, help="runs side by side [one a GPU; without a GPU one a core]")
+    parser.add_argument(
+        "--leaders",
+        type=whole_number,
+        metavar="N",
+        help="only the N best of the first seed run the other seeds",
+    )
+    parser.add_argument(
+        "--jobs", type=whole_number, help="runs side by side [one a GPU; without a GPU one a core]"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder of the results [runs/compare/ and the recipe's name]"
     )
@@ -86,10 +87,6 @@ def run(argv: list[str]) -> int:
     for name in methods:
         if name not in known:
             parser.error(f"there is no method {name!r}; choose from: {', '.join(known)}")
-    for option in ("seeds", "leaders", "jobs"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            parser.error(f"--{option} must be at least 1, got {value}")
     out = args.out or Path("runs", "compare", "cost" if args.cost else args.preset or args.config.stem)
     if args.cost:
         if words:

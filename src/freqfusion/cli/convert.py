@@ -1,9 +1,10 @@
 """Turn an official checkpoint into a folder that freqfusion.from_pretrained loads, each tensor checked."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from freqfusion.cli._arguments import CommandParser
 
 EXAMPLE = """\
 example:
@@ -17,13 +18,8 @@ is, and the command fails. docs/convert.md lists the models that are known.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion convert",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("convert", __doc__, EXAMPLE)
     parser.add_argument(
         "file",
         type=Path,

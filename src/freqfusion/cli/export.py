@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from freqfusion.cli._arguments import CommandParser, whole_number
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,13 +24,8 @@ docs/export.md shows how to use it.
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "aotinductor": ".pt2"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion export",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("export", __doc__, EXAMPLE)
     parser.add_argument(
         "model",
         metavar="CHECKPOINT_OR_MODEL",
@@ -41,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file [onnx]")
     parser.add_argument(
         "--dynamic",
-        type=int,
+        type=whole_number,
         nargs="?",
         const=1,
         default=0,
@@ -51,14 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--opset",
-        type=int,
+        type=whole_number,
         choices=(20, 18),
         default=20,
         help="of ONNX; 18 for TensorRT, see docs/export.md [20]",
     )
     parser.add_argument("--half", action="store_true", help="float16 weights and inputs")
     parser.add_argument("--module", metavar="PATH", help="export this part, such as a detector's backbone")
-    parser.add_argument("--channels", type=int, default=3, help="of the image [3]")
+    parser.add_argument("--channels", type=whole_number, default=3, help="of the image [3]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[the model's name, here]")
     return parser
 
@@ -72,8 +69,6 @@ def run(argv: list[str]) -> int:
     from freqfusion.export import export_onnx, export_program
     from freqfusion.fusion import Fusion
 
-    if args.channels < 1:
-        raise ValueError(f"--channels must be at least 1, got {args.channels}")
     model = _load(args.model)
     if args.module is not None:
         try:
@@ -125,7 +120,7 @@ def _name(text: str) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None or "0" in match.groups():
+    match = re.fullmatch(r"(\d+)(?:\.0+)?x(\d+)(?:\.0+)?", text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width such as 512x768")
     return int(match[1]), int(match[2])

@@ -10,8 +10,8 @@ example:
 
 Every setting of the recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
 --skip-bad (short for --data.skip_bad true) leaves out broken samples with a warning.
-The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop the same
-line with --resume goes on exactly where last.ckpt stood.
+The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop
+freqfusion fit --resume --out RUN goes on exactly where last.ckpt stood, with the settings of the run.
 """
 
 
@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision", "rich", "matplotlib"):
         require(module, "train")
-    from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
+    from freqfusion.cli._lightning import CommandLine, UsageError, plain_errors, report_usage_error
     from freqfusion.training.checkpoints import BEST, LAST
 
     try:
@@ -35,9 +35,10 @@ def run(argv: list[str]) -> int:
             flush=True,
         )
     try:
-        trainer.fit(
-            line.model, line.datamodule, ckpt_path=None if line.ckpt_path is None else str(line.ckpt_path)
-        )
+        with plain_errors():
+            trainer.fit(
+                line.model, line.datamodule, ckpt_path=None if line.ckpt_path is None else str(line.ckpt_path)
+            )
     except SystemExit:  # Lightning's answer to Ctrl-C
         last = line.out / LAST
         if trainer.is_global_zero:

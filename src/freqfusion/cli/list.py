@@ -1,7 +1,6 @@
 """List the fusion methods: guided or not, parameters at 256 channels, paper."""
 
-import argparse
-
+from freqfusion.cli._arguments import CommandParser
 from freqfusion.fusion import describe_fusions
 
 EXAMPLE = """\
@@ -14,12 +13,7 @@ A name of the list goes to --model.fusion of fit, or to freqfusion.create_fusion
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    argparse.ArgumentParser(
-        prog="freqfusion list",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(argv)
+    CommandParser("list", __doc__, EXAMPLE).parse_args(argv)
     print(f"{'name':<14} {'guided':<7} {'parameters':>10}  paper")
     for line in describe_fusions():
         guided = "yes" if line.guided else "no"

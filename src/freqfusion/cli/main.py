@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from freqfusion._untrusted import IMPORT_VARIABLE
+from freqfusion._optional import IMPORT_VARIABLE
 
 
 def list_commands() -> dict[str, str]:
@@ -124,5 +124,11 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FREQFUSION_DEBUG"):
             raise
         print(f"freqfusion {name}: error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if os.environ.get("FREQFUSION_DEBUG") or not (isinstance(error, MemoryError) or "memory" in reason):
+            raise
+        print(f"freqfusion {name}: error: there is not enough memory for that: {reason}", file=sys.stderr)
         return 1
     return code

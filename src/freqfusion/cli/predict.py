@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from freqfusion._optional import require
+from freqfusion._settings import check_settings
+from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +43,8 @@ of panoptic segmentation,
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion predict",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("predict", __doc__, EXAMPLE)
     parser.add_argument("source", metavar="SOURCE", help="image, folder, pattern or video; see below")
     parser.add_argument("--checkpoint", type=Path, required=True, help="of the trained network; see below")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -57,10 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     semantic = parser.add_argument_group("semantic segmentation")
     semantic.add_argument(
         "--window",
-        type=int,
+        type=whole_number,
         help="side of a sliding window, pixels; overlaps are averaged [as evaluated in training]",
     )
-    semantic.add_argument("--stride", type=int, help="step of the window, pixels [two thirds of it]")
+    semantic.add_argument("--stride", type=whole_number, help="step of the window, pixels [two thirds of it]")
     semantic.add_argument(
         "--scales",
         type=float,
@@ -73,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     objects.add_argument(
         "--sizes",
-        type=int,
+        type=whole_number,
         nargs="+",
         help="merge what is found with the images' shorter side resized to these lengths [as in training]",
     )
@@ -157,8 +154,6 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
         settings = {"resize": module.data_options.get("resize"), **_inference_settings(args, trained)}
         return MaskOutput(cast("SegmentationModule", module), args.out, settings, args.checkpoint)
     _refuse(args, ("window", "stride", "scales"), "objects and segments")
-    if min(args.sizes or [1]) < 1:
-        raise ValueError(f"--sizes are lengths in pixels, at least 1, got {min(args.sizes)}")
     if module.task == "masks":
         _refuse(args, ("flip",), "mask classification")
         if len(args.sizes or ()) > 1:
@@ -170,10 +165,7 @@ def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
     if "pq" in module.figures:
         _refuse(args, ("score",), "panoptic segmentation")
         return PanopticOutput(module, args.out, trained["things"])
-    score = 0.5 if args.score is None else args.score
-    if not 0 <= score <= 1:
-        raise ValueError(f"--score must be from 0 to 1, got {score:g}")
-    return ObjectOutput(module, args.out, score)
+    return ObjectOutput(module, args.out, 0.5 if args.score is None else args.score)
 
 
 def _refuse(args: argparse.Namespace, options: tuple[str, ...], task: str) -> None:
@@ -186,23 +178,20 @@ def _refuse(args: argparse.Namespace, options: tuple[str, ...], task: str) -> No
 def _inference_settings(args: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the command line, else those with which the network was judged in training."""
     own_window = args.window is not None
-    return {
+    settings = {
         "window": args.window if own_window else trained["window"],
         "stride": args.stride if own_window or args.stride is not None else trained["stride"],
         "scales": args.scales or trained["scales"],
-        "flip": args.flip or trained["flip_test"],
     }
+    check_settings("semantic", settings)
+    return {**settings, "flip": args.flip or trained["flip_test"]}
 
 
 def _device(name: str) -> "torch.device":
     import torch
 
+    from freqfusion.analysis.cost import choose_device
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
-    return device
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device(name)

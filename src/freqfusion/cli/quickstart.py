@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from freqfusion._optional import require
+from freqfusion.cli._arguments import CommandParser, whole_number
 
 EXAMPLE = """\
 example:
@@ -16,29 +17,21 @@ again. Runs on the CPU; the minutes hold for about two cores.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="freqfusion quickstart",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("quickstart", __doc__, EXAMPLE)
     parser.add_argument("--minutes", type=float, default=4.0, help="length of both trainings together [4]")
     parser.add_argument(
         "--out", type=Path, default=Path("quickstart"), help="folder of the results [quickstart]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and the first weights [0]")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="of the scenes and the first weights [0]"
+    )
     return parser
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if not 0 < args.minutes <= 1440:
-        parser.error(f"--minutes must be above 0 and at most 1440, got {args.minutes:g}")
-    if args.seed < 0:
-        parser.error(f"--seed must not be negative, got {args.seed}")
+    args = _parser().parse_args(argv)
     for module in (
         "torchvision",
         "lightning",

@@ -1,7 +1,8 @@
 """List the places in a model where coarse features meet fine ones, and what an upgrade would add."""
 
-import argparse
 from typing import TYPE_CHECKING
+
+from freqfusion.cli._arguments import CommandParser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,12 +20,7 @@ The model is built with random weights; nothing is downloaded. In Python: freqfu
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="freqfusion sites",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("sites", __doc__, EXAMPLE)
     parser.add_argument(
         "model",
         metavar="MODEL",

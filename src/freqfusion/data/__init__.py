@@ -4,6 +4,7 @@ The readers load on first use, so that importing this package needs torch alone.
 """
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +174,18 @@ def _create(
     if name not in datasets:
         raise ValueError(f"unknown dataset {name!r}; known are {', '.join(sorted(datasets))}")
     dataset = __getattr__(datasets[name])
-    if name.startswith("synthetic"):
-        return dataset(split, **options)
-    if root is None:
-        raise ValueError(f"dataset {name!r} is read from files: give its folder as root. {dataset.layout}")
-    return dataset(root, split, skip_bad=skip_bad, **options)
+    known = [key for key in signature(dataset).parameters if key not in ("root", "split", "skip_bad")]
+    unknown = [str(key) for key in options if key not in known]
+    if unknown:
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise ValueError(f"dataset {name!r} has no option {', '.join(unknown)}; {takes}")
+    try:
+        if name.startswith("synthetic"):
+            return dataset(split, **options)
+        if root is None:
+            raise ValueError(
+                f"dataset {name!r} is read from files: give its folder as root. {dataset.layout}"
+            )
+        return dataset(root, split, skip_bad=skip_bad, **options)
+    except TypeError as error:
+        raise ValueError(f"the options {options} do not fit the dataset {name!r}: {error}") from error

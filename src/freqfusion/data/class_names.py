@@ -66,18 +66,3 @@ CITYSCAPES_LABELS = (
 Cityscapes dataset for semantic urban scene understanding", CVPR 2016, and the benchmark's label table)."""
 CITYSCAPES = tuple(name for _, name, _ in CITYSCAPES_LABELS)
 """The 19 by train id."""
-
-
-def printable(name: str, letters: int | None = None) -> str:
-    r"""A name with its control characters escaped: pictures, tables and terminals cannot take them.
-
-    Args:
-        name: of a class.
-        letters: how many the result may have; longer ones are cut.
-
-    Example:
-        >>> printable("a\x1b[31m"), printable("a very long name", letters=9)
-        ('a\\x1b[31m', 'a very l…')
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return text if letters is None or len(text) <= letters else text[: letters - 1] + "…"

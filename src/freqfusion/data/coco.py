@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from freqfusion._rle import run_lengths
+from freqfusion._text import readable
 from freqfusion.data.base import voc_colour
-from freqfusion.data.class_names import printable
 from freqfusion.data.images import BadSampleError, Decoded, decode_image
 from freqfusion.data.objects import (
     BoxFiles,
@@ -152,7 +152,7 @@ class _CocoFiles(ObjectFiles[P]):
         return tuple(
             Category(
                 category_id,
-                printable(entry["name"]) + (f" (id {category_id})" if times[entry["name"]] > 1 else ""),
+                readable(entry["name"], None) + (f" (id {category_id})" if times[entry["name"]] > 1 else ""),
                 bool(entry.get("isthing", 1)),
                 _colour(entry.get("color")) or voc_colour(number),
             )
@@ -166,15 +166,11 @@ class _CocoFiles(ObjectFiles[P]):
             image_id, file_name = _id(entry, "id"), _file_name(entry)
             if image_id in images:
                 raise _WrongError("has an id that an image before it has")
-            sides: list[Any] = [entry.get("height"), entry.get("width")]
-            if not all(
-                type(side) in (int, float) and 1 <= side < _FAR and side == int(side) for side in sides
-            ):
-                raise _WrongError(
-                    f"has height {_short(sides[0])} and width {_short(sides[1])}, expected whole numbers of pixels"
-                )
-            size = int(sides[0]), int(sides[1])
-            return image_id, _Image(file_name, str(PurePosixPath(file_name).with_suffix("")), size)
+            height, width = _pixels(entry.get("height")), _pixels(entry.get("width"))
+            if height is None or width is None:
+                sides = f"height {_short(entry.get('height'))} and width {_short(entry.get('width'))}"
+                raise _WrongError(f"has {sides}, expected whole numbers of pixels")
+            return image_id, _Image(file_name, str(PurePosixPath(file_name).with_suffix("")), (height, width))
 
         for image_id, image in self._checked("images", entries, check):
             images[image_id] = image
@@ -516,6 +512,12 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
 def _listed_ids(entries: list[Any]) -> set[ImageId]:
     """The ids of all images of a file, also of those that were left out."""
     return {entry["id"] for entry in entries if type(entry) is dict and type(entry.get("id")) in (int, str)}
+
+
+def _pixels(side: Any) -> int | None:
+    """A length in pixels, which some tools write as 48.0; None for anything else."""
+    whole = type(side) is int or (type(side) is float and side.is_integer())
+    return int(side) if whole and 1 <= side < _FAR else None
 
 
 def _short(value: Any) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from freqfusion._text import readable
 from freqfusion.data.base import FileDataset, Pair, Palette, voc_colour
-from freqfusion.data.class_names import printable
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ImageFolder(FileDataset):
             colour = tuple(int(part) for part in match.groups()[1:]) if match else voc_colour(index)
             if max(colour) > 255:
                 raise ValueError(f"{path}: the colour in {line!r} must be three numbers from 0 to 255")
-            names.append(printable(match[1] if match else line))
+            names.append(readable(match[1] if match else line, None))
             colours.append((colour[0], colour[1], colour[2]))
         if not 2 <= len(names) <= 255:
             raise ValueError(

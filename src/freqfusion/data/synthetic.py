@@ -9,6 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from freqfusion._settings import check_settings
 from freqfusion.data.base import Palette, Sample, SegmentationDataset
 from freqfusion.data.objects import Category, ObjectDataset, thing_annotations
 
@@ -75,14 +76,11 @@ class SyntheticScenes(SegmentationDataset):
     ) -> None:
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(_SPLITS)}")
-        if length < 0 or seed < 0:
-            raise ValueError(f"length and seed must not be negative, got {length} and {seed}")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be height and width of at least 1 pixel, got {size}")
+        checked = check_settings("scenes", {"length": length, "size": size, "seed": seed}, optional=False)
         self.split = split
-        self.length = length
-        self.size = (size[0], size[1])
-        self.seed = seed
+        self.length: int = checked["length"]
+        self.size: tuple[int, int] = tuple(checked["size"])
+        self.seed: int = checked["seed"]
 
     def __len__(self) -> int:
         return self.length

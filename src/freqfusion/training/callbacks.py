@@ -15,10 +15,12 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 import freqfusion
 from freqfusion._files import write_atomically
+from freqfusion._text import readable
 
 FACTS = "run.json"
 HISTORY = "metrics.csv"
@@ -37,7 +39,7 @@ class RunFacts(Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         device = pl_module.device
@@ -243,7 +245,7 @@ def print_results(module: Any, title: str) -> None:
         table.add_column(figure.label, justify="right")
     columns = [results[figure.per_class] for figure in module.class_figures]
     for name, *values in zip(module.classes, *columns, strict=True):
-        table.add_row(name, *map(_percent, values))
+        table.add_row(Text(readable(name)), *map(_percent, values))
     table.add_section()
     table.add_row("mean", *(_percent(results[figure.mean]) for figure in module.class_figures))
     console = Console()

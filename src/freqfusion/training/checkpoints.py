@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anything in them."""
 
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -11,7 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from freqfusion._untrusted import IMPORT_VARIABLE, building, check_plain
+from freqfusion._optional import IMPORT_VARIABLE
+from freqfusion._untrusted import building, check_plain
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
@@ -20,6 +22,7 @@ from freqfusion.integrations.spec import ModelSpec, check_spec
 from freqfusion.models import RCNN, PanopticFPN, Segmenter
 from freqfusion.models.weights import load_plain
 from freqfusion.training.detection import DetectionModule
+from freqfusion.training.finite import greatest_weight
 from freqfusion.training.masks import MaskModule
 from freqfusion.training.module import SegmentationModule
 from freqfusion.training.task import PRETRAINED, REBUILT, TaskModule, compare_states
@@ -225,7 +228,8 @@ class Checkpoints(Checkpoint):
         self.folder, self.every_steps = Path(folder), every_steps
         self.best_score: float | None = None
         self._step = 0
-        self._saved_step = 0
+        self.saved_step = 0
+        """The optimiser step that ``last.ckpt`` holds."""
 
     @property
     def last(self) -> Path:
@@ -244,7 +248,7 @@ class Checkpoints(Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = self._saved_step = trainer.global_step
+        self._step = self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         # Only right after a step: gradients that are still being accumulated are in no file.
@@ -257,20 +261,32 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         score = trainer.callback_metrics.get(f"val_{pl_module.headline[0]}")
-        if score is not None and (self.best_score is None or float(score) > self.best_score):
+        before = self.best_score
+        # A score of NaN, where no class occurs, is the best only until there is a number.
+        if score is not None and (before is None or math.isnan(before) or float(score) > before):
             self.best_score = float(score)
             # Before last.ckpt, which knows of this score: a run that goes on from there must find the file.
-            trainer.save_checkpoint(self.best, weights_only=False)
+            if not self._save(trainer, self.best):
+                self.best_score = before
         if trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step != self._saved_step:
+        if trainer.global_step != self.saved_step:
             self._save_last(trainer)
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.last, weights_only=False)
+        if self._save(trainer, self.last):
+            self.saved_step = trainer.global_step
+
+    @staticmethod
+    def _save(trainer: L.Trainer, path: Path) -> bool:
+        """Write a checkpoint unless the weights are no numbers any more, which would take the place of good ones."""
+        greatest = greatest_weight(trainer.lightning_module)
+        if not math.isfinite(trainer.strategy.reduce(greatest, reduce_op="sum")):
+            return False
+        trainer.save_checkpoint(path, weights_only=False)
+        return True
 
     @staticmethod
     def _validation_follows(trainer: L.Trainer) -> bool:

@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from freqfusion._settings import check_settings
+from freqfusion._text import readable
 from freqfusion.data import BadSampleError, create_dataset
 from freqfusion.data.base import FileDataset, SampleFiles
-from freqfusion.data.class_names import printable
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
 from freqfusion.training.rng import cpu_seed, derive_seed
@@ -225,7 +226,7 @@ def check_classes(dataset: SampleFiles[Any], trained_on: bool) -> None:
     if not absent:
         return
     split = f"{dataset.root}, split {dataset.split!r}"
-    named = ", ".join(repr(printable(name, 60)) for name in absent[:10])
+    named = ", ".join(repr(readable(name)) for name in absent[:10])
     more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
     among = f"all {looked}" if looked == len(dataset) else f"{looked} of {len(dataset)}"
     text = f"{split}: {len(absent)} of {len(classes)} classes never occur in the truth ({among} samples looked at)"
@@ -270,12 +271,13 @@ class ImageData(L.LightningDataModule):
         return None
 
     def check_options(self) -> None:
-        """Refuse batch sizes that cannot be."""
-        batch, eval_batch = self.hparams["batch_size"], self.hparams["eval_batch_size"]
-        if batch < 1 or eval_batch < 1:
-            raise ValueError(
-                f"batch_size and eval_batch_size must be at least 1, got {batch} and {eval_batch}"
-            )
+        """Hold the saved hyperparameters against the table of bounds, before data are opened.
+
+        Raises:
+            ValueError: for a number out of bounds, or numbers that do not fit together.
+        """
+        self.hparams.update(check_settings("data", self.hparams))
+        self.transform("train")  # it knows which options go together
 
     def dataset(self, split: str) -> Any:
         """The data set of one split, opened once."""

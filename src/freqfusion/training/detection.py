@@ -16,7 +16,7 @@ from freqfusion.training.judges import DetectionJudge, PanopticJudge
 from freqfusion.training.object_task import ObjectTask
 from freqfusion.training.objects import training_target
 from freqfusion.training.schedule import steps_with_warmup
-from freqfusion.training.task import existing_network, warn_of_warmup
+from freqfusion.training.task import MISFITS, existing_network, misfit, warn_of_warmup
 
 
 class DetectionModule(ObjectTask):
@@ -75,6 +75,7 @@ class DetectionModule(ObjectTask):
         milestones = list(milestones)
         test_sizes = None if test_sizes is None else list(test_sizes)
         self.save_hyperparameters()
+        self.check_settings()
         try:
             existing = existing_network(network, network_options)
             self.network = (
@@ -84,8 +85,8 @@ class DetectionModule(ObjectTask):
                 if existing is None
                 else existing
             )
-        except TypeError as error:
-            raise ValueError(f"the options {network_options} do not fit {network!r}: {error}") from error
+        except MISFITS as error:
+            raise ValueError(misfit(network, network_options, error)) from error
         if existing is not None:
             _check_existing(existing, num_classes, things)
         panoptic = isinstance(self.network, PanopticFPN)

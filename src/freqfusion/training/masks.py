@@ -69,6 +69,7 @@ class MaskModule(ObjectTask):
         super().__init__(num_classes, things)
         things, milestones = self.things, list(milestones)
         self.save_hyperparameters()
+        self.check_settings()
         existing = existing_network(network, network_options)
         self.network = host_network(network, num_classes, fusion, network_options, existing)
         if not self.network.is_mask2former:

@@ -15,7 +15,7 @@ from freqfusion.models import Segmenter, create_model
 from freqfusion.models.inference import fitting_size, predict_logits
 from freqfusion.training.rng import fixed_randomness
 from freqfusion.training.schedule import adamw_with_schedule
-from freqfusion.training.task import ClassFigure, TaskModule, existing_network, host_network
+from freqfusion.training.task import MISFITS, ClassFigure, TaskModule, existing_network, host_network, misfit
 
 IGNORE_INDEX = 255
 BINARY_FIGURES = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
@@ -102,6 +102,7 @@ class SegmentationModule(TaskModule):
             )
         scales = tuple(scales)
         self.save_hyperparameters()
+        self.check_settings()
         self.network = _create_network(network, fusion, num_classes, network_options)
         if class_weights is not None and getattr(self.network, "is_mask2former", False):
             raise ValueError(
@@ -230,5 +231,5 @@ def _create_network(name: str, fusion: str, num_classes: int, options: dict[str,
         return existing
     try:
         return create_model(name, num_classes, fusion=fusion, **(options or {}))
-    except TypeError as error:
-        raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error
+    except MISFITS as error:
+        raise ValueError(misfit(name, options, error)) from error

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
+from freqfusion._text import readable
 from freqfusion.analysis.figures import (
     beside,
     colour_mask,
@@ -121,7 +122,7 @@ class MaskOutput(Output):
         for index in total_counts.argsort(descending=True, stable=True).tolist():
             if total_counts[index]:
                 share = format_share(float(total_counts[index] / total_counts.sum()))
-                table.add_row(escape(classes[index]), share, str(int((every[:, index] > 0).sum())))
+                table.add_row(Text(readable(classes[index])), share, str(int((every[:, index] > 0).sum())))
         return table
 
 
@@ -197,9 +198,8 @@ class ObjectOutput(Output):
             of_class = [(number, score) for number, found, score in rows if found == label]
             if of_class:
                 mean = f"{sum(score for _, score in of_class) / len(of_class):.3f}"
-                table.add_row(
-                    escape(name), str(len(of_class)), str(len({number for number, _ in of_class})), mean
-                )
+                images = len({number for number, _ in of_class})
+                table.add_row(Text(readable(name)), str(len(of_class)), str(images), mean)
         return table
 
 
@@ -265,9 +265,8 @@ class PanopticOutput(Output):
             ]
             if of_class:
                 share = format_share(sum(area for _, area in of_class) / total)
-                table.add_row(
-                    escape(name), str(len(of_class)), str(len({number for number, _ in of_class})), share
-                )
+                images = len({number for number, _ in of_class})
+                table.add_row(Text(readable(name)), str(len(of_class)), str(images), share)
         return table
 
 

@@ -4,13 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
+from freqfusion._settings import check_settings
 from freqfusion.training.callbacks import ClassReport, History, RunFacts, RunProgress
 from freqfusion.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from freqfusion.training.finite import FiniteNumbers
 
 
 def create_trainer(
-    out: str | Path, checkpoint_steps: int = 500, log_steps: int = 50, **options: Any
+    out: str | Path,
+    checkpoint_steps: int = 500,
+    log_steps: int = 50,
+    stop_at_nan: bool = True,
+    **options: Any,
 ) -> L.Trainer:
     """A Lightning trainer that writes a run folder.
 
@@ -21,8 +28,15 @@ def create_trainer(
         out: The run folder; made where it is missing.
         checkpoint_steps: Optimiser steps between two of ``last.ckpt``.
         log_steps: Optimiser steps over which the training loss is averaged into one row of ``metrics.csv``.
+        stop_at_nan: End the run when the loss or a weight is no finite number any more; ``last.ckpt`` is then of
+            before.
         **options: Further arguments of ``lightning.Trainer``; callbacks and plugins are added to ours.
+
+    Raises:
+        ValueError: for a number out of bounds.
     """
+    check_settings("fit", {"checkpoint_steps": checkpoint_steps, "log_steps": log_steps})
+    check_settings("trainer", options)
     options = {
         "default_root_dir": str(out),
         "logger": False,
@@ -36,12 +50,20 @@ def create_trainer(
         History(out, log_steps),
         ClassReport(out),
     ]
+    checkpoints = None
     if options.get("enable_checkpointing") is not False:
-        callbacks.append(Checkpoints(out, checkpoint_steps))
+        checkpoints = Checkpoints(out, checkpoint_steps)
+        callbacks.append(checkpoints)
+    callbacks.append(FiniteNumbers(checkpoints, stop_at_nan))
     if options.get("enable_progress_bar") is not False:
         callbacks.append(RunProgress())
     plugins = [*_listed(options.pop("plugins", None)), AtomicCheckpointIO()]
-    return L.Trainer(callbacks=callbacks, plugins=plugins, **options)
+    trainer = L.Trainer(callbacks=callbacks, plugins=plugins, **options)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            raise ValueError(f"max_time is {options['max_time']!r}, expected a time above 0")
+    return trainer
 
 
 def _listed(value: Any) -> list[Any]:

@@ -57,8 +57,10 @@ def open_source(source: str | Path, out: Path) -> Source:
     Raises:
         FileNotFoundError: if nothing is there.
         ImportError: for a video, if neither PyAV nor OpenCV is installed.
-        ValueError: if ``source`` is a folder within ``out``.
+        ValueError: if ``source`` is empty or a folder within ``out``.
     """
+    if not str(source).strip():  # would be the working directory
+        raise ValueError("no source is named: give an image, a video, a folder or a pattern")
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from freqfusion._settings import check_settings
 from freqfusion._untrusted import START_WEIGHTS, without_outside
 from freqfusion.checkpoints import create_host, from_pretrained
 from freqfusion.checkpoints.pretrained import describe_model, rebuild_model
@@ -19,6 +20,8 @@ from freqfusion.training.sharded import shard
 
 PRETRAINED = "pretrained:"
 """Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
+MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError)
+"""What networks raise for options that do not fit, besides ValueError."""
 REBUILT = "rebuilt"
 """The name, in a checkpoint, of a network that was not made by its name; its options say how it was made."""
 
@@ -56,6 +59,11 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
     if options:
         raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
     return from_pretrained(name.removeprefix(PRETRAINED)).train()
+
+
+def misfit(name: str, options: Mapping[str, Any] | None, error: Exception) -> str:
+    """What to say of options that do not fit a network."""
+    return f"network_options {options} do not fit {name!r}: {' '.join(str(error).split())}"
 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -133,8 +141,8 @@ def host_network(
     if existing is None:
         try:
             existing = create_host(name, num_classes, fusion, **settings)
-        except (KeyError, TypeError) as error:  # smp looks encoders up in a dict
-            raise ValueError(f"network_options {options} do not fit {name!r}: {error}") from error
+        except MISFITS as error:
+            raise ValueError(misfit(name, options, error)) from error
         return as_segmenter(existing, num_classes, frozen_norm=frozen_norm)
     network = as_segmenter(existing)
     if network.num_classes != num_classes:
@@ -193,6 +201,14 @@ class TaskModule(L.LightningModule):
         if not name.startswith(("torchvision:", "transformers:")):
             return False
         return any({**ModelSpec.parse(name).arguments, **options}.get(key) for key in START_WEIGHTS)
+
+    def check_settings(self) -> None:
+        """Hold the saved hyperparameters against the table of bounds, before the network is built.
+
+        Raises:
+            ValueError: for a number out of bounds, or numbers that do not fit together.
+        """
+        self.hparams.update(check_settings(self.task, self.hparams))
 
     def setup(self, stage: str) -> None:
         if (
