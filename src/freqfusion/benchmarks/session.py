@@ -23,7 +23,7 @@ from freqfusion.ops import available_backends
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDTH = 98
+WIDTH = 104
 """Columns of the widest table."""
 
 
