@@ -287,13 +287,25 @@ struct ResampleOffsetGradient : Sampler<X, A> {
     const X* const incoming = at<X>(grad, b, g * this->channels, row, column);
     const i64 right = positions.right[place];
     const A wx = positions.weight_x[place], wy = positions.weight_y[place];
-    partition<A, kLanes<A>>(0, this->channels, [&](auto lanes, i64 c) {
+    constexpr int L = kLanes<A>;
+    auto terms = [&](auto lanes, i64 c, auto* along_x, auto* along_y) {
       constexpr int N = lanes.value;
       using V = Lanes<A, N>;
       const V a = load<A, N>(upper + c), o = load<A, N>(upper + right + c);
       const V l = load<A, N>(lower + c), m = load<A, N>(lower + right + c), in = load<A, N>(incoming + c);
-      *sum_x += sum<A, N>(in * ((o - a) * (1 - wy) + (m - l) * wy));
-      *sum_y += sum<A, N>(in * ((l - a) * (1 - wx) + (m - o) * wx));
+      *along_x += in * ((o - a) * (1 - wy) + (m - l) * wy);
+      *along_y += in * ((l - a) * (1 - wx) + (m - o) * wx);
+    };
+    Lanes<A, L> along_x = {}, along_y = {};
+    i64 c = 0;
+    for (; c + L <= this->channels; c += L) terms(Constant<L>(), c, &along_x, &along_y);
+    *sum_x += sum<A, L>(along_x);
+    *sum_y += sum<A, L>(along_y);
+    partition<A, L>(c, this->channels, [&](auto lanes, i64 c) {
+      Lanes<A, lanes.value> rest_x = {}, rest_y = {};
+      terms(lanes, c, &rest_x, &rest_y);
+      *sum_x += sum<A, lanes.value>(rest_x);
+      *sum_y += sum<A, lanes.value>(rest_y);
     });
   }
 };
