@@ -44,18 +44,20 @@ def assert_matches(
     shape: tuple[int, ...],
     position_error: float = 0.0,
 ) -> None:
-    """Result and gradients of both layouts against the oracle in float64."""
+    """Result and gradients against the oracle in float64: both layouts of ``x``, and of the other maps beside it."""
     cotangent = torch.randn(shape, dtype=torch.float64)
     exact = values_and_gradients(oracle, tuple(tensor.double() for tensor in inputs), cotangent)
-    for layout in (torch.contiguous_format, CHANNELS_LAST):
+    plain = torch.contiguous_format
+    for layout, beside in ((plain, plain), (CHANNELS_LAST, plain), (CHANNELS_LAST, CHANNELS_LAST)):
         x, *rest = inputs
-        placed = (x.contiguous(memory_format=layout), *rest)
+        others = (tensor.contiguous(memory_format=beside) for tensor in rest)
+        placed = (x.contiguous(memory_format=layout), *others)
         actual = values_and_gradients(fast, placed, cotangent.contiguous(memory_format=layout))
         for name, value, expected in zip(("out", "grad 0", "grad 1"), actual, exact, strict=False):
             tolerance = TOLERANCE[x.dtype]
             if x.dtype != torch.float64:
                 tolerance = max(tolerance, position_error)
-            assert_close(f"{name} {layout}", value, expected, tolerance)
+            assert_close(f"{name} {layout} {beside}", value, expected, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -68,6 +70,7 @@ def assert_matches(
         (5, 1, (2, 9), (4, 17), 3),  # as from a map that was halved with rounding up
         (9, 1, (6, 20), (12, 40), 5),
         (25, 1, (4, 18), (8, 36), 5),
+        (48, 1, (3, 19), (6, 38), 5),
         (37, 1, (3, 5), (3, 5), 3),
         (64, 2, (5, 17), (10, 34), 3),
         (34, 2, (7, 6), (7, 6), 7),
@@ -123,6 +126,7 @@ def test_local_similarity(
         (4, 2, (1, 5), (2, 9), (1, 3)),
         (64, 4, (10, 12), (10, 12), (5, 6)),
         (37, 1, (6, 7), (11, 13), None),
+        (58, 2, (6, 7), (11, 13), None),  # 29 channels: vectors of every width
         (40, 2, (3, 530), (5, 600), (2, 300)),  # several blocks of columns and of channels
     ],
 )

@@ -503,19 +503,17 @@ struct GradientRows : Tiling<A> {
 
 // Calls body(width, count, c) for vectors `count * width` channels wide that cover [0, channels); remainders
 // are covered by narrower ones, the last of which may overlap its neighbour and computes the same values again.
-template <class A, int Count, class Body>
+template <class A, int W, int Count, class Body>
 INLINE void cover(i64 channels, Body body) {
-  constexpr int L = kLanes<A>, small = 16 / int(sizeof(A));
   i64 c = 0;
-  for (; c + Count * L <= channels; c += Count * L) body(Constant<L>{}, Constant<Count>{}, c);
-  if (channels >= L) {
-    for (; c + L <= channels; c += L) body(Constant<L>{}, Constant<1>{}, c);
-    if (c < channels) body(Constant<L>{}, Constant<1>{}, channels - L);
-  } else if (channels >= small) {
-    for (; c + small <= channels; c += small) body(Constant<small>{}, Constant<1>{}, c);
-    if (c < channels) body(Constant<small>{}, Constant<1>{}, channels - small);
-  } else {
-    for (; c < channels; ++c) body(Constant<1>{}, Constant<1>{}, c);
+  for (; c + Count * W <= channels; c += Count * W) body(Constant<W>{}, Constant<Count>{}, c);
+  if constexpr (Count > 2)
+    for (; c + 2 * W <= channels; c += 2 * W) body(Constant<W>{}, Constant<2>{}, c);
+  for (; c + W <= channels; c += W) body(Constant<W>{}, Constant<1>{}, c);
+  if (c == channels) return;
+  if constexpr (W > 1) {
+    if (channels > W) return body(Constant<W>{}, Constant<1>{}, channels - W);
+    cover<A, narrower<A>(W), 1>(channels, body);
   }
 }
 
@@ -542,16 +540,37 @@ struct Pixels {
 
   i64 items() const { return batch * rows.coarse; }
 
-  // Where a tap at (i, j), which may lie outside the map, reads x.
+  // The rows of x in the window of coarse row i; null where they lie outside the map.
   template <class X>
-  const X* tap(const Map& x, const X* zeros, i64 b, i64 channel, i64 i, i64 j) const {
-    if (options.reflect) {
-      i = reflected(i, x.height);
-      j = reflected(j, x.width);
-    } else if (i < 0 || j < 0 || i >= x.height || j >= x.width) {
-      return zeros;
+  void find_lines(const X** lines, const Map& x, i64 b, i64 channel, i64 i) const {
+    for (i64 d = 0; d < k; ++d) {
+      const i64 row = i + (d - radius) * options.dilation;
+      if (options.reflect) {
+        lines[d] = at<X>(x, b, channel, reflected(row, x.height), 0);
+      } else {
+        lines[d] = row < 0 || row >= x.height ? nullptr : at<X>(x, b, channel, row, 0);
+      }
     }
-    return at<X>(x, b, channel, i, j);
+  }
+
+  // Where the taps of coarse column j read x.
+  template <class X>
+  INLINE void find_window(const X** window, const X* const* lines, const Map& x, const X* zeros, i64 j) const {
+    for (i64 e = 0; e < k; ++e) {
+      i64 column = j + (e - radius) * options.dilation;
+      bool inside = column >= 0 && column < x.width;
+      if (!inside && options.reflect) {
+        column = reflected(column, x.width);
+        inside = true;
+      }
+      const i64 step = column * x.column_stride;
+      for (i64 d = 0; d < k; ++d) window[d * k + e] = inside && lines[d] != nullptr ? lines[d] + step : zeros;
+    }
+  }
+
+  // The first fine column of each of the coarse columns [begin, end], once a block: divisions are slow.
+  void find_starts(i64* starts, i64 begin, i64 end) const {
+    for (i64 j = begin; j <= end; ++j) starts[j - begin] = columns.first(j);
   }
 };
 
@@ -588,52 +607,54 @@ struct ForwardPixels : Pixels<A> {
 
   i64 scratch() const {
     return scratch_bytes<A>(kPixelBlock * this->planes * this->taps) + scratch_bytes<A>(kPixelBlock * this->slots) +
-           scratch_bytes<const X*>(this->taps) + scratch_bytes<X>(this->channels) +
+           scratch_bytes<const X*>(this->taps) + scratch_bytes<const X*>(this->k) + scratch_bytes<X>(this->channels) +
            scratch_bytes<const A*>(this->planes) + scratch_bytes<X*>(this->planes);
   }
 
   template <int P>
   void pixels(const X* const* window, const A* const* mask, X* const* to) const {
     constexpr int N = kManyRegisters ? (P == 4 ? 4 : 8) : (P == 4 ? 2 : 4);
-    cover<A, N>(this->channels, [&](auto width, auto count, i64 c) {
+    cover<A, kLanes<A>, N>(this->channels, [&](auto width, auto count, i64 c) {
       reassemble_pixels<X, A, width.value, P, count.value>(window, this->taps, mask, to, c);
     });
   }
 
   void run(i64 item, Scratch scratch) const {
     const i64 b = item / this->rows.coarse, i = item % this->rows.coarse;
-    const i64 taps = this->taps, planes = this->planes, slots = this->slots, dilation = this->options.dilation;
+    const i64 taps = this->taps, planes = this->planes, width = kPixelBlock * this->slots;
     const i64 first_row = this->rows.first(i), fine_rows = this->rows.count(i);
     A* const packed = scratch.take<A>(kPixelBlock * planes * taps);
-    A* const line = scratch.take<A>(kPixelBlock * slots);
+    A* const line = scratch.take<A>(width);
     const X** const window = scratch.take<const X*>(taps);
+    const X** const lines = scratch.take<const X*>(this->k);
     X* const zeros = scratch.take<X>(this->channels);
     const A** const mask = scratch.take<const A*>(planes);
     X** const to = scratch.take<X*>(planes);
+    i64 starts[kPixelBlock + 1];
+    // a pixel's taps lie side by side already
+    const bool in_place = channels_innermost(masks) && masks.dtype == plain_dtype<A>;
     memset(zeros, 0, this->channels * sizeof(X));
     if (fine_rows == 0) return;
     for (i64 left = 0; left < this->columns.coarse; left += kPixelBlock) {
-      const i64 right = least(left + kPixelBlock, this->columns.coarse), first = this->columns.first(left);
-      const i64 count = this->columns.first(right) - first;
+      const i64 right = least(left + kPixelBlock, this->columns.coarse);
+      this->find_starts(starts, left, right);
+      const i64 first = starts[0], count = starts[right - left] - first;
       for (i64 g = 0; g < this->groups; ++g) {
-        for (i64 t = 0; t < taps; ++t)
+        for (i64 t = 0; !in_place && t < taps; ++t)
           for (i64 p = 0; p < fine_rows; ++p) {
             load_row(line, masks, b, g * taps + t, first_row + p, first, count);
-            i64 place = 0;
-            for (i64 j = left; j < right; ++j)
-              for (i64 s = 0; s < this->columns.count(j); ++s)
-                packed[((j - left) * planes + p * slots + s) * taps + t] = line[place++];
+            for (i64 q = 0; q < count; ++q) packed[(p * width + q) * taps + t] = line[q];
           }
+        this->find_lines(lines, x, b, g * this->channels, i);
         for (i64 j = left; j < right; ++j) {
           i64 fine = 0;
           for (i64 p = 0; p < fine_rows; ++p)
-            for (i64 s = 0; s < this->columns.count(j); ++s) {
-              mask[fine] = packed + ((j - left) * planes + p * slots + s) * taps;
-              to[fine++] = at<X>(out, b, g * this->channels, first_row + p, this->columns.first(j) + s);
+            for (i64 q = starts[j - left]; q < starts[j - left + 1]; ++q) {
+              mask[fine] = in_place ? at<A>(masks, b, g * taps, first_row + p, q)
+                                    : packed + (p * width + q - first) * taps;
+              to[fine++] = at<X>(out, b, g * this->channels, first_row + p, q);
             }
-          for (i64 t = 0; t < taps; ++t)
-            window[t] = this->tap(x, zeros, b, g * this->channels, i + (t / this->k - this->radius) * dilation,
-                                  j + (t % this->k - this->radius) * dilation);
+          this->find_window(window, lines, x, zeros, j);
           i64 f = 0;
           for (; f + 4 <= fine; f += 4) pixels<4>(window, mask + f, to + f);
           for (; f + 2 <= fine; f += 2) pixels<2>(window, mask + f, to + f);
@@ -676,6 +697,7 @@ struct KernelGradientPixels : Pixels<A> {
 
   i64 scratch() const {
     return scratch_bytes<A>(this->taps * this->planes * kPixelBlock) + scratch_bytes<const X*>(this->taps) +
+           scratch_bytes<const X*>(this->k) +
            scratch_bytes<X>(this->channels) + scratch_bytes<const X*>(this->planes) +
            scratch_bytes<i64>(this->planes);
   }
@@ -700,24 +722,27 @@ struct KernelGradientPixels : Pixels<A> {
     const i64 first_row = this->rows.first(i), fine_rows = this->rows.count(i);
     A* const sums = scratch.take<A>(taps * planes * kPixelBlock);
     const X** const window = scratch.take<const X*>(taps);
+    const X** const lines = scratch.take<const X*>(this->k);
     X* const zeros = scratch.take<X>(this->channels);
     const X** const incoming = scratch.take<const X*>(planes);
     i64* const plane = scratch.take<i64>(planes);
+    i64 starts[kPixelBlock + 1];
     memset(zeros, 0, this->channels * sizeof(X));
     if (fine_rows == 0) return;
     for (i64 left = 0; left < this->columns.coarse; left += kPixelBlock) {
       const i64 right = least(left + kPixelBlock, this->columns.coarse);
+      this->find_starts(starts, left, right);
       for (i64 g = 0; g < this->groups; ++g) {
+        this->find_lines(lines, x, b, g * this->channels, i);
         for (i64 j = left; j < right; ++j) {
+          const i64 start = starts[j - left], pixels_wide = starts[j - left + 1] - start;
           i64 fine = 0;
           for (i64 p = 0; p < fine_rows; ++p)
-            for (i64 s = 0; s < this->columns.count(j); ++s) {
+            for (i64 s = 0; s < pixels_wide; ++s) {
               plane[fine] = p * slots + s;
-              incoming[fine++] = at<X>(grad, b, g * this->channels, first_row + p, this->columns.first(j) + s);
+              incoming[fine++] = at<X>(grad, b, g * this->channels, first_row + p, start + s);
             }
-          for (i64 t = 0; t < taps; ++t)
-            window[t] = this->tap(x, zeros, b, g * this->channels, i + t / this->k - this->radius,
-                                  j + t % this->k - this->radius);
+          this->find_window(window, lines, x, zeros, j);
           constexpr int P = kManyRegisters ? 4 : 2;
           i64 f = 0;
           for (; f + P <= fine; f += P) pixels<P>(window, incoming + f, plane + f, sums + (j - left));
@@ -767,7 +792,7 @@ struct GradientPixels : Pixels<A> {
 
   i64 scratch() const {
     return scratch_bytes<A>(kPixelBlock * terms) + scratch_bytes<const X*>(kPixelBlock * terms) +
-           scratch_bytes<i64>(kPixelBlock) + scratch_bytes<A>(reach * this->slots);
+           scratch_bytes<i64>(kPixelBlock) + scratch_bytes<A>(reach * this->slots) + scratch_bytes<i64>(reach + 1);
   }
 
   void run(i64 item, Scratch scratch) const {
@@ -778,10 +803,11 @@ struct GradientPixels : Pixels<A> {
     const X** const from = scratch.take<const X*>(kPixelBlock * terms);
     i64* const counts = scratch.take<i64>(kPixelBlock);
     A* const line = scratch.take<A>(reach * this->slots);
+    i64* const starts = scratch.take<i64>(reach + 1);
     for (i64 left = 0; left < w; left += kPixelBlock) {
       const i64 right = least(left + kPixelBlock, w);
       const i64 begin = most(left - 3 * radius - 1, 0), end = least(right + 3 * radius + 1, w);
-      const i64 first = this->columns.first(begin), count = this->columns.first(end) - first;
+      this->find_starts(starts, begin, end);
       for (i64 g = 0; g < this->groups; ++g) {
         fill(counts, kPixelBlock, i64(0));
         for (i64 q = reflect ? -radius : i; q < (reflect ? h + radius : i + 1); ++q) {
@@ -791,23 +817,27 @@ struct GradientPixels : Pixels<A> {
             if (source < 0 || source >= h) continue;
             for (i64 row = this->rows.first(source); row < this->rows.first(source + 1); ++row)
               for (i64 e = 0; e < k; ++e) {
-                load_row(line, masks, b, g * this->taps + d * k + e, row, first, count);
-                for (i64 column = begin; column < end; ++column) {
-                  const i64 padded = column + e - radius;
-                  const i64 j = reflect ? reflected(padded, w) : padded;
+                // columns whose tap may fall in the block
+                const i64 near = reflect ? begin : least(most(left - e + radius, 0), w);
+                const i64 far = reflect ? end : most(least(right - e + radius, w), near);
+                const i64 first = starts[near - begin];
+                load_row(line, masks, b, g * this->taps + d * k + e, row, first, starts[far - begin] - first);
+                const X* const incoming = at<X>(grad, b, g * this->channels, row, 0);
+                for (i64 column = near; column < far; ++column) {
+                  i64 j = column + e - radius;
+                  if (j < 0 || j >= w) j = reflected(j, w);
                   if (j < left || j >= right) continue;
-                  const i64 start = this->columns.first(column), pixels = this->columns.count(column);
-                  for (i64 s = 0; s < pixels; ++s) {
+                  for (i64 q = starts[column - begin]; q < starts[column - begin + 1]; ++q) {
                     const i64 term = (j - left) * terms + counts[j - left]++;
-                    weights[term] = line[start - first + s];
-                    from[term] = at<X>(grad, b, g * this->channels, row, start + s);
+                    weights[term] = line[q - first];
+                    from[term] = incoming + q * grad.column_stride;
                   }
                 }
               }
           }
         }
         constexpr int N = kManyRegisters ? 8 : 4;
-        cover<A, N>(this->channels, [&](auto width, auto vectors, i64 c) {
+        cover<A, kLanes<A>, N>(this->channels, [&](auto width, auto vectors, i64 c) {
           for (i64 j = left; j < right; ++j)
             gather_pixels<X, A, width.value, vectors.value>(from + (j - left) * terms, weights + (j - left) * terms,
                                                             counts[j - left],

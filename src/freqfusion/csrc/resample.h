@@ -135,23 +135,17 @@ struct Resample : Sampler<X, A> {
   }
 
   void pixel(const Positions<A>& positions, i64 b, i64 g, i64 row, i64 column, i64 place) const {
-    constexpr int L = kLanes<A>;
     const X* const upper = at<X>(this->x, b, g * this->channels, 0, 0) + positions.place[place];
     const X* const lower = upper + positions.down[place];
     const i64 right = positions.right[place];
     X* const to = at<X>(out, b, g * this->channels, row, column);
     const A wx = positions.weight_x[place], wy = positions.weight_y[place];
-    i64 c = 0;
-    for (; c + L <= this->channels; c += L) {
-      const auto above = load<A, L>(upper + c) * (1 - wx) + load<A, L>(upper + right + c) * wx;
-      const auto below = load<A, L>(lower + c) * (1 - wx) + load<A, L>(lower + right + c) * wx;
-      store<A, L>(to + c, above * (1 - wy) + below * wy);
-    }
-    for (; c < this->channels; ++c) {
-      const A above = A(widen(upper[c])) * (1 - wx) + A(widen(upper[right + c])) * wx;
-      const A below = A(widen(lower[c])) * (1 - wx) + A(widen(lower[right + c])) * wx;
-      narrow(above * (1 - wy) + below * wy, to + c);
-    }
+    partition<A, kLanes<A>>(0, this->channels, [&](auto lanes, i64 c) {
+      constexpr int N = lanes.value;
+      const auto above = load<A, N>(upper + c) * (1 - wx) + load<A, N>(upper + right + c) * wx;
+      const auto below = load<A, N>(lower + c) * (1 - wx) + load<A, N>(lower + right + c) * wx;
+      store<A, N>(to + c, above * (1 - wy) + below * wy);
+    });
   }
 };
 
@@ -174,9 +168,10 @@ struct ResampleGradient : Sampler<A, A> {
   i64 scratch() const { return Positions<A>::bytes() + scratch_bytes<A>(this->columns); }
 
   void run(i64 item, Scratch scratch) const {
-    const i64 first = item % channel_blocks * channel_block, image = item / channel_blocks;
-    const i64 channels = least(channel_block, this->channels - first);
-    const i64 b = image / this->options.groups, begin = image % this->options.groups * this->channels + first;
+    // batch first: maps of neighbouring items share no cache lines, channels of one map may
+    const i64 b = item % out.batch, first = item / out.batch % channel_blocks * channel_block;
+    const i64 g = item / out.batch / channel_blocks, image = b * this->options.groups + g;
+    const i64 channels = least(channel_block, this->channels - first), begin = g * this->channels + first;
     const Positions<A> positions(scratch);
     A* const line = scratch.take<A>(this->columns);
     const bool innermost = out.channel_stride == 1 && grad.channel_stride == 1 && out.channels > 1;
@@ -205,12 +200,11 @@ struct ResampleGradient : Sampler<A, A> {
   }
 
   void pixel(const Positions<A>& positions, i64 b, i64 begin, i64 channels, i64 row, i64 column, i64 place) const {
-    constexpr int L = kLanes<A>;
     const X* const from = at<X>(grad, b, begin, row, column);
     A* const origin = at<A>(out, b, begin, 0, 0);
-    i64 c = 0;
-    for (; c + L <= channels; c += L) add<L>(origin + c, positions, place, load<A, L>(from + c));
-    for (; c < channels; ++c) add<1>(origin + c, positions, place, A(widen(from[c])));
+    partition<A, kLanes<A>>(0, channels, [&](auto lanes, i64 c) {
+      add<lanes.value>(origin + c, positions, place, load<A, lanes.value>(from + c));
+    });
   }
 
   // N channels of one output pixel; the four places may coincide at the border, so they are updated in turn.
@@ -288,28 +282,31 @@ struct ResampleOffsetGradient : Sampler<X, A> {
   }
 
   void pixel(const Positions<A>& positions, i64 b, i64 g, i64 row, i64 column, i64 place, A* sum_x, A* sum_y) const {
-    constexpr int L = kLanes<A>;
-    using V = Lanes<A, L>;
     const X* const upper = at<X>(this->x, b, g * this->channels, 0, 0) + positions.place[place];
     const X* const lower = upper + positions.down[place];
     const X* const incoming = at<X>(grad, b, g * this->channels, row, column);
     const i64 right = positions.right[place];
     const A wx = positions.weight_x[place], wy = positions.weight_y[place];
-    V along_x = {}, along_y = {};
+    constexpr int L = kLanes<A>;
+    auto terms = [&](auto lanes, i64 c, auto* along_x, auto* along_y) {
+      constexpr int N = lanes.value;
+      using V = Lanes<A, N>;
+      const V a = load<A, N>(upper + c), o = load<A, N>(upper + right + c);
+      const V l = load<A, N>(lower + c), m = load<A, N>(lower + right + c), in = load<A, N>(incoming + c);
+      *along_x += in * ((o - a) * (1 - wy) + (m - l) * wy);
+      *along_y += in * ((l - a) * (1 - wx) + (m - o) * wx);
+    };
+    Lanes<A, L> along_x = {}, along_y = {};
     i64 c = 0;
-    for (; c + L <= this->channels; c += L) {
-      const V a = load<A, L>(upper + c), o = load<A, L>(upper + right + c);
-      const V l = load<A, L>(lower + c), m = load<A, L>(lower + right + c), in = load<A, L>(incoming + c);
-      along_x += in * ((o - a) * (1 - wy) + (m - l) * wy);
-      along_y += in * ((l - a) * (1 - wx) + (m - o) * wx);
-    }
+    for (; c + L <= this->channels; c += L) terms(Constant<L>(), c, &along_x, &along_y);
     *sum_x += sum<A, L>(along_x);
     *sum_y += sum<A, L>(along_y);
-    for (; c < this->channels; ++c) {
-      const A a = widen(upper[c]), o = widen(upper[right + c]), l = widen(lower[c]), m = widen(lower[right + c]);
-      *sum_x += A(widen(incoming[c])) * ((o - a) * (1 - wy) + (m - l) * wy);
-      *sum_y += A(widen(incoming[c])) * ((l - a) * (1 - wx) + (m - o) * wx);
-    }
+    partition<A, L>(c, this->channels, [&](auto lanes, i64 c) {
+      Lanes<A, lanes.value> rest_x = {}, rest_y = {};
+      terms(lanes, c, &rest_x, &rest_y);
+      *sum_x += sum<A, lanes.value>(rest_x);
+      *sum_y += sum<A, lanes.value>(rest_y);
+    });
   }
 };
 

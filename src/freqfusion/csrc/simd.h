@@ -97,6 +97,15 @@ INLINE void store(BFloat16* to, Lanes<A, N> value) {
   for (int i = 0; i < N; ++i) narrow(lanes[i], to + i);
 }
 
+// The next width of vectors for a remainder: half as wide, then single values.
+template <class A>
+constexpr int narrower(int width) {
+  return width * int(sizeof(A)) > 16 ? width / 2 : 1;
+}
+
+template <class A>
+constexpr int64_t plain_dtype = sizeof(A) == 8 ? freqfusion::kFloat64 : freqfusion::kFloat32;
+
 template <class A, int N>
 INLINE A sum(Lanes<A, N> value) {
   if constexpr (N == 1) {
@@ -174,6 +183,14 @@ template <int N>
 struct Constant {
   static constexpr int value = N;
 };
+
+// Calls body(width, c) for vectors that lie side by side over [c, end), ever narrower ones at the end.
+template <class A, int W, class Body>
+INLINE void partition(i64 c, i64 end, Body body) {
+  for (; c + W <= end; c += W) body(Constant<W>{}, c);
+  if constexpr (W > 1)
+    if (c < end) partition<A, narrower<A>(W)>(c, end, body);
+}
 
 // Scratch memory handed out piece by piece, each aligned to a cache line.
 struct Scratch {

@@ -79,7 +79,7 @@ struct Similarity {
   i64 items() const { return x.batch * tiles; }
   i64 scratch() const {
     return scratch_bytes<A>(half * tile * plane) + scratch_bytes<A>(plane) +
-           scratch_bytes<A>(kSimilarityChannels * (tile + reach) * width);
+           scratch_bytes<A>(kSimilarityChannels * (tile + reach) * width) + scratch_bytes<i64>(2 * half);
   }
 
   i64 step_y(i64 t) const { return ((half + 1 + t) / options.window - options.window / 2) * options.dilation; }
@@ -90,9 +90,10 @@ struct Similarity {
     A* const sums = scratch.take<A>(half * tile * plane);
     A* const inverse_row = scratch.take<A>(plane);
     A* const units = scratch.take<A>(kSimilarityChannels * (tile + reach) * width);
+    i64* const steps = scratch.take<i64>(2 * half);
     fill(sums, half * tile * plane, A(0));
     if (channels_innermost(x)) {
-      pixels(b, top, bottom, sums);
+      pixels(b, top, bottom, sums, steps);
     } else {
       for (i64 c0 = 0; c0 < x.channels; c0 += kSimilarityChannels)
         rows(b, c0, least(kSimilarityChannels, x.channels - c0), top, bottom, sums, inverse_row, units);
@@ -149,13 +150,17 @@ struct Similarity {
       }
   }
 
-  void pixels(i64 b, i64 top, i64 bottom, A* sums) const {
+  void pixels(i64 b, i64 top, i64 bottom, A* sums, i64* steps) const {
+    for (i64 t = 0; t < half; ++t) {  // once, not a pixel: divisions are slow
+      steps[2 * t] = step_y(t);
+      steps[2 * t + 1] = step_x(t);
+    }
     for (i64 i = top; i < bottom; ++i)
       for (i64 j = 0; j < x.width; ++j) {
         const X* const own = at<X>(x, b, 0, i, j);
         const A own_scale = *at<A>(inverse, b, 0, i, j);
         for (i64 t = 0; t < half; ++t) {
-          const i64 y = i + step_y(t), column = j + step_x(t);
+          const i64 y = i + steps[2 * t], column = j + steps[2 * t + 1];
           if (y >= x.height || column < 0 || column >= x.width) continue;
           const X* const other = at<X>(x, b, 0, y, column);
           const A other_scale = *at<A>(inverse, b, 0, y, column);
