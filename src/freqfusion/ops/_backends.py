@@ -21,7 +21,14 @@ UNASKED = tuple(name for name in BACKENDS if name != "triton" or not _triton.INT
 
 KERNELS = {
     "native": ("carafe", "local_similarity", "resample", "window_similarity"),
-    "triton": ("carafe", "carafe_from_logits", "local_similarity", "resample", "window_similarity"),
+    "triton": (
+        "carafe",
+        "carafe_from_logits",
+        "local_similarity",
+        "normalize_kernels",
+        "resample",
+        "window_similarity",
+    ),
 }
 """Operators that a backend has kernels for."""
 
@@ -37,6 +44,9 @@ TENSORS = {
 
 MAX_SIDES = 2**30
 """Triton kernels multiply a fine side by a coarse one in 32 bits."""
+
+MAX_TAPS = 4096
+"""Triton's normalisation takes all taps of a pixel at once."""
 
 VARIABLE = "FREQFUSION_BACKEND"
 
@@ -117,6 +127,8 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
             return reason
     elif len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
         return "one tensor is float64 and another is not"
+    if backend == "triton" and operator == "normalize_kernels" and tensors[0].shape[1] > MAX_TAPS:
+        return f"there are more than {MAX_TAPS} channels"
     if operator in ("carafe", "carafe_from_logits", "window_similarity"):
         (h, w), (height, width) = (tensor.shape[-2:] for tensor in tensors)
         if operator == "window_similarity":

@@ -16,7 +16,7 @@ SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
     *("tile_rows", "tile_columns"),
 )
-STRIDES = tuple(f"{name}_{axis}" for name in "xfgostp" for axis in "bchwp")
+STRIDES = tuple(f"{name}_{axis}" for name in "xfgos" for axis in "bchwp")
 
 
 def compiled(function: Any) -> Any:
