@@ -534,8 +534,9 @@ def resample_backward_x(
         return out
     channels //= groups
     last = is_last(grad, out)
-    if last or grad.dtype == torch.float32:
-        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 4}
+    single = grad.dtype == torch.float32
+    if last or single:  # four warps have too few registers for float32 whose channels lie last
+        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
     else:
         size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
     (size,) = small([size | {"BC": min(64, max(16, triton.next_power_of_2(channels)))}])
@@ -557,7 +558,7 @@ def resample_backward_x(
         *grad.stride(), *out.stride(), rows, columns,
         choices=[size], LAST=last,
         ALIGN=alignment(True, channels, grad, out) if last else alignment(False, width, grad, out),
-        WIDE=is_wide(grad, out), PRECISION="tf32x3" if grad.dtype == torch.float32 else "ieee",
+        WIDE=is_wide(grad, out), PRECISION="tf32x3" if single else "ieee",
         SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=64,
     )  # fmt: skip
     return out
