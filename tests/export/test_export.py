@@ -175,6 +175,22 @@ def test_operator_set_18_names_bilinear_sampling_as_tensorrt_knows_it(onnx, tmp_
         export_onnx(fusion, path, (12, 16), opset=17)
 
 
+@pytest.mark.parametrize("opset", [18, 20])
+def test_offsets_that_are_not_finite_do_the_same_in_the_file(onnx, opset, tmp_path):
+    fusion = shaken(create_fusion("dysample", 8, 8))
+    path = tmp_path / "fusion.onnx"
+    export_onnx(fusion, path, (12, 16), opset=opset, dynamic=True)
+    for hr_size, lr_size in (((12, 16), (6, 8)), ((10, 14), (5, 7))):
+        hr, lr = maps(fusion, hr_size, lr_size)
+        lr[0, :, 1, 2], lr[0, :, 3, 4] = torch.nan, torch.inf  # the offsets there are NaN and infinite
+        expected = fusion(hr, lr).lr_feat.detach()
+        (result,) = onnx_run(path, hr, lr)
+        assert bool(expected.isnan().any())
+        assert not bool(expected.isnan().all())
+        assert torch.equal(result.isnan(), expected.isnan())
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_what_float16_itself_loses_is_no_fault_of_the_file(tmp_path):
     class Cancelling(nn.Module):
         def forward(self, image: Tensor) -> Tensor:

@@ -759,10 +759,10 @@ struct GradientPixels : Pixels<A> {
     reach = kPixelBlock + 8 * this->radius + 2;  // coarse columns that may read from a block
   }
 
-  // How often each tap may read one place of an axis: from itself and, reflected, from its images, once a window.
+  // How many places of the padded axis may stand for one of the map: itself and, reflected, its images.
   i64 most_sources(i64 length) const {
     if (!this->options.reflect) return 1;
-    return least(length, length == 1 ? 1 : 1 + 2 * ceil_div(this->radius, length - 1));
+    return length == 1 ? 1 + 2 * this->radius : 1 + 2 * ceil_div(this->radius, length - 1);
   }
 
   i64 scratch() const {

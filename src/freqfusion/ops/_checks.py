@@ -3,15 +3,17 @@
 import functools
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ParamSpec
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
-MAX_SIDE = 2**15
-"""Bound of a window's side: that many squared is the most taps that 32 bits count."""
+MAX_SIDE = 2**15 - 1
+"""Of a window: its taps can be counted in 32 bits."""
+MAX_OPTION = 2**20
+"""Of channels, groups and the like: no module is that large."""
 
 
 def check_whole(name: str, value: int) -> int:
@@ -35,16 +37,21 @@ def check_count(name: str, value: int) -> int:
 
 def check_tensor(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor()")
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor()"
+        )
 
 
-def checked_options(build: Callable[P, None]) -> Callable[P, None]:
+def checked_options(build: Constructor) -> Constructor:
     """A constructor whose ``int`` arguments must be whole numbers from 1 and whose ``bool`` ones True or False."""
     kinds = build.__annotations__
 
     def checked(name: str, value: Any) -> Any:
         if kinds.get(name) is int:
-            return check_count(name, value)
+            value = check_count(name, value)
+            if value > MAX_OPTION:
+                raise ValueError(f"{name} must be at most {MAX_OPTION}, got {value}")
+            return value
         if kinds.get(name) is bool and not isinstance(value, bool):
             raise TypeError(
                 f"{name} must be True or False, got {_shown(value)} of type {type(value).__name__}; pass a bool"
@@ -54,11 +61,11 @@ def checked_options(build: Callable[P, None]) -> Callable[P, None]:
     names = build.__code__.co_varnames[: build.__code__.co_argcount]
 
     @functools.wraps(build)
-    def check_and_build(*args: P.args, **options: P.kwargs) -> None:
+    def check_and_build(*args: Any, **options: Any) -> None:
         given = [checked(name, value) for name, value in zip(names, args, strict=False)]
         build(*given, *args[len(names) :], **{name: checked(name, value) for name, value in options.items()})
 
-    return check_and_build
+    return cast(Constructor, check_and_build)
 
 
 def _shown(value: object) -> str:
@@ -99,7 +106,7 @@ def check_kernel_size(name: str, kernel_size: int) -> int:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"{name} must be odd and at least 1 (a window needs a centre), got {kernel_size}")
     if kernel_size > MAX_SIDE:
-        raise ValueError(f"{name} must be at most {MAX_SIDE - 1}, got {kernel_size}; choose a smaller window")
+        raise ValueError(f"{name} must be at most {MAX_SIDE}, got {kernel_size}; choose a smaller window")
     return kernel_size
 
 

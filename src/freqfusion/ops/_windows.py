@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def reachable(window: int, dilation: int, height: int, width: int) -> tuple[int, int]:
-    """The window and dilation, cut to where a tap may lie on the map; as they are where a compiler traces the sizes."""
+    """The window and dilation, cut to where a tap may lie on the map; uncut where a compiler traces the sizes."""
     if torch.compiler.is_compiling():
         return window, dilation
     side = max(height, width, 1)

@@ -177,6 +177,12 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     Returns:
         ``(B, window**2 - 1, H, W)`` in [-1, 1], of the dtype of ``x``; half precision is computed in float32.
 
+        With windows up to 5 and 256 channels, every backend's float32 similarity is within ``4 * 2**-23`` of the
+        exact one. The error of a pixel's gradient is up to ``4 * 2**-23 / norm`` times the sum of the absolute
+        gradients of the similarities that the pixel takes part in. It grows where vectors are short. With one
+        channel a similarity is a sign and the exact gradient 0, so rounding is all that remains: backends
+        differ by that bound.
+
     Raises:
         TypeError: for an integer tensor and arguments of another type, such as a float window.
         ValueError: for wrong rank, window, dilation or backend.

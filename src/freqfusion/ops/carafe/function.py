@@ -19,7 +19,7 @@ from freqfusion.ops._checks import (
     check_taps,
     layout,
 )
-from freqfusion.ops._windows import reachable, spread
+from freqfusion.ops._windows import middle, reachable, spread
 from freqfusion.ops.carafe import phases
 from freqfusion.ops.carafe.naive import carafe_naive
 
@@ -35,11 +35,23 @@ def _kernels(backend: str) -> ModuleType:
     return _native if backend == "native" else phases
 
 
+def _reaching(
+    kernels: Tensor, kernel_size: int, groups: int, reflect: bool, h: int, w: int
+) -> tuple[Tensor, int]:
+    """The kernels without the taps that lie outside the map wherever the window is, and their side."""
+    inner = kernel_size if reflect else reachable(kernel_size, 1, h, w)[0]
+    if inner == kernel_size:
+        return kernels, inner
+    taps = kernels.unflatten(1, (groups, kernel_size * kernel_size))
+    return taps.index_select(2, middle(inner, kernel_size, kernels.device)).flatten(1, 2), inner
+
+
 @custom_op("freqfusion::carafe", mutates_args=())
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
-    return _kernels(backend).carafe(x, kernels, kernel_size, groups, reflect)
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    return _kernels(backend).carafe(x, kernels, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_x", mutates_args=())
@@ -53,7 +65,10 @@ def _carafe_backward_x(
     reflect: bool,
     backend: str = "torch",
 ) -> Tensor:
-    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, kernel_size, groups, reflect)
+    if reflect and backend == "native" and kernel_size // 2 >= max(h, w):
+        backend = "torch"  # the native kernel's working memory would grow with the fourth power of the side
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, h, w)
+    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
