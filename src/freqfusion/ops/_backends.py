@@ -31,10 +31,14 @@ VARIABLE = "FREQFUSION_BACKEND"
 
 
 class Explanation(NamedTuple):
-    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can."""
+    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can.
+
+    ``kernels``: where ``backend`` has several kernels for the call, which of them serve, and why not faster ones.
+    """
 
     backend: str
     cannot: dict[str, str]
+    kernels: str = ""
 
 
 def _check_name(name: str, source: str) -> str:
@@ -133,11 +137,20 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
     return next(name for name in order if not _cannot(name, operator, tensors))
 
 
-def explain(operator: str, *tensors: Tensor) -> Explanation:
+def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str = "zeros") -> Explanation:
     """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
+
+    ``groups`` and ``padding_mode`` are those of the reassembly.
 
     >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
     'torch'
     """
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
-    return Explanation(choose(operator, None, *tensors), reasons)
+    backend, kernels = choose(operator, None, *tensors), ""
+    if backend == "triton" and operator in ("carafe", "carafe_from_logits"):
+        from freqfusion.ops._triton import carafe
+
+        from_logits = operator == "carafe_from_logits"
+        x, taps = tensors
+        kernels = carafe.explain(x, taps, groups, padding_mode == "reflect", from_logits)
+    return Explanation(backend, reasons, kernels)

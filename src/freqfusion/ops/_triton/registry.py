@@ -19,7 +19,7 @@ from triton.runtime import driver
 
 from freqfusion.ops._triton import launch
 
-MODULES: tuple[str, ...] = ()
+MODULES = ("carafe",)
 """Those of this package that have ``cases``."""
 
 
