@@ -32,14 +32,11 @@ from torch import Tensor
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.carafe_sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
-from freqfusion.ops._triton.launch import Configuration, launch
+from freqfusion.ops._triton.launch import Configuration, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 4
-RESIDENT_ROWS = {3: 5, 5: 4}
-"""Coarse rows that a program of the resident kernel owns; with those around them they are at most eight."""
-
 # ------------------------------------------------------------------------------------------------ what they share
 
 
@@ -713,6 +710,11 @@ def _options(warps: int, stages: int) -> Configuration:
     return {"num_warps": warps, "num_stages": stages}
 
 
+def _has_wgmma(x: Tensor) -> bool:
+    """Whether products take their operands from shared memory; the older instructions hold them in registers."""
+    return 90 <= capability(x.device) < 120
+
+
 def _channel_block(channels: int, most: int) -> int:
     return min(most, max(32, triton.next_power_of_2(channels)))
 
@@ -730,10 +732,10 @@ def _window_of(rows: int, columns: int, left: int, width: int, sizes: Sizes) -> 
     }
 
 
-def _fine_tile(sizes: Sizes, last: bool) -> Configuration:
-    """Four by eight fine columns wide where channels lie side by side, else sixteen, from an even place."""
+def _fine_tile(sizes: Sizes, last: bool, most_rows: int = 4) -> Configuration:
+    """Eight fine columns wide where channels lie side by side, else sixteen, from an even place."""
     radius = sizes.kernel_size // 2
-    rows = max(1, min(4, 8 // sizes.scale_y))
+    rows = max(1, min(most_rows, 8 // sizes.scale_y))
     columns = max(1, (8 if last else 16) // sizes.scale_x)
     left = radius if last else 2 * radius
     width = left + columns + radius
@@ -747,19 +749,20 @@ def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     return [tile | _options(4, stages), tile | _options(8, 2), tile | _options(4, 1)]
 
 
-def _kernels_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
+def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     scale = max(sizes.scale_y, sizes.scale_x)
+    most_rows = 4 if not wide else 2 if wgmma else 1
     if not last:
-        side = 8 if scale <= 2 else 4
-        tile = _window_of(2 if wide or scale > 2 else 4, side, 4, 16, sizes)
-    elif scale == 1:
+        columns = 8 if scale <= 2 else 2 if wide else 4
+        tile = _window_of(min(most_rows, 4 if scale <= 2 else 2), columns, 4, 16, sizes)
+    elif scale == 1 and not wide:
         tile = _window_of(8 - 2 * radius, 16 - 2 * radius, radius, 16, sizes)
     else:
-        tile = _fine_tile(sizes, last)
+        tile = _fine_tile(sizes, last, 2 * most_rows // (2 if scale > 2 else 1))
     large = tile["M"] * tile["N"] >= 2**14
     tile["BLOCK_C"] = _channel_block(sizes.channels, 32 if wide or (large and not last) else 64)
-    first = _options(8 if large else 4, 2 if wide or (large and last) else 3)
+    first = _options(8 if large or (wide and wgmma) else 4, 2 if wide or (large and last) else 3)
     return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
 
 
@@ -769,7 +772,8 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
         left, width = radius, 16
         while width // sizes.scale_x - 2 * radius < 4:
             width *= 2
-        rows, columns = 4, width // sizes.scale_x - 2 * radius
+        columns = width // sizes.scale_x - 2 * radius
+        rows = 2 if wide and columns > 8 else 4
     else:
         left, rows, columns = 4, 4 if wide else 8, 8
         width = triton.next_power_of_2((left + columns + radius) * sizes.scale_x)
@@ -787,13 +791,16 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
     return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
 
 
-def _resident_choices(sizes: Sizes, last: bool) -> list[Configuration]:
+def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
-    rows = RESIDENT_ROWS[sizes.kernel_size]
-    tile = _window_of(rows, 12, radius if last else 2, 16, sizes) | {
-        "BLOCK_C": _channel_block(sizes.channels, 64)
-    }
-    return [tile | _options(4 if last else 8, 3), tile | _options(8 if last else 4, 3), tile | _options(4, 2)]
+    left = radius if last else 2
+    if wgmma:
+        rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64
+    else:
+        rows, columns, block = 6 - 2 * radius, 16 - radius - left, 32
+    tile = _window_of(rows, columns, left, 16, sizes) | {"BLOCK_C": _channel_block(sizes.channels, block)}
+    warps = 4 if last else 8
+    return [tile | _options(warps, 3), tile | _options(12 - warps, 3), tile | _options(4, 2)]
 
 
 # ------------------------------------------------------------------------------------------------------- launching
@@ -824,7 +831,7 @@ def why_not(
     if INTERPRETED:
         wrong = first.dtype == torch.bfloat16
         return "Triton's interpreter does not multiply matrices of bfloat16" if wrong else ""
-    if torch.version.hip or (first.is_cuda and torch.cuda.get_device_capability(first.device) < (8, 0)):
+    if torch.version.hip or capability(first.device) < 80:
         return "the device has no tensor cores of compute capability 8.0 or newer"
     return ""
 
@@ -909,7 +916,7 @@ def backward_kernels(
         *g_map.strides,
         *k_map.strides,
         *o_map.strides,
-        choices=_kernels_choices(sizes, x_map.last and g_map.last, wide),
+        choices=_kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
         **units,
         **x_map.constants("X"),
         **g_map.constants("G"),
@@ -1017,7 +1024,7 @@ def backward_both(
         *k_map.strides,
         *o_map.strides,
         *d_map.strides,
-        choices=_resident_choices(sizes, x_map.last and g_map.last),
+        choices=_resident_choices(sizes, x_map.last and g_map.last, _has_wgmma(x)),
         C_UNIT=units["C_UNIT"],
         W_UNIT=units["W_UNIT"],
         **x_map.constants("X"),
