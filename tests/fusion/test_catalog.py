@@ -1,7 +1,10 @@
 """Fusions by name, and the contract that every one of them keeps."""
 
+import inspect
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +109,44 @@ def test_a2u_counts_29k_weights() -> None:
 def test_wrong_options(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_fusion(name, HR_CHANNELS, LR_CHANNELS, **options)
+
+
+OPTIONS = [
+    (name, option.name, option.annotation)
+    for name in METHODS
+    for option in inspect.signature(type(create_fusion(name, HR_CHANNELS, LR_CHANNELS))).parameters.values()
+    if option.annotation in (int, bool)
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: f"{option[0]} {option[1]}")
+def test_types_of_options(option: tuple[str, str, type]) -> None:
+    method, name, kind = option
+    build = type(create_fusion(method, HR_CHANNELS, LR_CHANNELS))
+    valid = {"hr_channels": HR_CHANNELS, "lr_channels": LR_CHANNELS}
+    wrong = [2.0, "2", None, [2], torch.tensor(2)]
+    expected = "a whole number" if kind is int else "True or False"
+    for value in [*wrong, True if kind is int else 1]:
+        message = (
+            f"^{name} must be {expected}, got .* of type {type(value).__name__}; pass an? {kind.__name__}$"
+        )
+        with pytest.raises(TypeError, match=message):
+            build(**{**valid, name: value})
+    if kind is int:
+        for value, message in ((0, "must be at least 1, got 0"), (2**62, f"must be at most .*, got {2**62}")):
+            with pytest.raises(ValueError, match=f"^{name} {message}"):
+                build(**{**valid, name: value})
+
+
+def test_options_of_numpy_are_python_numbers() -> None:
+    fusion = create_fusion("freqfusion", np.int64(8), np.int32(8), lowpass_kernel=np.int64(3))
+    assert type(fusion.hr_channels) is type(fusion.lowpass_kernel) is int
+
+
+@pytest.mark.parametrize("name", [None, 3, ["carafe"]], ids=repr)
+def test_names_that_are_no_text(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"unknown fusion .*; choose one of: nearest"):
+        create_fusion(name, 8, 8)
 
 
 def test_option_of_another_method() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,40 @@ def test_half_precision(dtype: torch.dtype) -> None:
     out = local_similarity(x)
     assert out.dtype == dtype
     assert_close("out", out, local_similarity(x.double()), 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 16, 256])
+def test_rounding_in_float32(channels: int, each_backend: str) -> None:
+    """The documented bound, down to vectors a little longer than the floor."""
+    generator = torch.Generator().manual_seed(channels)
+    unit = 4 * 2.0**-23
+    largest = 0.0
+    for scale in (1e-7, 1e-5, 1e-3, 1.0, 1e3):
+        for window, dilation in ((3, 2), (5, 1)):
+            x = torch.randn(2, channels, 6, 7, generator=generator)
+            x = scale * (x + 0.2 * x.sign())  # no vector below the floor
+            cotangent = torch.randn(2, window**2 - 1, 6, 7, generator=generator)
+            leaves = [tensor.requires_grad_() for tensor in (x.clone(), x.double())]
+            values = [local_similarity(leaf, window, dilation, backend=each_backend) for leaf in leaves]
+            assert float((values[0].double() - values[1]).detach().abs().max()) <= unit
+            grads = [
+                torch.autograd.grad(value, leaf, cotangent.to(value.dtype))[0]
+                for value, leaf in zip(values, leaves, strict=True)
+            ]
+            error = (grads[0].double() - grads[1]).norm(dim=1)
+            # all that reaches a pixel: of its own similarities and of its neighbours' with it
+            reach = window // 2 * dilation
+            padded = F.pad(cotangent.abs().double(), [reach] * 4)
+            incoming = cotangent.abs().double().sum(1)
+            for channel in range(window**2 - 1):
+                dy, dx = (p * dilation for p in divmod(channel + (channel >= window**2 // 2), window))
+                incoming += padded[:, channel, 2 * reach - dy :, 2 * reach - dx :][:, :6, :7]
+            bound = unit * incoming / x.double().norm(dim=1)
+            assert bool((error <= bound).all())
+            if channels == 1:  # a sign: the exact derivative is 0 where the floor is not reached
+                assert bool((grads[1].abs() <= 1e-14 * incoming[:, None] / x.double().abs()).all())
+            largest = max(largest, float((error / bound).max()))
+    assert largest > 0.01  # the bound says something
 
 
 def test_layouts_and_empty_batch() -> None:

@@ -473,3 +473,32 @@ def test_kernels_compile_for_a_gpu() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert result.stdout.strip() == "8", result.stderr
+
+
+def test_nan_offsets_show_in_the_gradients_as_with_torch() -> None:
+    x = torch.randn(1, 4, 3, 5, requires_grad=True)
+    offsets = torch.randn(1, 4, 4, 6)
+    offsets[0, 0, 1, 1] = offsets[0, 3, 2, 2] = float("nan")
+    offsets[0, ::2, 3, 3], offsets[0, 1, 0, 0] = float("nan"), float("inf")
+    leaves = [tensor.detach().to(DEVICE).requires_grad_() for tensor in (x, offsets)]
+    out = resample(*leaves, 2, backend="triton")
+    grads = torch.autograd.grad(out.sum(), leaves)
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, offsets)]
+    expected = torch.autograd.grad(resample(*leaves, 2, backend="torch").sum(), leaves)
+    for value, wanted in zip(grads, expected, strict=True):
+        assert bool(wanted.isnan().any())
+        torch.testing.assert_close(value.cpu(), wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("window", "dilation"), [(3, 5), (3, 2**62), (7, 2), (9, 1)])
+def test_windows_beyond_the_map(window: int, dilation: int) -> None:
+    x = torch.randn(1, 3, 2, 3)
+    cotangent = torch.randn(1, window**2 - 1, 2, 3)
+    results = []
+    for backend, device in (("triton", DEVICE), ("torch", "cpu")):
+        leaf = x.to(device).requires_grad_()
+        out = local_similarity(leaf, window, dilation, backend=backend)
+        (grad,) = torch.autograd.grad(out, leaf, cotangent.to(device))
+        results.append((out.detach().cpu(), grad.cpu()))
+    for value, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)

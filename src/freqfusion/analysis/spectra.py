@@ -179,9 +179,9 @@ def kernel_spectrum(
         >>> [[round(value, 3) for value in row] for row in spectrum.magnitude.tolist()]
         [[0.111, 0.333, 0.111], [0.333, 1.0, 0.333], [0.111, 0.333, 0.111]]
     """
+    kernel_size = check_kernel_size("kernel_size", kernel_size)
+    size = check_kernel_size("size", size)
     taps = kernel_size * kernel_size
-    check_kernel_size("kernel_size", kernel_size)
-    check_kernel_size("size", size)
     x = _checked(kernels, "kernels")
     groups, left = divmod(x.shape[1], taps)
     check_taps("kernels", x.shape[1], kernel_size, groups + bool(left))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import crop
 from freqfusion.ops import carafe, normalize_kernels
-from freqfusion.ops._checks import check_kernel_size
+from freqfusion.ops._checks import check_kernel_size, checked_options
 
 
 class AdaptivePool(nn.AdaptiveAvgPool2d):
@@ -103,6 +103,7 @@ class A2U(Fusion):
     Source: Dai et al., "Learning Affinity-Aware Upsampling for Deep Image Matting", CVPR 2021.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

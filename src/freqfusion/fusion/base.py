@@ -5,6 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from freqfusion.ops._checks import (
+    NotScriptable,
+    check_map,
+    check_pair,
+    checked_options,
+    refuse_torchscript,
+)
+
 
 class FusedFeatures(NamedTuple):
     """What a fusion returns.
@@ -20,7 +28,7 @@ class FusedFeatures(NamedTuple):
     """``(B, lr_channels, H, W)`` coarse map at the fine size."""
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(NotScriptable, nn.Module, ABC):
     """Base class of the fusion methods.
 
     A subclass implements :meth:`fuse`; this class checks the inputs, so that every method answers wrong
@@ -34,11 +42,9 @@ class Fusion(nn.Module, ABC):
     refines_hr: bool = False
     """Whether the fine map comes back changed; a method that does so says it."""
 
+    @checked_options
     def __init__(self, hr_channels: int, lr_channels: int) -> None:
         super().__init__()
-        for name, value in (("hr_channels", hr_channels), ("lr_channels", lr_channels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.hr_channels = hr_channels
         self.lr_channels = lr_channels
 
@@ -59,7 +65,9 @@ class Fusion(nn.Module, ABC):
         Raises:
             TypeError: for integer maps.
             ValueError: for wrong rank, channels, batch, device or size.
+            RuntimeError: under ``torch.jit.trace`` and torch's older exporter to ONNX, which is built on it.
         """
+        refuse_torchscript()
         self._check(hr_feat, lr_feat)
         return self.fuse(hr_feat, lr_feat)
 
@@ -68,25 +76,13 @@ class Fusion(nn.Module, ABC):
             ("hr_feat", hr_feat, self.hr_channels),
             ("lr_feat", lr_feat, self.lr_channels),
         ):
-            if feat.ndim != 4:
-                raise ValueError(
-                    f"{name} must have 4 dimensions (B, C, H, W), got {feat.ndim} with shape {tuple(feat.shape)}"
-                )
-            if not feat.is_floating_point():
-                raise TypeError(f"{name} must be floating point, got {feat.dtype}; convert it with .float()")
+            check_map(name, feat)
             if feat.shape[1] != channels:
                 raise ValueError(
                     f"{name} has {feat.shape[1]} channels, this {type(self).__name__} was built for "
                     f"{channels}; build it with {name.replace('feat', 'channels')}={feat.shape[1]}"
                 )
-        if hr_feat.device != lr_feat.device:
-            raise ValueError(
-                f"hr_feat is on {hr_feat.device} and lr_feat on {lr_feat.device}; move them to one device"
-            )
-        if hr_feat.shape[0] != lr_feat.shape[0]:
-            raise ValueError(
-                f"batch sizes differ: hr_feat has {hr_feat.shape[0]}, lr_feat {lr_feat.shape[0]}"
-            )
+        check_pair("hr_feat", hr_feat, "lr_feat", lr_feat)
         size, coarse = hr_feat.shape[-2:], lr_feat.shape[-2:]
         if coarse[0] > size[0] or coarse[1] > size[1]:
             raise ValueError(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, normalize_kernels
-from freqfusion.ops._checks import check_groups, check_kernel_size
+from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options
 
 
 class CARAFE(Fusion):
@@ -27,6 +27,7 @@ class CARAFE(Fusion):
     CARAFEPack.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

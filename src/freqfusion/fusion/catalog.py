@@ -119,7 +119,7 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
         ValueError: for an unknown name.
         TypeError: for an option that the method does not have.
     """
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):

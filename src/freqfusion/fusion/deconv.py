@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import fit
+from freqfusion.ops._checks import checked_options
 
 
 class Deconv(Fusion):
@@ -26,6 +27,7 @@ class Deconv(Fusion):
     Source: mmdetection's FPN_CARAFE neck, ``upsample_cfg`` type ``deconv``; Xavier-uniform start.
     """
 
+    @checked_options
     def __init__(self, hr_channels: int, lr_channels: int, kernel_size: int = 3) -> None:
         super().__init__(hr_channels, lr_channels)
         if kernel_size not in (3, 4):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import resample
-from freqfusion.ops._checks import check_groups
+from freqfusion.ops._checks import check_groups, checked_options
 
 Style = Literal["lp", "pl"]
 
@@ -36,6 +36,7 @@ class DySample(Fusion):
     Source: Liu et al., "Learning to Upsample by Learning to Sample", ICCV 2023.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, normalize_kernels
-from freqfusion.ops._checks import check_kernel_size
+from freqfusion.ops._checks import check_kernel_size, checked_options
 
 _OLD_KEYS = {
     "kernel_generator.conv1_en.weight": "ker_generator.compressor_en.weight",
@@ -68,6 +68,7 @@ class FADE(Fusion):
     2022. Keys of both published forms load. Xavier-uniform start.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

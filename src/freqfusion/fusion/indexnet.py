@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import crop, resize
+from freqfusion.ops._checks import checked_options
 
 Kind = Literal["holistic", "depthwise_o2o", "depthwise_m2o"]
 
@@ -32,6 +33,7 @@ class IndexNet(Fusion):
     holistic non-linear block with context is the variant whose size the upsampling papers report.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
+from freqfusion.ops._checks import checked_options, refuse_torchscript
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
     """Interpolate ``(B, C, h, w)`` to ``size``; the map itself where it has that size already."""
+    refuse_torchscript()
     size = tuple(size)
     if _has_size(x, size):
         return x
@@ -68,6 +70,7 @@ class Bilinear(Fusion):
         align_corners: let the centres of the corner pixels coincide, instead of the maps' borders.
     """
 
+    @checked_options
     def __init__(self, hr_channels: int, lr_channels: int, align_corners: bool = False) -> None:
         super().__init__(hr_channels, lr_channels)
         self.align_corners = align_corners

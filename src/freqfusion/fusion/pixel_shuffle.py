@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import fit
-from freqfusion.ops._checks import check_kernel_size
+from freqfusion.ops._checks import check_kernel_size, checked_options
 
 
 class PixelShuffle(Fusion):
@@ -24,6 +24,7 @@ class PixelShuffle(Fusion):
     Convolutional Neural Network", CVPR 2016; keys and Xavier-uniform start of mmcv's PixelShufflePack.
     """
 
+    @checked_options
     def __init__(
         self, hr_channels: int, lr_channels: int, scale_factor: int = 2, upsample_kernel: int = 3
     ) -> None:

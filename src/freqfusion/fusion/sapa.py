@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops import carafe, normalize_kernels, window_similarity
-from freqfusion.ops._checks import check_kernel_size
+from freqfusion.ops._checks import check_kernel_size, checked_options
 
 Norm = Literal["group", "layer", "none"]
 
@@ -41,6 +41,7 @@ class SAPA(Fusion):
     of the authors' first form, stored as matrices, load too. Start: normal with std 0.02, biases zero.
     """
 
+    @checked_options
     def __init__(
         self,
         hr_channels: int,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
+from freqfusion.ops._checks import check_map, refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -23,6 +24,16 @@ KERNELS = {
     "triton": ("carafe", "carafe_from_logits", "local_similarity", "resample", "window_similarity"),
 }
 """Operators that a backend has kernels for."""
+
+TENSORS = {
+    "carafe": 2,
+    "carafe_from_logits": 2,
+    "local_similarity": 1,
+    "normalize_kernels": 1,
+    "resample": 2,
+    "window_similarity": 2,
+}
+"""How many tensors an operator takes first."""
 
 MAX_SIDES = 2**30
 """Triton kernels multiply a fine side by a coarse one in 32 bits."""
@@ -126,8 +137,10 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
 
     Raises:
         ValueError: for an unknown name.
-        RuntimeError: if the requested backend cannot compute the call; the message says why.
+        RuntimeError: if the requested backend cannot compute the call, and under TorchScript's tracing; the message
+            says why.
     """
+    refuse_torchscript()
     if requested is not None:
         reason = _cannot(_check_name(requested, "backend"), operator, tensors)
         if reason:
@@ -142,9 +155,19 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
 
     ``groups`` and ``padding_mode`` are those of the reassembly.
 
+    Raises:
+        TypeError: for arguments that are not tensors.
+        ValueError: for an unknown operator, or another number of tensors than it takes.
+
     >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
     'torch'
     """
+    if operator not in TENSORS:
+        raise ValueError(f"unknown operator {operator!r}; choose one of: {', '.join(TENSORS)}")
+    if len(tensors) != TENSORS[operator]:
+        raise ValueError(f"{operator} takes {TENSORS[operator]} tensors, got {len(tensors)}")
+    for tensor in tensors:
+        check_map("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
     backend, kernels = choose(operator, None, *tensors), ""
     if backend == "triton" and operator in ("carafe", "carafe_from_logits"):

@@ -1,11 +1,81 @@
 """Argument checks and small rules shared by the operators. A message says what came, what was needed, what to do."""
 
+import functools
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, NoReturn, TypeVar, cast
+
 import torch
 from torch import Tensor
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+MAX_SIDE = 2**15 - 1
+"""Of a window: its taps can be counted in 32 bits."""
+MAX_OPTION = 2**20
+"""Of channels, groups and the like: no module is that large."""
+
+
+def check_whole(name: str, value: int) -> int:
+    """A whole number, of Python or NumPy, as an int; sizes that are known only at run time pass."""
+    if isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} must be a whole number, got {_shown(value)} of type {type(value).__name__}; pass an int"
+        )
+    return int(value)
+
+
+def check_count(name: str, value: int) -> int:
+    """A whole number from 1, as an int."""
+    value = check_whole(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor()"
+        )
+
+
+def checked_options(build: Constructor) -> Constructor:
+    """A constructor whose ``int`` arguments must be whole numbers from 1 and whose ``bool`` ones True or False."""
+    kinds = build.__annotations__
+
+    def checked(name: str, value: Any) -> Any:
+        if kinds.get(name) is int:
+            value = check_count(name, value)
+            if value > MAX_OPTION:
+                raise ValueError(f"{name} must be at most {MAX_OPTION}, got {value}")
+            return value
+        if kinds.get(name) is bool and not isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be True or False, got {_shown(value)} of type {type(value).__name__}; pass a bool"
+            )
+        return value
+
+    names = build.__code__.co_varnames[: build.__code__.co_argcount]
+
+    @functools.wraps(build)
+    def check_and_build(*args: Any, **options: Any) -> None:
+        given = [checked(name, value) for name, value in zip(names, args, strict=False)]
+        build(*given, *args[len(names) :], **{name: checked(name, value) for name, value in options.items()})
+
+    return cast(Constructor, check_and_build)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_map(name: str, x: Tensor) -> None:
     """A floating point map ``(B, C, H, W)``."""
+    check_tensor(name, x)
     if x.ndim != 4:
         raise ValueError(
             f"{name} must have 4 dimensions (B, C, H, W), got {x.ndim} with shape {tuple(x.shape)}"
@@ -24,16 +94,30 @@ def check_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise ValueError(f"batch sizes differ: {name} has {x.shape[0]}, {other_name} has {other.shape[0]}")
 
 
-def check_kernel_size(name: str, kernel_size: int) -> None:
+def check_filled(name: str, x: Tensor) -> None:
+    """A map to read from."""
+    if x.shape[-2] < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{name} has an empty side: shape {tuple(x.shape)}; there is nothing to read")
+
+
+def check_kernel_size(name: str, kernel_size: int) -> int:
+    """The side of a window, as an int."""
+    kernel_size = check_whole(name, kernel_size)
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"{name} must be odd and at least 1 (a window needs a centre), got {kernel_size}")
+    if kernel_size > MAX_SIDE:
+        raise ValueError(f"{name} must be at most {MAX_SIDE}, got {kernel_size}; choose a smaller window")
+    return kernel_size
 
 
-def check_groups(name: str, channels: int, groups: int) -> None:
+def check_groups(name: str, channels: int, groups: int) -> int:
+    """A number of groups of channels, as an int."""
+    groups = check_whole("groups", groups)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"groups must divide the channels of {name}, got {groups} groups for {channels} channels"
         )
+    return groups
 
 
 def check_taps(name: str, channels: int, kernel_size: int, groups: int) -> None:
@@ -60,3 +144,23 @@ def is_channels_last(x: Tensor) -> bool:
 def layout(x: Tensor) -> torch.memory_format:
     """The memory layout that results take from ``x``."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+TORCHSCRIPT = (
+    "freqfusion does not support TorchScript (torch.jit, torch.onnx.export with dynamo=False), which keeps the sizes "
+    "of its example; use freqfusion.export.export_onnx or export_program, with dynamic=True for any size"
+)
+
+
+def refuse_torchscript() -> None:
+    """Raise while ``torch.jit.trace`` runs, or what is built on it, such as torch's older exporter to ONNX."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(TORCHSCRIPT)
+
+
+class NotScriptable:
+    """Mix-in for modules: ``torch.jit.script`` says what to use instead."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called for every module inside the one that is scripted."""
+        raise RuntimeError(TORCHSCRIPT)

@@ -10,15 +10,20 @@ from torch.library import custom_op
 from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
 from freqfusion.ops._backends import choose
-from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, layout
+from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_whole, layout
+from freqfusion.ops._windows import middle, reachable
 
 EPSILON = 1e-8
 """Floor of each vector's norm, as in :func:`torch.nn.functional.cosine_similarity`."""
+
+MAX_DILATION = 2**31
+"""Wider than any map: what is more is the same, and operators count in 64 bits."""
 
 
 def local_similarity_naive(x: Tensor, window: int = 3, dilation: int = 2) -> Tensor:
     """One cosine a neighbour with torch's own function: the oracle; nothing is checked."""
     height, width = x.shape[-2:]
+    dilation = min(dilation, max(height, width))  # from there on nothing lies
     features = x.to(accumulation_dtype(x))
     padded = F.pad(features, [window // 2 * dilation] * 4)
     similarities = []
@@ -34,6 +39,8 @@ def local_similarity_naive(x: Tensor, window: int = 3, dilation: int = 2) -> Ten
 def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
     """In plain torch, at least float32."""
     height, width = x.shape[-2:]
+    outer = window
+    window, dilation = reachable(window, dilation, height, width)
     radius = window // 2 * dilation
     features = x.to(accumulation_dtype(x))
     unit = features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(EPSILON)
@@ -49,27 +56,47 @@ def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
         shifted = F.pad(similarity, (radius, radius, radius, 0))
         top, left = radius - dy, radius - dx
         earlier.append(shifted[:, top : top + height, left : left + width])
-    return torch.stack(earlier[::-1] + later, dim=1)
+    return _spread(torch.stack(earlier[::-1] + later, dim=1), window, outer)
+
+
+def _neighbours(inner: int, window: int, device: torch.device) -> Tensor:
+    """Channels of the neighbours of the middle ``inner`` x ``inner`` of a window; the centre has none."""
+    before, after = middle(inner, window, device).tensor_split((inner * inner // 2,))
+    return torch.cat((before, after[1:] - 1))
+
+
+def _spread(similarity: Tensor, inner: int, window: int) -> Tensor:
+    """Similarities of a window, given those of its middle; the others lie outside the map and have 0."""
+    if inner == window:
+        return similarity
+    batch, _, height, width = similarity.shape
+    out = similarity.new_zeros(batch, window * window - 1, height, width)
+    return out.index_copy(1, _neighbours(inner, window, similarity.device), similarity)
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
 def _local_similarity(x: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+    inner, dilation = reachable(window, dilation, *x.shape[-2:])
     if backend == "triton":
         from freqfusion.ops._triton import local_similarity as kernels
 
-        return kernels.local_similarity(x, window, dilation, EPSILON)
-    return _native.local_similarity(x, window, dilation)
+        return _spread(kernels.local_similarity(x, inner, dilation, EPSILON), inner, window)
+    return _spread(_native.local_similarity(x, inner, dilation), inner, window)
 
 
 @custom_op("freqfusion::local_similarity_backward", mutates_args=())
 def _local_similarity_backward(
     x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> Tensor:
+    inner, dilation = reachable(window, dilation, *x.shape[-2:])
+    if inner < window:
+        middle = _neighbours(inner, window, x.device)
+        similarity, grad = (tensor.index_select(1, middle) for tensor in (similarity, grad))
     if backend == "triton":
         from freqfusion.ops._triton import local_similarity as kernels
 
-        return kernels.local_similarity_backward(x, similarity, grad, window, dilation, EPSILON)
-    return _native.local_similarity_backward(x, similarity, grad, window, dilation)
+        return kernels.local_similarity_backward(x, similarity, grad, inner, dilation, EPSILON)
+    return _native.local_similarity_backward(x, similarity, grad, inner, dilation)
 
 
 @_local_similarity.register_fake
@@ -125,15 +152,21 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     Args:
         x: ``(B, C, H, W)``, floating point.
         window: odd side of the neighbourhood, at least 3.
-        dilation: distance of adjacent neighbours in pixels.
+        dilation: distance of adjacent neighbours in pixels; may exceed the map, at no cost.
         backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
         ``(B, window**2 - 1, H, W)`` in [-1, 1], of the dtype of ``x``; half precision is computed in float32.
 
+        With windows up to 5 and 256 channels, every backend's float32 similarity is within ``4 * 2**-23`` of the
+        exact one. The error of a pixel's gradient is up to ``4 * 2**-23 / norm`` times the sum of the absolute
+        gradients of the similarities that the pixel takes part in. It grows where vectors are short. With one
+        channel a similarity is a sign and the exact gradient 0, so rounding is all that remains: backends
+        differ by that bound.
+
     Raises:
-        TypeError: for an integer tensor.
+        TypeError: for an integer tensor and arguments of another type, such as a float window.
         ValueError: for wrong rank, window, dilation or backend.
         RuntimeError: if the named backend cannot compute this call.
 
@@ -145,9 +178,11 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     tensor([0., 0., 0., 1., 1., 0., 0., 0.])
     """
     check_map("x", x)
-    check_kernel_size("window", window)
+    window = check_kernel_size("window", window)
+    dilation = check_whole("dilation", dilation)
     if window < 3 or dilation < 1:
         raise ValueError(f"window must be at least 3 and dilation at least 1, got {window} and {dilation}")
+    dilation = min(dilation, MAX_DILATION)
     chosen = choose("local_similarity", backend, x)
     if chosen == "torch":
         similarity = _mirrored(x, window, dilation)

@@ -4,7 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_taps
+from freqfusion.ops._checks import (
+    accumulation_dtype,
+    check_count,
+    check_kernel_size,
+    check_map,
+    check_taps,
+    check_tensor,
+)
 
 
 def normalize_kernels_naive(
@@ -38,7 +45,7 @@ def normalize_kernels(
         Kernels of the shape and dtype of ``logits``; half precision is normalised in float32.
 
     Raises:
-        TypeError: for integer tensors.
+        TypeError: for integer tensors and arguments of another type, such as a float kernel size.
         ValueError: for wrong rank, channels, kernel size or window size.
 
     Source: Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024 (the
@@ -49,12 +56,14 @@ def normalize_kernels(
     0.1111
     """
     check_map("logits", logits)
-    check_kernel_size("kernel_size", kernel_size)
+    kernel_size = check_kernel_size("kernel_size", kernel_size)
+    groups = check_count("groups", groups)
     check_taps("logits", logits.shape[1], kernel_size, groups)
     dtype = accumulation_dtype(logits)
     shape = (logits.shape[0], groups, kernel_size * kernel_size, *logits.shape[-2:])
     scores = logits.to(dtype).reshape(shape)
     if window is not None:
+        check_tensor("window", window)
         if window.numel() != kernel_size * kernel_size:
             raise ValueError(
                 f"window must have kernel_size**2 = {kernel_size * kernel_size} entries, "

@@ -3,14 +3,22 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
 from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
 from freqfusion.ops._backends import choose
-from freqfusion.ops._checks import accumulation_dtype, check_groups, check_map, check_pair, layout
+from freqfusion.ops._checks import (
+    accumulation_dtype,
+    check_count,
+    check_filled,
+    check_groups,
+    check_map,
+    check_pair,
+    layout,
+)
+from freqfusion.ops._sampling import finite, grid_sample
 
 
 def resample_naive(
@@ -24,8 +32,10 @@ def resample_naive(
     columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
     rows = (torch.arange(height, dtype=dtype, device=x.device) + 0.5) * unit_height / height
     # positions in pixels of x, whose first centre is 0; clamped to the centres of the border pixels
-    column = ((columns + dx) * in_width / unit_width - 0.5).clamp(0, in_width - 1)
-    row = ((rows[:, None] + dy) * in_height / unit_height - 0.5).clamp(0, in_height - 1)
+    column = (columns + dx) * in_width / unit_width - 0.5
+    row = (rows[:, None] + dy) * in_height / unit_height - 0.5
+    unknown = (column.isnan() | row.isnan()).unsqueeze(2)
+    column, row = _clamped(column, in_width - 1), _clamped(row, in_height - 1)
     left, top = column.detach().floor().long(), row.detach().floor().long()
     right, bottom = (left + 1).clamp_max(in_width - 1), (top + 1).clamp_max(in_height - 1)
     weight_x, weight_y = (column - left).unsqueeze(2), (row - top).unsqueeze(2)
@@ -40,7 +50,14 @@ def resample_naive(
     upper = at(top, left) * (1 - weight_x) + at(top, right) * weight_x
     lower = at(bottom, left) * (1 - weight_x) + at(bottom, right) * weight_x
     out = upper * (1 - weight_y) + lower * weight_y
+    out = out * torch.ones_like(weight_x).masked_fill(unknown, torch.nan)
     return out.reshape(batch, channels, height, width).to(x.dtype)
+
+
+def _clamped(position: Tensor, last: int) -> Tensor:
+    """In [0, last], 0 for NaN. The derivative is a product, unlike that of ``clamp``, so that a NaN shows in it."""
+    inside = (position > 0) & (position < last)
+    return position.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * inside + (position >= last) * last
 
 
 def _grid(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
@@ -60,13 +77,8 @@ def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, uni
     """With torch's own sampler."""
     (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
     grid = _grid(x, offsets, groups, unit_height, unit_width)
-    sampled = F.grid_sample(
-        x.to(grid.dtype).reshape(batch * groups, channels // groups, in_height, in_width),
-        grid,
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )
+    planes = x.to(grid.dtype).reshape(batch * groups, channels // groups, in_height, in_width)
+    sampled = grid_sample(planes, grid, padding_mode="border")
     return sampled.reshape(batch, channels, height, width).to(x.dtype)
 
 
@@ -75,10 +87,10 @@ def _grid_sampled_backward_x(
 ) -> Tensor:
     """Derivative of :func:`_grid_sampled` in ``x``, by that of torch's sampler, which is linear in ``x``."""
     (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    grid = _grid(x, offsets, groups, unit_height, unit_width)
+    grid, factor = finite(_grid(x, offsets, groups, unit_height, unit_width))
     planes = batch * groups, channels // groups
     grad_x, _ = torch.ops.aten.grid_sampler_2d_backward(
-        grad.to(grid.dtype).reshape(*planes, height, width),
+        grad.to(grid.dtype).reshape(*planes, height, width) * factor,
         grid.new_zeros(()).expand(*planes, in_height, in_width),  # its values do not matter
         grid,
         interpolation_mode=0,  # bilinear
@@ -210,6 +222,12 @@ _resample_backward_offsets.register_autograd(
 )
 
 
+def _pair(unit_size: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(unit_size, (tuple, list)) or len(unit_size) != 2:
+        raise TypeError(f"unit_size must be (height, width) or None, got {unit_size!r}; pass two ints")
+    return check_count("unit_size[0]", unit_size[0]), check_count("unit_size[1]", unit_size[1])
+
+
 def resample(
     x: Tensor,
     offsets: Tensor,
@@ -221,7 +239,8 @@ def resample(
 
     The output grid ``(H, W)`` covers the same area as ``x``: with zero offsets the result is ``x`` itself
     where the sizes agree, and its bilinear interpolation (half-pixel centres) where they do not. Positions
-    beyond the border read the border.
+    beyond the border read the border. Where an offset is NaN, so are the result, the gradients of both offsets
+    there and those of the pixels beside the place.
 
     Args:
         x: ``(B, C, h, w)``, floating point.
@@ -238,8 +257,8 @@ def resample(
         position would miss by more than a pixel on a map of a few hundred.
 
     Raises:
-        TypeError: for integer tensors.
-        ValueError: for wrong rank, channels, groups, batch, device or backend.
+        TypeError: for integer tensors and arguments of another type, such as a float number of groups.
+        ValueError: for wrong rank, channels, groups, unit size, batch, device or backend, and an empty ``x``.
         RuntimeError: if the named backend cannot compute this call.
 
     Source: Liu et al., "Learning to Upsample by Learning to Sample" (DySample), ICCV 2023, equation 1;
@@ -253,10 +272,11 @@ def resample(
     check_map("x", x)
     check_map("offsets", offsets)
     check_pair("x", x, "offsets", offsets)
-    check_groups("x", x.shape[1], groups)
+    check_filled("x", x)
+    groups = check_groups("x", x.shape[1], groups)
     if offsets.shape[1] != 2 * groups:
         raise ValueError(f"offsets must have 2 * groups = {2 * groups} channels, got {offsets.shape[1]}")
-    unit_height, unit_width = unit_size or x.shape[-2:]
+    unit_height, unit_width = x.shape[-2:] if unit_size is None else _pair(unit_size)
     chosen = choose("resample", backend, x, offsets)
     if chosen == "torch":
         return _grid_sampled(x, offsets, groups, unit_height, unit_width)

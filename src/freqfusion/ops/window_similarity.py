@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from freqfusion.ops._backends import needs_composite
-from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_pair
+from freqfusion.ops._checks import accumulation_dtype, check_filled, check_kernel_size, check_map, check_pair
+from freqfusion.ops._windows import reachable, spread
 from freqfusion.ops.carafe.function import kernel_gradient
 from freqfusion.ops.carafe.naive import pad
 
@@ -12,16 +13,17 @@ from freqfusion.ops.carafe.naive import pad
 def window_similarity_naive(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     """One gathered key map a tap: the oracle and the exported form; nothing is checked."""
     (height, width), (h, w) = query.shape[-2:], key.shape[-2:]
+    inner, _ = reachable(kernel_size, 1, h, w)
     dtype = accumulation_dtype(query, key)
-    padded = pad(key.to(dtype), kernel_size // 2, reflect=False)
+    padded = pad(key.to(dtype), inner // 2, reflect=False)
     rows = torch.div(torch.arange(height, device=key.device) * h, height, rounding_mode="floor")
     columns = torch.div(torch.arange(width, device=key.device) * w, width, rounding_mode="floor")
     products = []
-    for tap in range(kernel_size * kernel_size):
-        dy, dx = divmod(tap, kernel_size)
+    for tap in range(inner * inner):
+        dy, dx = divmod(tap, inner)
         keys = padded.index_select(2, rows + dy).index_select(3, columns + dx)
         products.append((query.to(dtype) * keys).sum(dim=1))
-    return torch.stack(products, dim=1).to(query.dtype)
+    return spread(torch.stack(products, dim=1), inner, kernel_size, axis=1).to(query.dtype)
 
 
 def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
@@ -39,8 +41,8 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
         ``(B, kernel_size**2, H, W)`` of the dtype of ``query``, rows outer to columns.
 
     Raises:
-        TypeError: for integer tensors.
-        ValueError: for wrong rank, channels, batch, device or kernel size.
+        TypeError: for integer tensors and arguments of another type, such as a float kernel size.
+        ValueError: for wrong rank, channels, batch, device or kernel size, and an empty ``key``.
 
     Source: Lu et al., "SAPA", NeurIPS 2022. This is also the derivative of the reassembly in its kernels,
     which computes it.
@@ -52,7 +54,8 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     check_map("query", query)
     check_map("key", key)
     check_pair("query", query, "key", key)
-    check_kernel_size("kernel_size", kernel_size)
+    check_filled("key", key)
+    kernel_size = check_kernel_size("kernel_size", kernel_size)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"query and key must have equal channels, got {query.shape[1]} and {key.shape[1]}")
     if needs_composite(query, key):

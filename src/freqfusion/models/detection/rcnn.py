@@ -20,6 +20,7 @@ from freqfusion.models.detection.heads import (
 )
 from freqfusion.models.detection.proposals import Anchors, ProposalHead, ProposalNetwork
 from freqfusion.models.inference import fitting_size
+from freqfusion.ops._sampling import grid_sample
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of the pyramid's levels; regions of interest are pooled from all but the last."""
@@ -51,7 +52,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         x = (torch.arange(left, right, device=boxes.device) + 0.5 - x1) / (x2 - x1).clamp_min(1e-6) * 2 - 1
         y = (torch.arange(top, bottom, device=boxes.device) + 0.5 - y1) / (y2 - y1).clamp_min(1e-6) * 2 - 1
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(masks.dtype)
-        probability = F.grid_sample(masks[i : i + 1], grid, align_corners=False)
+        probability = grid_sample(masks[i : i + 1], grid)
         pasted[i, :, top:bottom, left:right] = probability[0] >= MASK_THRESHOLD
     return pasted
 

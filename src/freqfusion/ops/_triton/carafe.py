@@ -142,14 +142,20 @@ def carafe_backward_x(
 
 
 def carafe_backward_kernels(
-    x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, dtype: torch.dtype = torch.float32
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    dtype: torch.dtype = torch.float32,
+    memory: torch.memory_format | None = None,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_kernels`, of a dtype and in the layout of ``grad``."""
+    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_kernels`, of a dtype; in the layout of ``grad``."""
     out = torch.empty(
         (x.shape[0], groups * kernel_size**2, *grad.shape[-2:]),
         dtype=dtype,
         device=x.device,
-        memory_format=layout(grad),
+        memory_format=layout(grad) if memory is None else memory,
     )
     if grad.numel() == 0:
         return out.zero_()
@@ -183,7 +189,7 @@ def carafe_backward(
     h, w = x.shape[-2:]
     return (
         carafe_backward_x(kernels, grad, h, w, kernel_size, groups, reflect),
-        carafe_backward_kernels(x, grad, kernel_size, groups, reflect, kernels.dtype),
+        carafe_backward_kernels(x, grad, kernel_size, groups, reflect, kernels.dtype, layout(kernels)),
     )
 
 

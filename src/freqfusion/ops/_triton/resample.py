@@ -16,7 +16,7 @@ from freqfusion.ops._triton.launch import launch, tuned, tuning
 
 @triton.jit
 def _position(place, offset, fine, coarse, unit):
-    """Where a row (or column) of the output reads: the one before, the share of the next, whether it may move."""
+    """Where a row (or column) of the output reads: the one before, the share of the next, its derivative."""
     position = ((place.to(tl.float32) + 0.5) * unit / fine + offset) * coarse / unit - 0.5
     known = position == position
     last = coarse - 1
@@ -25,7 +25,8 @@ def _position(place, offset, fine, coarse, unit):
     share = tl.where(
         known, kept - before.to(tl.float32), position
     )  # a position unknown gives a value unknown
-    return before, share, (position > 0) & (position < last)
+    slope = tl.where((position > 0) & (position < last), coarse / unit, tl.where(known, 0.0, position))
+    return before, share, slope
 
 
 @tuned([(8, 64, 4), (16, 64, 4), (8, 128, 4), (64, 8, 4)], ["tuning"], ["BLOCK_C", "BLOCK_W"])
@@ -142,8 +143,8 @@ def _backward_offsets(
     at = offsets + batch * f_b + group * f_c + row * f_h + column * f_w
     dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
     dy = tl.load(at + second * f_c, mask=valid, other=0.0).to(tl.float32)
-    left, share_x, moves_x = _position(j, dx, width, w, unit_width)
-    top, share_y, moves_y = _position(i, dy, height, h, unit_height)
+    left, share_x, slope_x = _position(j, dx, width, w, unit_width)
+    top, share_y, slope_y = _position(i, dy, height, h, unit_height)
     right = valid & (left + 1 < w)
     below = valid & (top + 1 < h)
     at = top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
@@ -162,8 +163,8 @@ def _backward_offsets(
         along_y += incoming * ((first_y - first) * (1 - share_x) + (second_y - second_x) * share_x)
         x += x_c
         grad += g_c
-    along_x = tl.where(moves_x, along_x * w / unit_width, 0.0)
-    along_y = tl.where(moves_y, along_y * h / unit_height, 0.0)
+    along_x *= slope_x
+    along_y *= slope_y
     at = out + batch * o_b + group * o_c + row * o_h + column * o_w
     tl.store(at, along_x.to(out.dtype.element_ty), mask=valid)
     tl.store(at + second * o_c, along_y.to(out.dtype.element_ty), mask=valid)

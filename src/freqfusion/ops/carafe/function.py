@@ -11,6 +11,7 @@ from freqfusion.ops import _native
 from freqfusion.ops._backends import choose, needs_composite
 from freqfusion.ops._checks import (
     accumulation_dtype,
+    check_filled,
     check_groups,
     check_kernel_size,
     check_map,
@@ -18,6 +19,7 @@ from freqfusion.ops._checks import (
     check_taps,
     layout,
 )
+from freqfusion.ops._windows import middle, reachable, spread
 from freqfusion.ops.carafe import phases
 from freqfusion.ops.carafe.naive import carafe_naive
 
@@ -33,11 +35,23 @@ def _kernels(backend: str) -> ModuleType:
     return _native if backend == "native" else phases
 
 
+def _reaching(
+    kernels: Tensor, kernel_size: int, groups: int, reflect: bool, h: int, w: int
+) -> tuple[Tensor, int]:
+    """The kernels without the taps that lie outside the map wherever the window is, and their side."""
+    inner = kernel_size if reflect else reachable(kernel_size, 1, h, w)[0]
+    if inner == kernel_size:
+        return kernels, inner
+    taps = kernels.unflatten(1, (groups, kernel_size * kernel_size))
+    return taps.index_select(2, middle(inner, kernel_size, kernels.device)).flatten(1, 2), inner
+
+
 @custom_op("freqfusion::carafe", mutates_args=())
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
-    return _kernels(backend).carafe(x, kernels, kernel_size, groups, reflect)
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    return _kernels(backend).carafe(x, kernels, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_x", mutates_args=())
@@ -51,7 +65,10 @@ def _carafe_backward_x(
     reflect: bool,
     backend: str = "torch",
 ) -> Tensor:
-    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, kernel_size, groups, reflect)
+    if reflect and backend == "native" and kernel_size // 2 >= max(h, w):
+        backend = "torch"  # the native kernel's working memory would grow with the fourth power of the side
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, h, w)
+    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
@@ -65,11 +82,21 @@ def _carafe_backward_kernels(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     dtype = dtype or accumulation_dtype(x, grad)
+    inner = kernel_size if reflect else reachable(kernel_size, 1, *x.shape[-2:])[0]
     if backend == "triton":
-        from freqfusion.ops._triton import carafe as kernels
+        from freqfusion.ops._triton import carafe as triton_kernels
 
-        return kernels.carafe_backward_kernels(x, grad, kernel_size, groups, reflect, dtype)
-    return _kernels(backend).carafe_backward_kernels(x, grad, kernel_size, groups, reflect).to(dtype)
+        taps = triton_kernels.carafe_backward_kernels(x, grad, inner, groups, reflect, dtype)
+        return _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(grad))
+    taps = _kernels(backend).carafe_backward_kernels(x, grad, inner, groups, reflect).to(dtype)
+    return _all_taps(taps, inner, kernel_size, groups)
+
+
+def _all_taps(taps: Tensor, inner: int, kernel_size: int, groups: int) -> Tensor:
+    """The gradient of :func:`_reaching` kernels as that of all."""
+    if inner == kernel_size:
+        return taps
+    return spread(taps.unflatten(1, (groups, inner * inner)), inner, kernel_size, axis=2).flatten(1, 2)
 
 
 @custom_op("freqfusion::carafe_backward", mutates_args=())
@@ -84,7 +111,9 @@ def _carafe_backward(
     """Both derivatives at once; only Triton has a kernel for that."""
     from freqfusion.ops._triton import carafe as triton_kernels
 
-    return triton_kernels.carafe_backward(x, kernels, grad, kernel_size, groups, reflect)
+    reaching, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    grad_x, taps = triton_kernels.carafe_backward(x, reaching, grad, inner, groups, reflect)
+    return grad_x, _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(kernels))
 
 
 @_carafe.register_fake
@@ -131,7 +160,7 @@ def _(
     x: Tensor, kernels: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
-    return grad_x, torch.empty_like(kernels, memory_format=layout(grad))
+    return grad_x, torch.empty_like(kernels, memory_format=layout(kernels))
 
 
 # The reassembly is linear in x and in the kernels, so the derivatives of all these operators are the first three
@@ -235,7 +264,7 @@ def carafe(
         ``(B, C, H, W)`` of the dtype of ``x``. Half precision is accumulated in float32.
 
     Raises:
-        TypeError: for integer tensors.
+        TypeError: for integer tensors and arguments of another type, such as a float kernel size.
         ValueError: for wrong rank, channels, groups, batch, device, kernel size, padding mode or backend.
         RuntimeError: if the named backend cannot compute this call.
 
@@ -252,13 +281,12 @@ def carafe(
     check_map("x", x)
     check_map("kernels", kernels)
     check_pair("x", x, "kernels", kernels)
-    check_kernel_size("kernel_size", kernel_size)
-    check_groups("x", x.shape[1], groups)
+    kernel_size = check_kernel_size("kernel_size", kernel_size)
+    groups = check_groups("x", x.shape[1], groups)
     check_taps("kernels", kernels.shape[1], kernel_size, groups)
     if padding_mode not in ("zeros", "reflect"):
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
-    if x.shape[-2] < 1 or x.shape[-1] < 1:
-        raise ValueError(f"x has an empty side: shape {tuple(x.shape)}")
+    check_filled("x", x)
     chosen = choose("carafe", backend, x, kernels)
     if needs_composite(x, kernels):
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
