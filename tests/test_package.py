@@ -48,3 +48,16 @@ print(sorted(new & optional), torch.cuda.is_initialized(), seconds < 3)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n")[0] == "[] False True"
+
+
+def test_names_load_on_first_use() -> None:
+    """The bare import leaves torch alone, and submodules are there as if they had been imported."""
+    code = """
+import sys
+import freqfusion
+print("torch" in sys.modules)
+print(freqfusion.fusion.create_fusion is freqfusion.create_fusion, freqfusion.ops.carafe is freqfusion.carafe)
+print(hasattr(freqfusion, "nothing"))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True", "True", "False"]

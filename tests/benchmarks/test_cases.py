@@ -93,10 +93,9 @@ def test_contestants_compute_the_same(name):
 
 
 @pytest.mark.parametrize("contestant", ["unfold", "torch"])
-def test_layout_of_the_feature_map(contestant):
+def test_layout_of_the_maps(contestant):
     problem = Problem(Case("carafe k5 x2, NHWC", TINY), contestant, CPU, torch.float32)
-    assert problem.inputs[0].is_contiguous(memory_format=torch.channels_last)
-    assert problem.inputs[1].is_contiguous()
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in problem.inputs)
     assert all(x.requires_grad for x in problem.inputs)
 
 
@@ -168,3 +167,26 @@ def test_explanations_name_operators_and_sizes():
         assert explanation.cannot[explanation.backend] == ""
     at_strides = explain_case(Case("segnext_t", image(1, 227, 339)), CPU, torch.float32)
     assert "carafe(1x256x15x22, 1x25x29x43)" in at_strides
+
+
+def test_mmcv_takes_part_where_it_has_the_operator(monkeypatch):
+    """With a stand-in of its signature, ``carafe(features, masks, kernel_size, group_size, scale_factor)``."""
+    assert "mmcv" not in list_contestants()
+
+    def carafe(features, masks, kernel_size, group_size, scale_factor):
+        assert [scale_factor * side for side in features.shape[-2:]] == list(masks.shape[-2:])
+        return cases.carafe(features, masks, kernel_size, group_size)
+
+    monkeypatch.setattr(cases, "_mmcv_carafe", lambda: carafe)
+    assert list_contestants()[-1] == "mmcv"
+    cuda = torch.device("cuda")
+    for name in ("carafe k5 x2", "carafe k3 x1, NHWC"):
+        assert why_not(tiny(name), "mmcv", cuda, torch.float16) == ""
+        assert "CUDA" in why_not(tiny(name), "mmcv", CPU, torch.float32)
+        assert "CUDA" in why_not(tiny(name), "mmcv", cuda, torch.bfloat16)
+        (ours,) = Problem(tiny(name), "torch", CPU, torch.float32).forward()
+        (theirs,) = Problem(tiny(name), "mmcv", CPU, torch.float32).forward()
+        assert_close(name, theirs, ours, 1e-6)
+    uneven = Case("carafe k5 x2", Shape(1, 8, (3, 4), (7, 8)))
+    assert "whole ratios" in why_not(uneven, "mmcv", cuda, torch.float32)
+    assert "carafe" in why_not(tiny("FreqFusion"), "mmcv", cuda, torch.float32)

@@ -57,3 +57,18 @@ def test_a_process_that_dies_is_an_answer(monkeypatch):
     monkeypatch.setattr(memory, "_answer", os.abort)  # which does not take these arguments
     with pytest.raises(RuntimeError, match="its process ended with code 1"):
         probe(Case("normalize k5", Shape(1, 8, (1, 1), (1, 1))), "torch", CPU, torch.float32, 1)
+
+
+def test_cuda_is_measured_in_this_process(monkeypatch):
+    """Torch counts there what it allocates; an error is an answer too, its first line."""
+    monkeypatch.setattr(memory.multiprocessing, "get_context", None)  # whoever starts a process fails
+    case, cuda = Case("normalize k5", Shape(1, 8, (1, 1), (1, 1))), torch.device("cuda")
+    monkeypatch.setattr(memory, "_run", lambda *arguments: arguments)
+    assert probe(case, "torch", cuda, torch.float16, 1) == (case, "torch", cuda, torch.float16)
+
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(memory, "_run", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory\.$"):
+        probe(case, "torch", cuda, torch.float16, 1)

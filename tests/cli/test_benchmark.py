@@ -35,7 +35,8 @@ def test_explain_knows_the_dtype(capsys):
     lines = explained(capsys, "--ops", "local_similarity", "--dtype", "float16")
     assert lines[0] == "local_similarity, 1x256x32x32 to 64x64 (cpu, float16)"
     assert lines[1].endswith(": torch")
-    assert len(lines) == 4
+    assert lines[4] == "local_similarity, NHWC, 1x256x32x32 to 64x64 (cpu, float16)"
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,9 @@ def test_explain_knows_the_dtype(capsys):
         (["--ops", "segnext_t", "--shapes", "one-pixel"], 1, "cannot be measured at one-pixel"),
         (["--device", "abacus"], 1, "there is no device 'abacus' here"),
         (["--rounds", "0"], 2, "--rounds must be at least 1, got 0"),
+        (["--minutes", "0"], 2, "--minutes must be positive, got 0"),
+        (["--minutes", "nan"], 2, "--minutes must be positive, got nan"),
+        (["--training", "resnet"], 1, "there is no network 'resnet' here; choose among segnext_t, "),
         (["--threads", "-1"], 2, "--threads must be at least 1, got -1"),
         (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
     ],
@@ -71,7 +75,7 @@ def test_a_run_at_one_pixel(capsys, tmp_path, monkeypatch):
     assert main(["benchmark", "--device", "cpu", "--out", str(out), *words]) == 0
 
     content = json.loads((out / "benchmark.json").read_text())
-    assert {record["case"] for record in content["results"]} == {"normalize k5"}
+    assert {record["case"] for record in content["results"]} == {"normalize k5", "normalize k5, NHWC"}
     ran = [record for record in content["results"] if record["seconds"]]
     assert {record["contestant"] for record in ran} == {"unfold", "torch"}
     assert all(len(record["seconds"]) == 2 and record["times_unfold"] > 0 for record in ran)
@@ -90,3 +94,39 @@ def test_a_run_at_one_pixel(capsys, tmp_path, monkeypatch):
     assert "How FreqFusion grows" in shown
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_what_the_time_did_not_suffice_for_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(machine, "MATRIX_SIDE", 64)
+    words = ["--ops", "normalize", "resample", "--shapes", "one-pixel", "--minutes", "1e-9", "--scaling"]
+    words += ["--training", "segnext_t", "--shrink", "16", "--rounds", "1"]
+    assert main(["benchmark", "--device", "cpu", "--out", str(tmp_path), *words]) == 0
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    assert (content["results"], content["training"], content["scaling"]) == ([], [], [])
+    expected = [
+        *(
+            f"{op}{layout}, 1x256x1x1{to}: the time was up"
+            for to in ("", " to 2x2")
+            for op in ("resample", "normalize k5")
+            for layout in ("", ", NHWC")
+        ),
+        "scaling: the time was up",
+        *(f"training segnext_t, {layout}: the time was up" for layout in ("NCHW", "NHWC")),
+    ]
+    assert content["left_out"] == expected
+    assert f"- {expected[0]}" in (tmp_path / "benchmark.md").read_text()
+    assert "Left out: scaling: the time was up" in capsys.readouterr().out
+
+
+def test_training_steps_have_a_table(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(machine, "MATRIX_SIDE", 64)
+    words = ["--training", "segnext_t", "--shrink", "8", "--rounds", "1"]
+    assert main(["benchmark", "--device", "cpu", "--out", str(tmp_path), *words]) == 0
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    assert content["results"] == []
+    assert len(content["training"]) == 8
+    assert all(record["images_per_second"] > 0 for record in content["training"])
+    assert "| segnext_t | 1x64x64 | NHWC | freqfusion |" in (tmp_path / "benchmark.md").read_text()
+    assert "Training steps" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -88,3 +89,26 @@ def test_import_is_done_once_and_passed_on(tmp_path, monkeypatch, capsys):
     assert "there is no file" in capsys.readouterr().err
     assert main(["list", "--import"]) == 1
     assert "--import needs a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, "1000 None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_waiting_threads_sleep_before_torch_is_imported(given, expected):
+    """libgomp reads the variables once, when torch loads it; the user's own settings stay."""
+    code = """
+import os, sys
+from freqfusion.cli.main import main
+main(["--help"])
+print("torch" in sys.modules, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**environment, **given}
+    )
+    assert result.stdout.splitlines()[-1] == f"False {expected}"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from freqfusion import create_fusion, list_fusions, upgrade_
-from freqfusion.decoders.ham import NMF2D
+from freqfusion import create_fusion, list_fusions, ops, upgrade_
+from freqfusion.decoders.ham import NMF2D, LightHamHead
 from freqfusion.export import ExportReport, export_onnx, export_program
 from freqfusion.models import create_model
 
@@ -324,3 +324,35 @@ def test_networks(onnx, network, kind, tmp_path, capsys):
     dynamic = kind != "aotinductor"  # compiling a network for any size takes a quarter of an hour and more
     report = export_kind(kind, model, tmp_path, dynamic, capsys)
     assert_close_to_torch(report, 3 if dynamic else 1, "float16" in kind)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_with_what_to_use_instead(tmp_path: Path) -> None:
+    fine, coarse = torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)
+    image = torch.rand(1, 3, 64, 64)
+    head = LightHamHead([8, 16], 3, channels=32, ham_channels=32, fusion="bilinear")
+    cases = [(create_fusion(name, 16, 16), (fine, coarse)) for name in list_fusions()]
+    cases += [(create_model("fpn_small", 2, fusion), (image,)) for fusion in ("freqfusion", "bilinear")]
+    cases += [(create_model("segnext_t", 2, fusion), (image,)) for fusion in ("freqfusion", "bilinear")]
+    cases += [(nn.Sequential(create_model("fpn_small", 2)), (image,))]
+    cases += [(head, ([torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4)],))]
+    for model, example in cases:
+        model.eval()
+        for build in (
+            lambda model=model, example=example: torch.jit.trace(model, example),
+            lambda model=model: torch.jit.script(model),
+            lambda model=model, example=example: torch.onnx.export(
+                model, example, str(tmp_path / "model.onnx"), dynamo=False
+            ),
+        ):
+            with pytest.raises(RuntimeError, match=r"freqfusion\.export") as error:
+                build()
+            assert "\n" not in str(error.value)
+    for function, example in (
+        (lambda x: ops.local_similarity(x), (fine,)),
+        (lambda x, offsets: ops.resample(x, offsets), (fine, torch.rand(1, 2, 16, 16))),
+        (lambda x, kernels: ops.carafe(x, kernels, 3), (fine, torch.rand(1, 9, 16, 16))),
+    ):
+        with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
+            torch.jit.trace(function, example)
+    assert not (tmp_path / "model.onnx").exists()

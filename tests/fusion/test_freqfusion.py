@@ -362,7 +362,7 @@ HR, LR = torch.zeros(1, 8, 6, 6), torch.zeros(1, 12, 3, 3)
         ),
         (HR.int(), LR, TypeError, r"hr_feat must be floating point, got torch.int32.*\.float\(\)"),
         (HR, LR.to("meta"), ValueError, "hr_feat is on cpu and lr_feat on meta"),
-        (HR, LR.expand(2, -1, -1, -1), ValueError, "batch sizes differ: hr_feat has 1, lr_feat 2"),
+        (HR, LR.expand(2, -1, -1, -1), ValueError, "batch sizes differ: hr_feat has 1, lr_feat has 2"),
         (HR[..., :2, :2], LR, ValueError, "lr_feat of size .* is larger than hr_feat.*swapped"),
         (HR, LR[..., :0], ValueError, "empty side"),
     ],

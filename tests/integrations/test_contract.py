@@ -1,6 +1,7 @@
 """What ``upgrade_`` promises, held on every host that is installed."""
 
 import copy
+import functools
 import io
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from freqfusion import downgrade_, find_sites, from_pretrained, list_fusions, save_pretrained, upgrade_
-from freqfusion.integrations import Junction
+from freqfusion.integrations import Junction, Upgraded
 from freqfusion.integrations.spec import ModelSpec
 from host_cases import HostCase, installed_cases
 
@@ -192,3 +193,26 @@ def test_upgrading_twice_is_an_error(case: HostCase) -> None:
     model = upgrade_(case.model())
     with pytest.raises(ValueError, match="upgraded already"):
         upgrade_(model)
+
+
+@torch.no_grad()
+def test_a_forward_on_the_instance_is_refused_wherever_it_would_run(case: HostCase) -> None:
+    model = upgrade_(case.model())
+    changed = [path for path, module in model.named_modules() if isinstance(module, Upgraded)]
+    assert changed
+    for path in changed:
+        model = case.model()
+        module = model.get_submodule(path)
+        module.forward = functools.partial(module.forward)
+        with pytest.raises(ValueError, match="has a forward set on the instance"):
+            upgrade_(model)
+        assert not any(isinstance(module, Upgraded) for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused(case: HostCase) -> None:
+    model, image = upgrade_(case.model()).requires_grad_(False), case.image()
+    with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
+        torch.jit.trace(lambda image: case.run(model, image), image)
+    with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
+        torch.jit.script(model)

@@ -98,6 +98,66 @@ def test_masks_that_are_smaller_on_purpose_stay_so() -> None:
     assert model(torch.rand(1, 3, 61, 87)).shape[-2:] == (16, 22)
 
 
+class Several(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pointwise = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"masks": self.pointwise(x), "mean": x.mean((2, 3))}
+
+
+HEADS = {
+    "a convolution": lambda channels: nn.Conv2d(channels, 5, 1),
+    "none": lambda channels: nn.Identity(),
+    "several outputs": Several,
+    "one vector": lambda channels: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "a half of x4": lambda channels: nn.Sequential(
+        nn.Conv2d(channels, 2, 3, 2, 1), nn.Upsample(scale_factor=4)
+    ),
+    "x4 last": lambda channels: nn.Sequential(
+        nn.Conv2d(channels, 2, 1), nn.ReLU(), nn.Upsample(scale_factor=4)
+    ),
+    "x8": lambda channels: nn.Sequential(nn.Conv2d(channels, 2, 1), nn.Upsample(scale_factor=8)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_any_head_gives_what_it_gives_the_plain_model(name: str) -> None:
+    image = torch.rand(1, 3, 128, 160)
+    for what, head in HEADS.items():
+        for aux in (None, {"classes": 3, "dropout": 0.0}):
+            model = make(name, aux_params=aux)
+            model.segmentation_head = head(model.segmentation_head[0].in_channels)
+            expected = model(image)
+            torch.testing.assert_close(
+                upgrade_(model)(image), expected, msg=lambda text, what=what: f"{what}: {text}"
+            )
+
+
+@torch.no_grad()
+def test_a_head_of_ones_own_fits_any_image_where_it_enlarges_to_the_images_size() -> None:
+    model = upgrade_(make("FPN"))
+    model.segmentation_head = HEADS["x4 last"](model.segmentation_head[0].in_channels)
+    assert model(torch.rand(1, 3, 61, 87)).shape[-2:] == (61, 87)
+    model.segmentation_head = nn.Identity()
+    assert model(torch.rand(1, 3, 61, 87)).shape[-2:] == (16, 22)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_other_norms(name: str) -> None:
+    model, image = make(name), torch.rand(1, 3, 128, 160)
+    for path, module in list(model.decoder.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, last = path.rpartition(".")
+            norm = nn.GroupNorm(1, module.num_features) if module.num_features > 1 else nn.Identity()
+            setattr(model.decoder.get_submodule(parent), last, norm)
+    expected = model(image)
+    torch.testing.assert_close(upgrade_(model)(image), expected)
+
+
 @torch.no_grad()
 def test_a_classification_head_still_answers() -> None:
     model = upgrade_(make("FPN", aux_params={"classes": 5}))

@@ -195,3 +195,12 @@ def test_training_for_an_epoch(tmp_path: Path) -> None:
     for key, value in again.model.state_dict().items():
         if ".fusions." in key:
             torch.testing.assert_close(value, trained.state_dict()[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_through_torchscript_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrapper = YOLO("yolo11n.yaml")
+    upgrade_(wrapper.model)
+    with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
+        wrapper.export(format="torchscript", imgsz=64)

@@ -1,5 +1,6 @@
 """``upgrade_`` on a host of the user's own, which needs no library: choices, errors, and what a handler may do."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -197,6 +198,177 @@ def test_wrapped_models_are_refused() -> None:
         upgrade_(torch.compile(Neck()))
 
 
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda net: torch.jit.trace(net, (torch.rand(1, 8, 4, 4), torch.rand(1, 8, 2, 2))),
+            "inside a TopLevelTraced",
+        ),
+        (lambda net: Net(nn.DataParallel(net)), r"necks\.0 is a DataParallel"),
+        (lambda net: net.compile() or net, "inside a Net that is compiled; upgrade first"),
+        (
+            lambda net: vars(net).update(_is_accelerate_prepared=True) or net,
+            "accelerate or Fabric .* upgrade first",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning", "ignore:.*jit:FutureWarning")
+def test_what_would_not_follow_is_refused(wrap: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        upgrade_(wrap(Net(Neck())))
+
+
+def test_fabric_comes_after_the_upgrade() -> None:
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    with pytest.raises(ValueError, match=r"inside a _FabricModule, .* upgrade first"):
+        upgrade_(fabric.setup(Net(Neck())))
+
+
+def test_peft_comes_after_the_upgrade() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["mix"])
+    with pytest.raises(ValueError, match=r"inside a PeftModel of peft, .* modules_to_save"):
+        upgrade_(peft.get_peft_model(Net(Neck()), config))
+    with pytest.raises(ValueError, match=r"necks\.0\.mix is a Conv2d of peft"):  # without its wrapper
+        upgrade_(peft.inject_adapter_in_model(config, Net(Neck())))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_parts_are_refused() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neck = Neck()
+            self.neck.extra = nn.Linear(3, 3)
+
+    quantised = torch.ao.quantization.quantize_dynamic(Deep(), {nn.Linear})
+    with pytest.raises(ValueError, match="neck holds a quantised Linear; upgrade first"):
+        upgrade_(quantised)
+
+    class Packed(Tensor):
+        pass
+
+    model = Net(Neck())
+    model.necks[0].mix.register_buffer("packed", torch.zeros(2).as_subclass(Packed))
+    with pytest.raises(ValueError, match=r"mix\.packed of necks\.0 is a Packed, quantised or"):
+        upgrade_(model)
+
+
+def hook(module: nn.Module) -> None:
+    """Put a ``forward`` on the instance, as accelerate does."""
+    module._old_forward = module.forward
+    module.forward = functools.partial(lambda module, *args: module._old_forward(*args), module)
+
+
+def unhook(module: nn.Module) -> None:
+    module.forward = module._old_forward
+    del module._old_forward
+
+
+def test_a_forward_on_the_instance_is_refused() -> None:
+    model = Net(Neck(), Neck())
+    hook(model.necks[1])
+    with pytest.raises(ValueError, match=r"necks\.1 has a forward set on the instance"):
+        upgrade_(model)
+    assert not any("fusions" in name for name in model.state_dict())
+    model = upgrade_(model, filter_fn=lambda site: "necks.0" in site.path)  # the other one does not matter
+    assert isinstance(model.necks[0], UpgradedNeck)
+
+
+def test_a_forward_around_the_sites_stays_in_effect(maps: tuple[Tensor, Tensor]) -> None:
+    model = Net(Neck())
+    hook(model)
+    before = model(*maps)[0]
+    assert not torch.equal(upgrade_(model, "carafe", init="paper")(*maps)[0], before)
+
+
+def test_hooks_that_were_taken_off_leave_nothing(maps: tuple[Tensor, Tensor]) -> None:
+    model = Net(Neck())
+    expected = model(*maps)[0]
+    hook(model.necks[0])
+    unhook(model.necks[0])
+    assert not torch.equal(upgrade_(model, "carafe", init="paper")(*maps)[0], expected)
+    hook(model.necks[0])
+    with pytest.raises(ValueError, match=r"necks\.0 has a forward set on the instance"):
+        downgrade_(model)
+    assert isinstance(model.necks[0], UpgradedNeck)
+    unhook(model.necks[0])
+    assert torch.equal(downgrade_(model)(*maps)[0], expected)
+
+
+class Pair(nn.Module):
+    """A host whose upgraded form calls the parts of ``block`` instead of ``block``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        return fine + nn.functional.interpolate(self.block(coarse), fine.shape[-2:])
+
+
+@register_host
+class UpgradedPair(Upgraded, Pair):
+    @staticmethod
+    def joints(module: Any) -> list[Joint]:
+        return [Joint("top", 8, module.block[0].out_channels)]
+
+    @staticmethod
+    def example(module: Any) -> tuple[Any, ...]:
+        return torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        convolution, activation = self.block
+        fine, coarse = self.fusions["top"](fine, activation(convolution(coarse)))
+        return fine + coarse
+
+
+def test_hooks_that_would_not_run_any_more_are_refused() -> None:
+    pair = Pair()
+    hook(pair.block)
+    with pytest.raises(ValueError, match=r"Pair\.block has a hook or a forward set on the instance"):
+        upgrade_(pair)
+    assert type(pair) is Pair
+    pair = Pair()
+    watch = pair.block.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"Pair\.block has a hook"):
+        upgrade_(pair)
+    watch.remove()
+    hook(pair.block)
+    unhook(pair.block)
+    hook(pair.block[0])  # is called as before
+    assert isinstance(upgrade_(pair), UpgradedPair)
+
+
+def test_parts_that_are_not_the_hosts_get_one_line() -> None:
+    pair = Pair()
+    pair.block = nn.Identity()
+    with pytest.raises(
+        ValueError, match=r"not known where fusions fit in this Pair \(.*subscriptable\).*upgrade first"
+    ):
+        upgrade_(pair)
+    pair.block = nn.Sequential(nn.Conv2d(8, 8, 1))
+    with pytest.raises(
+        RuntimeError, match=r"this UpgradedPair does not run on small random maps .*upgrade first"
+    ):
+        upgrade_(pair)
+    assert type(pair) is Pair
+
+
+def test_a_class_that_changed_after_the_upgrade_is_not_taken_back() -> None:
+    model = upgrade_(Net(Neck()))
+    model.necks[0].__class__ = type("Sharded", (UpgradedNeck,), {})
+    assert find_sites(model)[0].host == LIBRARY + " Neck"
+    with pytest.raises(ValueError, match=r"necks\.0 was made a Sharded after the upgrade"):
+        downgrade_(model)
+
+
+def test_traced_graphs_have_no_sites() -> None:
+    with pytest.raises(ValueError, match=r"torch\.fx has taken it apart: upgrade first"):
+        upgrade_(torch.fx.symbolic_trace(nn.Sequential(nn.ReLU())))
+
+
 def test_downgrade_needs_an_upgrade() -> None:
     with pytest.raises(ValueError, match="not upgraded"):
         downgrade_(Neck())
@@ -218,10 +390,35 @@ def test_register_host_checks_its_class() -> None:
         register_host(type("Again", (Upgraded, Neck), {}))
 
 
-def test_on_the_meta_device_nothing_is_computed() -> None:
+def test_values_on_the_meta_device_are_missed() -> None:
     with torch.device("meta"):
-        model = upgrade_(Net(Neck()))
-    assert {p.device.type for p in model.parameters()} == {"meta"}
+        model = Net(Neck())
+    assert len(find_sites(model)) == 1
+    with pytest.raises(ValueError, match=r"necks\.0\.mix\.weight is on the meta device, .* fusions"):
+        upgrade_(model)
+    part = Net(Neck())
+    part.add_module("head", nn.Conv2d(1, 1, 1, device="meta"))
+    with pytest.raises(ValueError, match=r"head\.weight is on the meta device"):
+        upgrade_(part)
+    assert type(part.necks[0]) is Neck
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_fusions_that_lost_their_values_are_missing_from_the_hosts_checkpoint(assign: bool) -> None:
+    plain, model = Net(Neck()).state_dict(), upgrade_(Net(Neck()))
+    trained = {name: x.clone() for name, x in model.state_dict().items()}
+    assert not model.load_state_dict(plain, strict=False).missing_keys
+    model.to("meta")
+    if not assign:
+        model.to_empty(device="cpu")
+    with pytest.raises(RuntimeError, match=r"Missing key.*necks\.0\.fusions\.top\.fusion"):
+        model.load_state_dict(plain, assign=assign)
+    model.load_state_dict(trained, assign=assign)
+    assert torch.equal(
+        model.get_parameter("necks.0.fusions.top.fusion.content_encoder.weight"),
+        trained["necks.0.fusions.top.fusion.content_encoder.weight"],
+    )
+    model.load_state_dict(plain)  # they have values again
 
 
 def test_half_precision_keeps_its_dtype(maps: tuple[Tensor, Tensor]) -> None:

@@ -5,6 +5,8 @@ computation, add an :class:`Operation` to :data:`OPERATIONS`; to add sizes, a :c
 :data:`SHAPE_SETS`.
 """
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +30,15 @@ from freqfusion.ops import (
     use_backend,
 )
 from freqfusion.ops._backends import UNASKED
+from freqfusion.ops.carafe.logits import carafe_from_logits
 from freqfusion.ops.local_similarity import local_similarity_naive
 from freqfusion.ops.normalize_kernels import normalize_kernels_naive
 
 PEER = "unfold"
 COMPILED = "compile"
-"""The contestants beside the backends: the peer, and the torch backend through :func:`torch.compile`."""
+MMCV = "mmcv"
+"""The contestants beside the backends: the peer, the torch backend through :func:`torch.compile`, and the CUDA
+operator of mmcv where one is installed."""
 FORWARD = "forward"
 BOTH = "forward+backward"
 PASSES = (FORWARD, BOTH)
@@ -124,7 +129,7 @@ class Operation:
     flops: Callable[[Shape], tuple[int, int]] | None
     """Of the forward pass and of the backward pass alone; None to count those of the module."""
     channels_last: bool = False
-    """Layout of the feature map. Kernels come row by row, as :func:`normalize_kernels` makes them."""
+    """Layout of all inputs."""
     whole_model: bool = False
     """Whether its input is an image."""
 
@@ -137,7 +142,7 @@ def _on_fine(shape: Shape) -> Shape:
     return replace(shape, coarse=shape.fine)
 
 
-def _reassembly(name: str, kernel_size: int, upsample: bool, channels_last: bool) -> Operation:
+def _reassembly(name: str, kernel_size: int, upsample: bool) -> Operation:
     """CARAFE of the coarse map, or of the fine one. A multiply-add a tap and output value, twice that back."""
 
     def place(shape: Shape) -> Shape:
@@ -151,14 +156,23 @@ def _reassembly(name: str, kernel_size: int, upsample: bool, channels_last: bool
         return forward, 2 * forward
 
     return Operation(
-        f"{name}, NHWC" if channels_last else name,
+        name,
         "carafe",
         lambda shape, peer: partial(unfold.carafe if peer else carafe, kernel_size=kernel_size),
         sizes,
         lambda shape: [("carafe", sizes(shape))],
         flops,
-        channels_last,
     )
+
+
+def _sharpen(x: Tensor, logits: Tensor) -> Tensor:
+    """Twice the map minus its low-pass, step by step: what the peer does."""
+    return 2 * x - unfold.carafe(x, normalize_kernels_naive(logits, 3), 3)
+
+
+def _sharpen_flops(shape: Shape) -> tuple[int, int]:
+    forward = 2 * 9 * math.prod(shape.fine_map)
+    return forward, 2 * forward
 
 
 def _similarity_flops(shape: Shape) -> tuple[int, int]:
@@ -221,47 +235,60 @@ def _model(name: str) -> Operation:
     )
 
 
+def _in_nhwc(operation: Operation) -> Operation:
+    return replace(operation, name=f"{operation.name}, NHWC", channels_last=True)
+
+
 _PARTS = ("carafe k5 x2", "carafe k3 x1", "local_similarity", "resample", "normalize k5")
+_OPERATIONS = (
+    _reassembly("carafe k5 x2", 5, upsample=True),
+    _reassembly("carafe k3 x1", 3, upsample=False),
+    Operation(
+        "sharpen k3",
+        "carafe",
+        lambda shape, peer: _sharpen if peer else partial(carafe_from_logits, kernel_size=3, gain=2),
+        lambda shape: (shape.fine_map, _taps(shape, 3)),
+        lambda shape: [("carafe_from_logits", (shape.fine_map, _taps(shape, 3)))],
+        _sharpen_flops,
+    ),
+    Operation(
+        "local_similarity",
+        "local_similarity",
+        lambda shape, peer: local_similarity_naive if peer else local_similarity,
+        lambda shape: (shape.at_fine(COMPRESSED_CHANNELS),),
+        lambda shape: [("local_similarity", (shape.at_fine(COMPRESSED_CHANNELS),))],
+        _similarity_flops,
+    ),
+    Operation(
+        "resample",
+        "resample",
+        # the release samples with torch's grid_sample, as the torch backend does
+        lambda shape, peer: partial(resample, groups=RESAMPLE_GROUPS, unit_size=shape.coarse),
+        lambda shape: (shape.fine_map, shape.at_fine(2 * RESAMPLE_GROUPS)),
+        lambda shape: [("resample", (shape.fine_map, shape.at_fine(2 * RESAMPLE_GROUPS)))],
+        _resample_flops,
+    ),
+    Operation(
+        "normalize k5",
+        "normalize",
+        lambda shape, peer: _Normalization(peer),
+        lambda shape: (_taps(shape, 5),),
+        lambda shape: [("normalize_kernels", (_taps(shape, 5),))],
+        _normalize_flops,
+    ),
+    Operation(
+        "FreqFusion",
+        "freqfusion",
+        lambda shape, peer: _module(peer, partial(FreqFusion, shape.channels, shape.channels)),
+        lambda shape: (shape.fine_map, shape.coarse_map),
+        _fusion_calls,
+        None,
+    ),
+)
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        _reassembly("carafe k5 x2", 5, upsample=True, channels_last=False),
-        _reassembly("carafe k5 x2", 5, upsample=True, channels_last=True),
-        _reassembly("carafe k3 x1", 3, upsample=False, channels_last=False),
-        _reassembly("carafe k3 x1", 3, upsample=False, channels_last=True),
-        Operation(
-            "local_similarity",
-            "local_similarity",
-            lambda shape, peer: local_similarity_naive if peer else local_similarity,
-            lambda shape: (shape.at_fine(COMPRESSED_CHANNELS),),
-            lambda shape: [("local_similarity", (shape.at_fine(COMPRESSED_CHANNELS),))],
-            _similarity_flops,
-        ),
-        Operation(
-            "resample",
-            "resample",
-            # the release samples with torch's grid_sample, as the torch backend does
-            lambda shape, peer: partial(resample, groups=RESAMPLE_GROUPS, unit_size=shape.coarse),
-            lambda shape: (shape.fine_map, shape.at_fine(2 * RESAMPLE_GROUPS)),
-            lambda shape: [("resample", (shape.fine_map, shape.at_fine(2 * RESAMPLE_GROUPS)))],
-            _resample_flops,
-        ),
-        Operation(
-            "normalize k5",
-            "normalize",
-            lambda shape, peer: _Normalization(peer),
-            lambda shape: (_taps(shape, 5),),
-            lambda shape: [("normalize_kernels", (_taps(shape, 5),))],
-            _normalize_flops,
-        ),
-        Operation(
-            "FreqFusion",
-            "freqfusion",
-            lambda shape, peer: _module(peer, partial(FreqFusion, shape.channels, shape.channels)),
-            lambda shape: (shape.fine_map, shape.coarse_map),
-            _fusion_calls,
-            None,
-        ),
+        *(form for operation in _OPERATIONS for form in (operation, _in_nhwc(operation))),
         _model("fpn_small"),
         _model("segnext_t"),
     )
@@ -327,7 +354,27 @@ def list_contestants(compiled: bool = False) -> list[str]:
     """
     reasons = available_backends()
     others = [name for name in UNASKED if name != "torch" and not reasons[name]]
-    return [PEER, "torch", *others, *([COMPILED] if compiled else [])]
+    return [PEER, "torch", *others, *([COMPILED] if compiled else []), *([MMCV] if _mmcv_carafe() else [])]
+
+
+def _mmcv_carafe() -> Callable[..., Tensor] | None:
+    """``mmcv.ops.carafe``, which only builds of mmcv with CUDA operators have."""
+    if importlib.util.find_spec("mmcv") is None:
+        return None
+    try:
+        return importlib.import_module("mmcv.ops").carafe
+    except (ImportError, AttributeError):
+        return None
+
+
+def _mmcv_cannot(case: Case, device: torch.device, dtype: torch.dtype) -> str:
+    if case.operation.group != "carafe":
+        return "mmcv is compared where it has the operator: carafe"
+    if device.type != "cuda" or dtype not in (torch.float32, torch.float16):
+        return "mmcv's operator takes float32 and float16 on CUDA"
+    (h, w), (height, width) = (size[-2:] for size in case.operation.sizes(case.shape)[:2])
+    ratio = height // h
+    return "" if (height, width) == (ratio * h, ratio * w) else "mmcv takes whole ratios only"
 
 
 def explain_case(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Explanation]:
@@ -341,7 +388,7 @@ def explain_case(case: Case, device: torch.device, dtype: torch.dtype) -> dict[s
             torch.empty(size, dtype=dtype, device=device) for size in sizes
         ]  # not touched: costs nothing
         if case.operation.channels_last:
-            tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+            tensors = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
         key = f"{operator}({', '.join('x'.join(map(str, size)) for size in sizes)})"
         explanations[key] = explain(operator, *tensors)
     return explanations
@@ -351,6 +398,8 @@ def why_not(case: Case, contestant: str, device: torch.device, dtype: torch.dtyp
     """Why ``contestant`` has nothing of its own to run in this case, or ``""``."""
     if contestant in (PEER, COMPILED):
         return ""
+    if contestant == MMCV:
+        return _mmcv_cannot(case, device, dtype)
     explanations = explain_case(case, device, dtype)
     reasons = [explanation.cannot[contestant] for explanation in explanations.values()]
     return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
@@ -372,14 +421,21 @@ class Problem:
         torch.manual_seed(0)
         function = operation.build(case.shape, contestant == PEER)
         self.module = function.to(device, dtype) if isinstance(function, nn.Module) else None
-        self._function = torch.compile(function) if contestant == COMPILED else function
-        self._backend = "torch" if contestant in (PEER, COMPILED) else contestant
+        if contestant == COMPILED:
+            function = torch.compile(function)
+        elif contestant == MMCV:
+            (h, _), (height, _) = (size[-2:] for size in operation.sizes(case.shape)[:2])
+            reassemble = _mmcv_carafe()
+            assert reassemble is not None  # else it would be no contestant
+            options = function.keywords  # type: ignore[attr-defined]
+            function = partial(reassemble, group_size=1, scale_factor=height // h, **options)
+        self._function = function
+        self._backend = contestant if contestant in available_backends() else "torch"
         self.inputs = tuple(
             torch.randn(size, dtype=dtype, device=device) for size in operation.sizes(case.shape)
         )
         if operation.channels_last:
-            first, *others = self.inputs
-            self.inputs = (first.to(memory_format=torch.channels_last), *others)
+            self.inputs = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.inputs)
         for x in self.inputs:
             x.requires_grad_(not operation.whole_model)  # nobody asks for the gradient of an image
         self.leaves = [x for x in (*self.inputs, *self.parameters()) if x.requires_grad]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,10 +11,12 @@ from freqfusion.benchmarks.cases import BOTH, FORWARD, PASSES, PEER, Shape
 from freqfusion.benchmarks.machine import Limits
 from freqfusion.benchmarks.runner import BUDGET_SECONDS, Result
 from freqfusion.benchmarks.scaling import NAME, Axis, Point, curve, growth_exponent
+from freqfusion.benchmarks.training import LAYOUTS, Throughput
 
 HEADER = ("case", "pass", "by", "ms", "times unfold", "over floor", "bound", "GFLOP/s", "GB/s", "peak MiB")
 GROWTH_HEADER = ("with", "pass", "by", "from", "to", "time", "exponent", "memory", "exponent")
-TEXT_COLUMNS = ("case", "pass", "by", "bound", "with")
+TRAINING_HEADER = ("network", "images", "layout", "by", "ms", "images/s", "times plain", "peak MiB")
+TEXT_COLUMNS = ("case", "pass", "by", "bound", "with", "network", "images", "layout")
 SHORT = {FORWARD: "fwd", BOTH: "f+b"}
 EQUAL = 0.02
 """Times that differ by less, relative to each other, count as equal: a run cannot tell them apart."""
@@ -28,6 +31,9 @@ class Report:
     limits: Limits
     results: list[Result] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    training: list[Throughput] = field(default_factory=list)
+    unbegun: list[str] = field(default_factory=list)
+    """What the time did not suffice for."""
 
     def shapes(self) -> list[Shape]:
         """Every shape once, in order."""
@@ -64,6 +70,23 @@ class Report:
                     if time:
                         rows.append(_growth_row(axis, pass_name, contestant, time, memory))
         return rows
+
+    def training_rows(self) -> list[tuple[str, ...]]:
+        """The cells of :data:`TRAINING_HEADER` for all training steps that ran."""
+        return [
+            (
+                run.network.name,
+                f"{run.network.batch}x{'x'.join(map(str, run.network.size))}",
+                LAYOUTS[run.channels_last],
+                run.method,
+                significant(1e3 * statistics.median(run.samples)),
+                significant(run.images_per_second),
+                "-" if run.cost is None else significant(run.cost),
+                _mebibytes(run.peak_bytes),
+            )
+            for run in self.training
+            if run.samples
+        ]
 
     def axes(self) -> list[Axis]:
         """Along which cost was measured, in order."""
@@ -106,7 +129,7 @@ class Report:
 
     def absences(self) -> list[str]:
         """What did not run, or in fewer rounds, and why."""
-        lines = []
+        lines = [f"{what}: the time was up" for what in self.unbegun]
         for result in [*self.results, *(r for point in self.points for r in point.results)]:
             what = f"{result.case}: {result.contestant}"
             if result.note:
@@ -116,6 +139,10 @@ class Report:
                 lines.append(
                     f"{what}, {result.pass_name}: {rounds}; more would have taken over {BUDGET_SECONDS:g} s"
                 )
+        for run in self.training:
+            if run.note:
+                what = f"training {run.network.name}, {LAYOUTS[run.channels_last]}: {run.method}"
+                lines.append(f"{what} did not run: {run.note}")
         return list(dict.fromkeys(lines))
 
     def json(self) -> str:
@@ -124,6 +151,22 @@ class Report:
             "conditions": self.conditions,
             "limits": asdict(self.limits),
             "results": [self._record(result) for result in self.results],
+            "training": [
+                {
+                    "network": run.network.name,
+                    "batch": run.network.batch,
+                    "size": run.network.size,
+                    "layout": LAYOUTS[run.channels_last],
+                    "method": run.method,
+                    "seconds": run.samples,
+                    "images_per_second": run.images_per_second if run.samples else None,
+                    "times_plain": run.cost,
+                    "peak_bytes": run.peak_bytes,
+                    "note": run.note,
+                }
+                for run in self.training
+            ],
+            "left_out": self.absences(),
             "scaling": [
                 {
                     "axis": point.axis.name,
@@ -174,8 +217,10 @@ class Report:
         parts = ["# Benchmark", f"`{self.conditions['command']}`", self.summary()]
         for shape in self.shapes():
             parts += [f"## {shape}", _markdown_table(HEADER, self.rows(shape))]
+        if self.training:
+            parts += ["## Training steps", _markdown_table(TRAINING_HEADER, self.training_rows())]
         for title, lines in (("Losses", self.losses()), ("Left out", self.absences())):
-            if self.results:
+            if self.results or lines:
                 parts += [f"## {title}", "\n".join(f"- {line}" for line in lines) or "None."]
         if self.points:
             parts += [

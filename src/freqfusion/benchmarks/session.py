@@ -1,7 +1,10 @@
 """One run from the machine's limits to the files."""
 
 import datetime
+import itertools
+import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +14,10 @@ from freqfusion._files import write_atomically
 from freqfusion.analysis.cost import describe_machine
 from freqfusion.benchmarks.cases import Case, list_contestants
 from freqfusion.benchmarks.machine import measure_limits
-from freqfusion.benchmarks.report import GROWTH_HEADER, HEADER, TEXT_COLUMNS, Report
+from freqfusion.benchmarks.report import GROWTH_HEADER, HEADER, TEXT_COLUMNS, TRAINING_HEADER, Report
 from freqfusion.benchmarks.runner import Settings, measure_case, prefixed, thread_count
 from freqfusion.benchmarks.scaling import measure_scaling
+from freqfusion.benchmarks.training import LAYOUTS, Network, measure_training
 from freqfusion.ops import available_backends
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ def run_benchmark(
     *,
     compiled: bool = False,
     scaling: bool = False,
+    networks: Sequence[Network] = (),
+    minutes: float = math.inf,
     command: str = "",
 ) -> None:
     """Measure, print tables, and write ``benchmark.json``, ``benchmark.md`` and the plots.
@@ -42,6 +48,8 @@ def run_benchmark(
         out: folder of the files; made where it is missing.
         compiled: with :func:`torch.compile` as a contestant.
         scaling: also measure how the cost of FreqFusion grows.
+        networks: of :data:`freqfusion.benchmarks.training.NETWORKS`, whose training steps are measured.
+        minutes: after which no further case is begun; the page names what was left out.
         command: that was given, for the page.
 
     Raises:
@@ -53,6 +61,7 @@ def run_benchmark(
     from freqfusion.analysis.figures import figure_bytes
     from freqfusion.benchmarks.plots import draw
 
+    end = time.monotonic() + 60 * minutes
     console = Console()
     console.width = max(console.width, WIDTH)
     contestants = list_contestants(compiled)
@@ -70,16 +79,33 @@ def run_benchmark(
             write_atomically(out / "benchmark.json", report.json().encode())
 
         for number, case in enumerate(cases, 1):
+            if time.monotonic() > end:
+                report.unbegun.append(str(case))
+                continue
             place = f"case {number} of {len(cases)}: "
             report.results += measure_case(case, contestants, settings, prefixed(show, place))
             keep()
-            if case is cases[-1] or cases[number].shape != case.shape:
+            if case is cases[-1] or cases[number].shape != case.shape or time.monotonic() > end:
                 progress.console.print(_table(str(case.shape), HEADER, report.rows(case.shape)))
-        if scaling:
+        if scaling and time.monotonic() > end:
+            report.unbegun.append("scaling")
+        elif scaling:
             for point in measure_scaling(contestants, settings, show):
                 report.points.append(point)
                 keep()
+                if time.monotonic() > end:
+                    report.unbegun.append(f"scaling beyond {point.axis.name} {point.value}")
+                    break
             progress.console.print(_table("How FreqFusion grows", GROWTH_HEADER, report.growth_rows()))
+        for network, channels_last in itertools.product(networks, (False, True)):
+            if time.monotonic() > end:
+                report.unbegun.append(f"training {network.name}, {LAYOUTS[channels_last]}")
+                continue
+            report.training += measure_training(network, channels_last, settings, prefixed(show, "training "))
+            keep()
+        if report.training:
+            progress.console.print(_table("Training steps", TRAINING_HEADER, report.training_rows()))
+        keep()
         show("plots")
         pictures = {name: figure_bytes(figure) for name, figure in draw(report).items()}
     for name, data in pictures.items():
@@ -118,7 +144,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         table.add_column(
             name.replace(" ", "\n"), justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True
         )
-    for row, following in zip(rows, (*rows[1:], None), strict=True):
+    for row, following in itertools.zip_longest(rows, rows[1:]):
         last = following is not None and following[:2] != row[:2]  # a gap between two passes
         table.add_row(*map(escape, row), end_section=last)
     return table

@@ -1,6 +1,7 @@
 """Measure speed and memory of operators, module and models against the released formulation."""
 
 import argparse
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ example:
   freqfusion benchmark                                      about two minutes on two CPU cores
   freqfusion benchmark --shapes coco --ops carafe freqfusion --out runs/benchmark/coco
   freqfusion benchmark --ops freqfusion --scaling
+  freqfusion benchmark --training segnext_t --shrink 4
   freqfusion benchmark --explain --ops carafe --shapes coco odd
 
 Contestants: "unfold" (what the released code's fallback does, in plain torch), every backend of this machine,
@@ -52,12 +54,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of the CPU [as torch chooses]")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant [7]")
     parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="begin nothing more after so many, and say what is left out",
+    )
+    parser.add_argument(
         "--compile", action="store_true", help="with torch.compile as a contestant; compiling takes minutes"
     )
     parser.add_argument(
         "--scaling",
         action="store_true",
         help="also how FreqFusion's time and memory grow with pixels, channels, batch and threads",
+    )
+    parser.add_argument(
+        "--training",
+        nargs="*",
+        metavar="NETWORK",
+        help="measure training steps of whole networks, and of the operators those of --ops alone; among segnext_t, "
+        "fpn_resnet50, unet_tf_efficientnet_lite0, mask2former_r50 [all]",
+    )
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="train on one image so many times smaller a side, to try it [1]"
     )
     parser.add_argument(
         "--explain", action="store_true", help="only say which backend runs and why the others cannot"
@@ -70,16 +88,19 @@ def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    for option in ("threads", "rounds"):
+    for option in ("threads", "rounds", "shrink"):
         value = getattr(args, option)
         if value is not None and value < 1:
             parser.error(f"--{option} must be at least 1, got {value}")
+    if not args.minutes > 0:
+        parser.error(f"--minutes must be positive, got {args.minutes:g}")
     import torch  # with all that follows not before, so that --help is answered at once
 
     from freqfusion.analysis.cost import choose_device
     from freqfusion.benchmarks.cases import GROUPS, make_cases
 
-    cases = make_cases(args.ops or GROUPS, args.shapes)
+    only_training = args.training is not None and not args.ops
+    cases = [] if only_training else make_cases(args.ops or GROUPS, args.shapes)
     device, dtype = choose_device(args.device), getattr(torch, args.dtype)
     if args.explain:
         for line in _explain(cases, device, dtype):
@@ -89,10 +110,24 @@ def run(argv: list[str]) -> int:
         require(package, "train")
     from freqfusion.benchmarks.runner import Settings
     from freqfusion.benchmarks.session import run_benchmark
+    from freqfusion.benchmarks.training import find_networks, shrunk
+
+    networks = [] if args.training is None else find_networks(args.training)
+    if args.shrink > 1:
+        networks = [shrunk(network, args.shrink) for network in networks]
 
     settings = Settings(device, dtype, args.threads or torch.get_num_threads(), args.rounds)
     command = shlex.join(["freqfusion", "benchmark", *argv])
-    run_benchmark(cases, settings, args.out, compiled=args.compile, scaling=args.scaling, command=command)
+    run_benchmark(
+        cases,
+        settings,
+        args.out,
+        compiled=args.compile,
+        scaling=args.scaling,
+        networks=networks,
+        minutes=args.minutes,
+        command=command,
+    )
     return 0
 
 
@@ -102,7 +137,8 @@ def _explain(cases: Sequence["Case"], device: "torch.device", dtype: "torch.dtyp
     for case in cases:
         yield f"{case} ({device}, {str(dtype).removeprefix('torch.')})"
         for call, explanation in explain_case(case, device, dtype).items():
-            yield f"  {call}: {explanation.backend}"
+            kernels = f" ({explanation.kernels})" if explanation.kernels else ""
+            yield f"  {call}: {explanation.backend}{kernels}"
             for backend, reason in explanation.cannot.items():
                 if backend != explanation.backend:
                     yield f"    {backend} " + (f"cannot run because {reason}" if reason else "could run too")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from freqfusion.decoders._blocks import create_fitting_fusion
 from freqfusion.decoders.progressive import cascade_channels, fuse_cascade
+from freqfusion.ops._checks import NotScriptable, refuse_torchscript
 
 TRAIN_STEPS = 6
 EVAL_STEPS = 7
@@ -126,7 +127,7 @@ class Hamburger(nn.Module):
         return F.relu(x + self.ham_out(self.ham(F.relu(self.ham_in(x)), bases)))
 
 
-class LightHamHead(nn.Module):
+class LightHamHead(NotScriptable, nn.Module):
     """Segmentation head of SegNeXt.
 
     With ``fusion="bilinear"`` this is the original head: all maps are resized bilinearly to the finest and
@@ -222,6 +223,7 @@ class LightHamHead(nn.Module):
 
     def embed(self, features: Sequence[Tensor], bases: Tensor | None = None) -> Tensor:
         """The features that the classifier sees: ``(B, channels, H_0, W_0)``; see :meth:`forward`."""
+        refuse_torchscript()
         if len(features) != len(self.in_channels):
             raise ValueError(f"got {len(features)} maps, this head was built for {len(self.in_channels)}")
         if self.cascade:

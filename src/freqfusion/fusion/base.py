@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from freqfusion.ops._checks import check_map, check_pair, checked_options
+from freqfusion.ops._checks import (
+    NotScriptable,
+    check_map,
+    check_pair,
+    checked_options,
+    refuse_torchscript,
+)
 
 
 class FusedFeatures(NamedTuple):
@@ -22,7 +28,7 @@ class FusedFeatures(NamedTuple):
     """``(B, lr_channels, H, W)`` coarse map at the fine size."""
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(NotScriptable, nn.Module, ABC):
     """Base class of the fusion methods.
 
     A subclass implements :meth:`fuse`; this class checks the inputs, so that every method answers wrong
@@ -59,7 +65,9 @@ class Fusion(nn.Module, ABC):
         Raises:
             TypeError: for integer maps.
             ValueError: for wrong rank, channels, batch, device or size.
+            RuntimeError: under ``torch.jit.trace`` and torch's older exporter to ONNX, which is built on it.
         """
+        refuse_torchscript()
         self._check(hr_feat, lr_feat)
         return self.fuse(hr_feat, lr_feat)
 

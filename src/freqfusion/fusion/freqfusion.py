@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from freqfusion.fusion import _nhwc
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
-from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options
+from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import carafe_from_logits
 
 DirectionFeat = Literal["sim_concat", "sim"]
@@ -104,11 +105,11 @@ class OffsetGenerator(nn.Module):
         size = hr_feat.shape[-2:]
 
         def to_fine(predicted: Tensor) -> Tensor:
-            return resize(F.pixel_shuffle(predicted, 2), size, "nearest")
+            return resize(_nhwc.pixel_shuffle(predicted), size, "nearest")
 
         if self.direction_feat == "sim_concat":
-            hr_feat = hr_direction = torch.cat((hr_feat, hr_direction), dim=1)
-            lr_feat = lr_direction = torch.cat((lr_feat, lr_direction), dim=1)
+            hr_feat = hr_direction = _nhwc.to_nhwc(torch.cat((hr_feat, hr_direction), dim=1))
+            lr_feat = lr_direction = _nhwc.to_nhwc(torch.cat((lr_feat, lr_direction), dim=1))
         if self.direct_scale is None or self.hr_direct_scale is None:
             return (to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)) * 0.25
         if self.direction_feat == "sim_concat":
@@ -334,7 +335,10 @@ class FreqFusion(Fusion):
             ``(B, compressed_channels, H, W)`` and ``(B, compressed_channels, h, w)``; low-pass kernels
             ``(B, up_group * lowpass_kernel**2, H, W)``; logits ``(B, up_group * highpass_kernel**2, H, W)`` or None.
         """
-        hr, lr = self.hr_channel_compressor(hr_feat), self.lr_channel_compressor(lr_feat)
+        hr, lr = (
+            _compress(self.hr_channel_compressor, hr_feat),
+            _compress(self.lr_channel_compressor, lr_feat),
+        )
         if not self.semi_conv:
             return hr, lr, *self._kernels_from_sum(hr, lr)
         if not self.comp_feat_upsample:
@@ -404,6 +408,13 @@ def _window(kernel_size: int, hamming: bool) -> Tensor:
         return torch.ones(1)
     line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64)
     return torch.outer(line, line).float()[None, None]
+
+
+def _compress(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    if _nhwc.wanted(x) and _is_plain(convolution) and not is_channels_last(x):
+        return _nhwc.compress(convolution, x)
+    compressed: Tensor = convolution(x)
+    return compressed
 
 
 def _convolve_both(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:

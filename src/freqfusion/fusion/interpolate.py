@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.ops._checks import checked_options
+from freqfusion.ops._checks import checked_options, refuse_torchscript
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
     """Interpolate ``(B, C, h, w)`` to ``size``; the map itself where it has that size already."""
+    refuse_torchscript()
     size = tuple(size)
     if _has_size(x, size):
         return x

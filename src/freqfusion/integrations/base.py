@@ -118,7 +118,8 @@ class Upgraded(nn.Module):
                 return self.mix(torch.cat((fine, coarse), dim=1))
 
     The host's own attributes and parameter names stay. A state dict without a key of ours, such as the
-    host's pretrained weights, loads strictly and leaves the fusions as they are.
+    host's pretrained weights, loads strictly and leaves the fusions as they are, unless they lost their
+    values on the meta device.
     """
 
     fusions: nn.ModuleDict
@@ -150,8 +151,9 @@ class Upgraded(nn.Module):
     @classmethod
     def host_class(cls) -> type[nn.Module]:
         """The class that is upgraded."""
-        host: type[nn.Module] = cls.__bases__[1]
-        return host
+        return next(
+            base for base in cls.__mro__ if issubclass(base, nn.Module) and not issubclass(base, Upgraded)
+        )
 
     def gate(self, plain: Tensor, fused: Tensor) -> Tensor:
         """Blend by the module's own gate ``fusions["gate"]``, where it has one; else ``fused``."""
@@ -162,8 +164,16 @@ class Upgraded(nn.Module):
         """Channels of a gate over all joints of the module; 0 for none. See :attr:`Joint.gated`."""
         return 0
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        if any(parameter.is_meta for parameter in self.fusions.parameters()):
+            self.fusions.without_values = True  # type: ignore[assignment]  # to_empty() gives them none either
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = f"{prefix}fusions."
-        if not any(key.startswith(own) for key in state_dict):
+        if any(key.startswith(own) for key in state_dict):
+            self.fusions.without_values = False  # type: ignore[assignment]
+        elif not getattr(self.fusions, "without_values", False):  # else they are missing, which torch reports
             state_dict.update(self.fusions.state_dict(prefix=own))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -7,7 +7,7 @@ factor of two any more.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
@@ -66,24 +66,32 @@ class _Decoder(Upgraded):
         return (seen.features(64, 96),)
 
 
-class _Model(Upgraded):
+class _AnySize(Upgraded):
     """A model whose upgraded decoder takes any size."""
 
     requires_divisible_input_shape = False
 
+
+class _Model(_AnySize):
+    """One whose decoder stops at a coarser map, which the head brings to the size of the image."""
+
     @staticmethod
     def decoder_stride(model: Any) -> int:
-        """Image size over mask size before the head enlarges the masks."""
+        """Image size over the size of the decoder's map."""
         return 4
 
-    def forward(self, x: Tensor) -> Any:
-        output, model = super().forward(x), cast(Any, self)
-        if getattr(model.segmentation_head[1], "scale_factor", 1) != model.decoder_stride(model):
-            return output  # the user chose masks of another size than the image's
-        height, width = x.shape[-2:]
-        masks, *labels = output if isinstance(output, tuple) else (output,)
-        masks = resize(masks[..., :height, :width], (height, width), "bilinear")
-        return (masks, *labels) if labels else masks
+    def forward(self: Any, x: Tensor) -> Any:
+        features = self.encoder(x)
+        decoded = self.decoder(features)
+        masks = self.segmentation_head(decoded)
+        sides = tuple(self.decoder_stride(self) * side for side in decoded.shape[-2:])
+        # a head of the user's own may make anything else, which stays as it is
+        if isinstance(masks, Tensor) and masks.ndim == 4 and masks.shape[-2:] == sides:
+            height, width = x.shape[-2:]
+            masks = resize(masks[..., :height, :width], (height, width), "bilinear")
+        if self.classification_head is None:
+            return masks
+        return masks, self.classification_head(features[-1])
 
 
 @register_host
@@ -332,7 +340,9 @@ class UpgradedDeepLabV3PlusDecoder(_Decoder, DeepLabV3PlusDecoder):
         decoder = seen.decoder
         if not seen.channels:
             return []
-        return [Joint("up", decoder.block1[0].out_channels, decoder.aspp[2].num_features, "bilinear", True)]
+        return [
+            Joint("up", decoder.block1[0].out_channels, decoder.aspp[1][-1].out_channels, "bilinear", True)
+        ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         fine, x = self.fusions["up"](self.block1(features[2]), self.aspp(features[-1]))
@@ -340,17 +350,17 @@ class UpgradedDeepLabV3PlusDecoder(_Decoder, DeepLabV3PlusDecoder):
 
 
 @register_host
-class UpgradedUnetPlusPlus(_Model, smp.UnetPlusPlus):
+class UpgradedUnetPlusPlus(_AnySize, smp.UnetPlusPlus):
     """Takes images of any size."""
 
 
 @register_host
-class UpgradedMAnet(_Model, smp.MAnet):
+class UpgradedMAnet(_AnySize, smp.MAnet):
     """Takes images of any size."""
 
 
 @register_host
-class UpgradedLinknet(_Model, smp.Linknet):
+class UpgradedLinknet(_AnySize, smp.Linknet):
     """Takes images of any size."""
 
 

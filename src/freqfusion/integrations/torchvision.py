@@ -4,7 +4,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from freqfusion.integrations.base import Joint, Upgraded
@@ -21,14 +21,14 @@ class UpgradedFeaturePyramidNetwork(Upgraded, FeaturePyramidNetwork):
 
     @staticmethod
     def joints(module: Any) -> list[Joint]:
-        channels = [block[0].out_channels for block in module.inner_blocks]
+        channels = [_convolution(block).out_channels for block in module.inner_blocks]
         levels = reversed(range(len(channels) - 1))
         return [Joint(str(i), channels[i], channels[i + 1]) for i in levels]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
         sizes = [-(-37 // 2**i) for i in range(len(module.inner_blocks))]
-        channels = [block[0].in_channels for block in module.inner_blocks]
+        channels = [_convolution(block).in_channels for block in module.inner_blocks]
         return (
             OrderedDict(
                 (str(i), torch.randn(1, c, size, size + 3))
@@ -48,3 +48,8 @@ class UpgradedFeaturePyramidNetwork(Upgraded, FeaturePyramidNetwork):
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
         return OrderedDict(zip(names, results, strict=True))
+
+
+def _convolution(block: nn.Module) -> nn.Conv2d:
+    """Of a lateral block: a convolution, in torchvision's own with a norm after it."""
+    return next(module for module in block.modules() if isinstance(module, nn.Conv2d))

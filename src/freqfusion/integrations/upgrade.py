@@ -1,12 +1,15 @@
 """Find the places where a model brings coarse features up, and put fusion modules there."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from freqfusion.decoders._blocks import create_fitting_fusion
 from freqfusion.integrations.base import Gate, Joint, Junction, Upgraded
@@ -117,7 +120,9 @@ def upgrade_(
 
     Raises:
         ValueError: for an unknown method or ``init``, a model that is upgraded already, one without a site
-            that can be used, or one that was wrapped or compiled first.
+            that can be used, or one that the change would not reach: wrapped, compiled, prepared by accelerate or
+            Fabric, or with layers of peft; a module with a ``forward`` of its own on the instance, or quantised
+            ones; values on the meta device.
         TypeError: for an option that the method does not have.
         RuntimeError: if verification fails. The model is then as it was.
     """
@@ -139,7 +144,9 @@ def upgrade_(
         prefix = f"{place.path}." if place.path else ""
         changes_along = not place.joints and any(path.startswith(prefix) for path in paths)
         if used or changes_along:
+            _check_changeable(place)
             changes.append((place, _build(place, used, fusion, init, options)))
+    _check_values(model)
     try:
         for place, fusions in changes:
             _change(place, fusions, init, verify)
@@ -174,10 +181,21 @@ def downgrade_(model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: if the model is not upgraded.
+        ValueError: if the model is not upgraded, or a ``forward`` was set on a module or its class changed since.
     """
     if not _is_upgraded(model):
         raise ValueError("this model is not upgraded; there is nothing to take out")
+    for path, module in model.named_modules():
+        if isinstance(module, Upgraded):
+            _drop_leftover_forward(module)
+            name, cls = path or type(module).__name__, type(module)
+            if "forward" in vars(module):
+                raise ValueError(
+                    f"{name} has a forward set on the instance, which would go on running the upgraded one; take it "
+                    "off first (accelerate: remove_hook_from_module(model, recurse=True))"
+                )
+            if cls.__bases__[1:] != (cls.host_class(),):
+                raise ValueError(f"{name} was made a {cls.__name__} after the upgrade; downgrade before that")
     _restore(model)
     return model
 
@@ -186,6 +204,8 @@ def downgrade_(model: nn.Module) -> nn.Module:
 def plain_junctions(model: nn.Module) -> Iterator[None]:
     """Give every host module that is not upgraded its junctions for a while, each doing what the host does."""
     places = [place for place in _places(model) if place.joints and not isinstance(place.module, Upgraded)]
+    for place in places:
+        _check_changeable(place)
     for place in places:
         place.module.fusions = _build(place, set(), "", "identity", {})
         place.module.__class__ = place.upgraded
@@ -201,8 +221,15 @@ def _places(model: nn.Module) -> Iterator[_Place]:
         upgraded = upgraded_class(module)
         if upgraded is not None:
             near = (x for part in (module, model) for x in part.parameters() if x.is_floating_point())
-            seen = upgraded.seen(module, _around(model, path))
-            yield _Place(path, module, seen, upgraded, upgraded.joints(seen), next(near, torch.empty(0)))
+            try:
+                seen = upgraded.seen(module, _around(model, path))
+                joints = upgraded.joints(seen)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path or 'the model'}: it is not known where fusions fit in this {type(module).__name__} "
+                    f"({error}); {_CHANGED}"
+                ) from error
+            yield _Place(path, module, seen, upgraded, joints, next(near, torch.empty(0)))
 
 
 def _around(model: nn.Module, path: str) -> nn.Module | None:
@@ -222,13 +249,10 @@ def _is_upgraded(model: nn.Module) -> bool:
 def _check_upgradable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    wrapper = next(
-        (type(module).__name__ for module in model.modules() if type(module).__name__ in _WRAPPERS), None
-    )
-    if wrapper is not None:
-        raise ValueError(
-            f"the model is inside a {wrapper}, which would not see the new parameters; upgrade first"
-        )
+    for path, module in model.named_modules():
+        outsider = _outsider(module)
+        if outsider:
+            raise ValueError(f"{path + ' is' if path else 'the model is inside'} {outsider}")
     if any(f"{base.__module__}.{base.__name__}" in _HANDLES for base in type(model).__mro__):
         raise ValueError(
             f"this {type(model).__name__} only holds the network, and changes it for another one when it trains; "
@@ -245,9 +269,92 @@ _WRAPPERS = (
     "DataParallel",
     "DistributedDataParallel",
     "FullyShardedDataParallel",
+    "FSDPModule",
+    "DeepSpeedEngine",
     "OptimizedModule",
-    "RecursiveScriptModule",
+    "ScriptModule",
+    "_FabricModule",
 )
+
+
+def _outsider(module: nn.Module) -> str:
+    """What ``module`` is that would not follow the change of what is in it, or ``""``."""
+    name, bases = type(module).__name__, type(module).__mro__
+    if any(base.__module__.partition(".")[0] == "peft" for base in bases):
+        return (
+            f"a {name} of peft, which would leave the fusions out when it saves; upgrade first, then call "
+            "get_peft_model with every entry of fusions (decode_head.fusions.0, ...) among modules_to_save"
+        )
+    if any(base.__name__ in _WRAPPERS for base in bases):
+        return f"a {name}, which would not see the new parameters; upgrade first, then wrap"
+    if module._compiled_call_impl is not None:
+        return f"a {name} that is compiled; upgrade first, then compile"
+    if getattr(module, "_is_accelerate_prepared", False) or getattr(module, "_fabric", None) is not None:
+        return (
+            f"a {name} that accelerate or Fabric has set up, whose optimizers would not see the new parameters; "
+            "upgrade first, then prepare or setup"
+        )
+    return ""
+
+
+def _check_changeable(place: _Place) -> None:
+    """Refuse a module that would not run the upgraded code, or whose values are not plain numbers.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    module, name = place.module, place.path or type(place.module).__name__
+    _drop_leftover_forward(module)
+    code = {
+        "forward",
+        *(x for base in place.upgraded.__mro__ if issubclass(base, Upgraded) for x in vars(base)),
+    }
+    shadowed = next((x for x in vars(module) if x in code and callable(vars(module)[x])), None)
+    if shadowed is not None:
+        raise ValueError(
+            f"{name} has a {shadowed} set on the instance, which would run instead of the upgraded one; {_FIRST}"
+        )
+    if not place.joints:
+        return
+    for child in module.modules():
+        if any(_NOT_PLAIN.match(base.__module__) for base in type(child).__mro__):
+            raise ValueError(f"{name} holds a quantised {type(child).__name__}; upgrade first, then quantise")
+    for key, tensor in _state(module):
+        if type(tensor.data) is not Tensor:
+            raise ValueError(
+                f"{key} of {name} is a {type(tensor.data).__name__}, quantised or spread over devices; upgrade first"
+            )
+
+
+_CHANGED = "it is not as its library makes it: upgrade first, then change its parts"
+_FIRST = (
+    "take it off (accelerate: remove_hook_from_module(model, recurse=True)), upgrade, then put it on again"
+)
+_NOT_PLAIN = re.compile(r"torch\.ao\.|torchao\.|bitsandbytes\.")
+
+
+def _drop_leftover_forward(module: nn.Module) -> None:
+    """Take the class's own ``forward`` off the instance, where hooks that were taken off leave it."""
+    found = vars(module).get("forward")
+    if (
+        getattr(found, "__self__", None) is module
+        and getattr(found, "__func__", None) is type(module).forward
+    ):
+        del module.forward
+
+
+def _check_values(model: nn.Module) -> None:
+    empty = next((name for name, tensor in _state(model) if tensor.is_meta), None)
+    if empty is not None:
+        raise ValueError(
+            f"{empty} is on the meta device, without values, and the fusions would have none either, which no "
+            "checkpoint of the host fills; give the model its values first (take accelerate's hooks on forward "
+            "off), then upgrade"
+        )
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
 
 
 _HANDLES = ("ultralytics.engine.model.Model",)
@@ -264,10 +371,12 @@ def _why_nothing(model: nn.Module, places: Iterable[_Place]) -> str:
             paths.setdefault(site.skipped, []).append(site.path)
         reasons = "; ".join(f"{', '.join(at)}: {reason}" for reason, at in paths.items())
         return f"no site of this {type(model).__name__} can be used: {reasons}"
+    graph = any(base.__name__ == "GraphModule" for module in model.modules() for base in type(module).__mro__)
+    traced = " (torch.fx has taken it apart: upgrade first, then trace)" if graph else ""
     supported = "\n".join(f"  {library}: {what}" for library, what in SUPPORTED.items())
     return (
         f"found no place in this {type(model).__name__} where a supported host lets coarse features meet fine "
-        f"ones. Supported are\n{supported}\nFor a module of your own write a subclass of "
+        f"ones{traced}. Supported are\n{supported}\nFor a module of your own write a subclass of "
         "freqfusion.integrations.Upgraded and decorate it with freqfusion.register_host; its documentation "
         "shows one in ten lines"
     )
@@ -290,22 +399,29 @@ def _build(place: _Place, used: set[str], fusion: str, init: Init, options: dict
 
 
 def _change(place: _Place, fusions: nn.ModuleDict, init: Init, verify: bool) -> None:
-    module = place.module
-    verify = verify and bool(place.joints) and not place.neighbour.is_meta
+    module, name = place.module, place.path or type(place.module).__name__
+    verify = verify and bool(place.joints)
     example = _example(place) if verify else ()
-    before = _run(module, example) if verify else []
+    before, called_before = _run(name, module, example) if verify else ([], set())
     module.fusions = fusions
     module.__class__ = place.upgraded
     if not verify:
         return
-    after = _run(module, example)
+    after, called = _run(name, module, example)
     problem = _difference(before, after, exact=init == "identity")
     if problem:
-        name = place.path or type(module).__name__
         raise RuntimeError(
             f"{name}: with init={init!r} the upgraded module's {problem}. This version of the host may not be "
             "one that was tested; the model is as it was. verify=False goes on regardless"
         )
+    for path, child in module.named_modules():
+        _drop_leftover_forward(child)
+        own = "forward" in vars(child), child._forward_hooks, child._forward_pre_hooks
+        if any(own) and child in called_before - called:
+            raise ValueError(
+                f"{name}.{path} has a hook or a forward set on the instance, and the upgraded {name} calls its parts "
+                f"instead; {_FIRST}"
+            )
 
 
 def _restore(model: nn.Module) -> None:
@@ -331,9 +447,20 @@ def _example(place: _Place) -> tuple[Any, ...]:
     )
 
 
-def _run(module: nn.Module, example: tuple[Any, ...]) -> list[Tensor]:
-    with _evaluating(module), torch.no_grad():
-        return list(_tensors(module(*example)))
+def _run(name: str, module: nn.Module, example: tuple[Any, ...]) -> tuple[list[Tensor], set[nn.Module]]:
+    """The tensors that ``module`` returns, and which modules were called."""
+    called: set[nn.Module] = set()
+    watch = register_module_forward_pre_hook(lambda child, inputs: called.add(child))
+    try:
+        with _evaluating(module), torch.no_grad():
+            return list(_tensors(module(*example))), called
+    except Exception as error:
+        raise RuntimeError(
+            f"{name}: this {type(module).__name__} does not run on small random maps ({error}); {_CHANGED}. "
+            "verify=False goes on regardless"
+        ) from error
+    finally:
+        watch.remove()
 
 
 @contextmanager

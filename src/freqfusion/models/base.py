@@ -6,8 +6,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.ops._checks import NotScriptable, refuse_torchscript
 
-class Segmenter(nn.Module, ABC):
+
+class Segmenter(NotScriptable, nn.Module, ABC):
     """A backbone and a decode head; a subclass says in :meth:`decode` how they are joined.
 
     Args:
@@ -41,7 +43,9 @@ class Segmenter(nn.Module, ABC):
         Raises:
             TypeError: for an integer image.
             ValueError: for another shape.
+            RuntimeError: under TorchScript's tracing.
         """
+        refuse_torchscript()
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < 1:
             raise ValueError(f"image must have shape (B, 3, H, W), got {tuple(image.shape)}")
         if not image.is_floating_point():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
-from freqfusion.ops._checks import check_map
+from freqfusion.ops._checks import check_map, refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -52,10 +52,14 @@ VARIABLE = "FREQFUSION_BACKEND"
 
 
 class Explanation(NamedTuple):
-    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can."""
+    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can.
+
+    ``kernels``: where ``backend`` has several kernels for the call, which of them serve, and why not faster ones.
+    """
 
     backend: str
     cannot: dict[str, str]
+    kernels: str = ""
 
 
 def _check_name(name: str, source: str) -> str:
@@ -145,8 +149,10 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
 
     Raises:
         ValueError: for an unknown name.
-        RuntimeError: if the requested backend cannot compute the call; the message says why.
+        RuntimeError: if the requested backend cannot compute the call, and under TorchScript's tracing; the message
+            says why.
     """
+    refuse_torchscript()
     if requested is not None:
         reason = _cannot(_check_name(requested, "backend"), operator, tensors)
         if reason:
@@ -156,8 +162,10 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
     return next(name for name in order if not _cannot(name, operator, tensors))
 
 
-def explain(operator: str, *tensors: Tensor) -> Explanation:
+def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str = "zeros") -> Explanation:
     """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
+
+    ``groups`` and ``padding_mode`` are those of the reassembly.
 
     Raises:
         TypeError: for arguments that are not tensors.
@@ -173,4 +181,11 @@ def explain(operator: str, *tensors: Tensor) -> Explanation:
     for tensor in tensors:
         check_map("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
-    return Explanation(choose(operator, None, *tensors), reasons)
+    backend, kernels = choose(operator, None, *tensors), ""
+    if backend == "triton" and operator in ("carafe", "carafe_from_logits"):
+        from freqfusion.ops._triton import carafe
+
+        from_logits = operator == "carafe_from_logits"
+        x, taps = tensors
+        kernels = carafe.explain(x, taps, groups, padding_mode == "reflect", from_logits)
+    return Explanation(backend, reasons, kernels)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -144,3 +144,23 @@ def is_channels_last(x: Tensor) -> bool:
 def layout(x: Tensor) -> torch.memory_format:
     """The memory layout that results take from ``x``."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+TORCHSCRIPT = (
+    "freqfusion does not support TorchScript (torch.jit, torch.onnx.export with dynamo=False), which keeps the sizes "
+    "of its example; use freqfusion.export.export_onnx or export_program, with dynamic=True for any size"
+)
+
+
+def refuse_torchscript() -> None:
+    """Raise while ``torch.jit.trace`` runs, or what is built on it, such as torch's older exporter to ONNX."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(TORCHSCRIPT)
+
+
+class NotScriptable:
+    """Mix-in for modules: ``torch.jit.script`` says what to use instead."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called for every module inside the one that is scripted."""
+        raise RuntimeError(TORCHSCRIPT)

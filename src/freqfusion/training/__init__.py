@@ -3,9 +3,9 @@
 Nothing heavy is imported until one of the names below is used (extra ``train``).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from freqfusion._optional import require
+from freqfusion._optional import lazy
 
 if TYPE_CHECKING:
     from freqfusion.training.checkpoints import load_checkpoint
@@ -39,9 +39,4 @@ _HOMES = {
     "load_checkpoint": "checkpoints",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require("lightning", "train")
-    return getattr(require(f"{__name__}.{_HOMES[name]}", "train"), name)
+__getattr__ = lazy(__name__, _HOMES, "lightning")

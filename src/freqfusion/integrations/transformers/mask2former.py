@@ -26,7 +26,7 @@ class PixelDecoder(Upgraded):
 
     @staticmethod
     def joints(module: Any) -> list[Joint]:
-        channels = module.mask_projection.in_channels
+        channels = module.level_embed.shape[1]
         levels = reversed(range(module.num_fpn_levels))
         return [Joint(_name("out", level), channels, channels, "bilinear") for level in levels]
 
@@ -79,7 +79,7 @@ class UpgradedMask2FormerPixelDecoder(PixelDecoder, Mask2FormerPixelDecoder):
     @staticmethod
     def joints(module: Any) -> list[Joint]:
         after = PixelDecoder.joints(module)
-        channels = module.mask_projection.in_channels
+        channels = module.level_embed.shape[1]
         coarsest = len(module.feature_channels) - 1
         fine = [coarsest - i for i in range(1, len(module.input_projections))]
         before = [Joint(_name("in", level), channels, channels, mode="none") for level in fine]

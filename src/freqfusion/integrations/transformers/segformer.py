@@ -33,7 +33,7 @@ class UpgradedSegformerDecodeHead(Upgraded, SegformerDecodeHead):
 
     @staticmethod
     def gate_channels(module: Any) -> int:
-        return module.linear_fuse.in_channels
+        return module.config.decoder_hidden_size * len(module.config.hidden_sizes)
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:

@@ -24,6 +24,8 @@ TUNING = os.environ.get(VARIABLE, "") not in ("", "0")
 
 COMPILED: list[tuple[str, Any]] | None = None
 """Where not None, kernels are compiled and noted here with their names instead of run; for the registry."""
+COMPILED_FOR = 0
+"""Then the compute capability, 90 for 9.0."""
 
 _fastest: dict[Hashable, Configuration] = {}
 
@@ -50,6 +52,16 @@ def tuned(
 def tuning(x: Tensor, channels: int) -> int:
     """Maps that a choice of tile sizes is kept for: of about this width and number of channels, in this layout."""
     return (channels.bit_length() * 64 + x.shape[-1].bit_length()) * 2 + is_channels_last(x)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0: of a device or of what the registry compiles for; 90 in the interpreter."""
+    if COMPILED is not None:
+        return COMPILED_FOR
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def launch(

@@ -19,7 +19,7 @@ from triton.runtime import driver
 
 from freqfusion.ops._triton import launch
 
-MODULES: tuple[str, ...] = ()
+MODULES = ("carafe",)
 """Those of this package that have ``cases``."""
 
 
@@ -74,7 +74,7 @@ def _compiling(capability: int) -> Iterator[list[tuple[str, Any]]]:
     built: list[tuple[str, Any]] = []
     before = dict(vars(driver))  # `reset_active` would look for a GPU
     driver.set_active(_NoDevice(capability))
-    launch.COMPILED = built
+    launch.COMPILED, launch.COMPILED_FOR = built, capability
     try:
         yield built
     finally:

@@ -1,0 +1,213 @@
+"""The steps of gpu.sh that are Python: every kernel once, time by kernel of the module, and the page."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freqfusion import FreqFusion
+from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, use_backend
+from freqfusion.ops.carafe.logits import carafe_from_logits
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16) if CUDA else (torch.float32, torch.float16)
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+HEIGHT, WIDTH = (19, 27) if CUDA else (3, 5)
+"""Of the small maps: odd, and in the interpreter so small that it takes seconds."""
+OPERATORS = {
+    "carafe k5": (lambda x, k: carafe(x, k, 5), (16, HEIGHT, WIDTH), (25, 2 * HEIGHT, 2 * WIDTH)),
+    "carafe k5, uneven": (lambda x, k: carafe(x, k, 5), (16, HEIGHT, WIDTH), (25, 2 * HEIGHT - 1, 3 * WIDTH)),
+    "carafe k3": (lambda x, k: carafe(x, k, 3), (16, HEIGHT, WIDTH), (9, HEIGHT, WIDTH)),
+    "carafe k5, groups, mirrored": (
+        lambda x, k: carafe(x, k, 5, groups=2, padding_mode="reflect"),
+        (16, HEIGHT, WIDTH),
+        (50, 2 * HEIGHT, 2 * WIDTH),
+    ),
+    "from logits k3": (
+        lambda x, k: carafe_from_logits(x, k, 3, gain=2),
+        (16, HEIGHT, WIDTH),
+        (9, HEIGHT, WIDTH),
+    ),
+    "local_similarity": (local_similarity, (16, HEIGHT, WIDTH)),
+    "normalize k5": (
+        lambda k: normalize_kernels(k, 5, window=torch.ones(5, 5, device=k.device)),
+        (25, HEIGHT, WIDTH),
+    ),
+    "resample": (
+        lambda x, offsets: resample(x, offsets, 4, (HEIGHT // 2, WIDTH // 2)),
+        (16, HEIGHT, WIDTH),
+        (8, HEIGHT, WIDTH),
+    ),
+}
+
+
+def _run(name: str, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> list[Tensor]:
+    """Output and gradients of one operator for the inputs of seed 0."""
+    torch.manual_seed(0)
+    function, *sizes = OPERATORS[name]
+    maps = [torch.randn(2, *size, dtype=torch.float64).to(dtype) for size in sizes]
+    leaves = [x.to(device).contiguous(memory_format=layout).requires_grad_() for x in maps]
+    out = function(*leaves)
+    cotangent = torch.randn(out.shape, dtype=torch.float64).to(dtype).to(device)
+    return [
+        x.detach().cpu().double() for x in (out, *torch.autograd.grad(out, leaves, cotangent.to(out.dtype)))
+    ]
+
+
+def kernels() -> int:
+    """Every operator forward and backward at a small odd size, against float64 of the same rounded inputs."""
+    wrong = 0
+    for name in OPERATORS:
+        for dtype in DTYPES:
+            for layout, memory_format in LAYOUTS.items():
+                label = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
+                try:
+                    with use_backend("triton"):
+                        found = _run(name, DEVICE, dtype, memory_format)
+                except Exception as error:
+                    print(f"FAILED {label}: {type(error).__name__}: {error}", flush=True)
+                    wrong += 1
+                    continue
+                expected = _exact(name, dtype)
+                errors = [
+                    float((x - y).norm() / y.norm().clamp_min(1e-12))
+                    for x, y in zip(found, expected, strict=True)
+                ]
+                right = max(errors) < TOLERANCE[dtype]
+                wrong += not right
+                print(
+                    "ok    " if right else "WRONG ", label, " ".join(f"{x:.1e}" for x in errors), flush=True
+                )
+    return int(wrong > 0)
+
+
+def _exact(name: str, dtype: torch.dtype) -> list[Tensor]:
+    """In float64 with plain torch, of the inputs as ``dtype`` holds them."""
+    torch.manual_seed(0)
+    function, *sizes = OPERATORS[name]
+    leaves = [
+        torch.randn(2, *size, dtype=torch.float64).to(dtype).double().requires_grad_() for size in sizes
+    ]
+    with use_backend("torch"):
+        out = function(*leaves)
+    cotangent = torch.randn(out.shape, dtype=torch.float64).to(dtype).double()
+    return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, cotangent))]
+
+
+def profile(folder: Path) -> int:
+    """Time by kernel, launches and kept memory of FreqFusion at the finest level of two COCO images."""
+    size, repeats = ((100, 168), 10) if CUDA else ((5, 7), 1)
+    fine = tuple(2 * side for side in size)
+    records = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for layout, memory_format in LAYOUTS.items():
+            torch.manual_seed(0)
+            fusion = FreqFusion(256, 256).to(DEVICE, dtype)
+            hr, lr = (
+                torch.randn(2, 256, *side, dtype=dtype, device=DEVICE)
+                .contiguous(memory_format=memory_format)
+                .requires_grad_()
+                for side in (fine, size)
+            )
+            for backward in (False, True):
+                records.append(_profiled(fusion, hr, lr, backward, repeats) | {"layout": layout})
+                _print(records[-1])
+    (folder / "profile.json").write_text(json.dumps(records, indent=1) + "\n")
+    return 0
+
+
+def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeats: int) -> dict[str, object]:
+    kept = 0
+
+    def run() -> None:
+        nonlocal kept
+        with torch.set_grad_enabled(backward):
+            before = torch.cuda.memory_allocated() if CUDA else 0
+            _, fine, coarse = fusion(hr, lr)
+        if backward:
+            kept = (torch.cuda.memory_allocated() if CUDA else 0) - before
+            torch.autograd.backward((fine, coarse), (torch.ones_like(fine), torch.ones_like(coarse)))
+
+    for _ in range(3 if CUDA else 1):
+        run()
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, activity.CUDA] if CUDA else [activity.CPU]
+    with torch.profiler.profile(activities=activities) as seen:
+        for _ in range(repeats):
+            run()
+        if CUDA:
+            torch.cuda.synchronize()
+    kernels = {}
+    for event in seen.key_averages():
+        time = event.self_device_time_total if CUDA else event.self_cpu_time_total
+        if time and (not CUDA or event.device_type == torch.autograd.DeviceType.CUDA):
+            kernels[event.key] = {"us": time / repeats, "launches": event.count / repeats}
+    return {
+        "dtype": str(hr.dtype).removeprefix("torch."),
+        "pass": "forward+backward" if backward else "forward",
+        "us": sum(kernel["us"] for kernel in kernels.values()),
+        "launches": sum(kernel["launches"] for kernel in kernels.values()),
+        "kept_bytes": kept,
+        "kernels": dict(sorted(kernels.items(), key=lambda item: -item[1]["us"])),
+    }
+
+
+def _print(record: dict[str, object]) -> None:
+    print(_title(record), flush=True)
+    for name, kernel in list(record["kernels"].items())[:15]:  # type: ignore[attr-defined]
+        print(f"  {kernel['us']:9.1f} us  {kernel['launches']:5.1f}x  {name[:90]}", flush=True)
+
+
+def _title(record: dict[str, object]) -> str:
+    kept = f", outputs and kept {record['kept_bytes'] / 2**20:.0f} MiB" if record["kept_bytes"] else ""  # type: ignore[operator]
+    return (
+        f"FreqFusion, {record['dtype']}, {record['layout']}, {record['pass']}: {record['us']:.0f} us in "
+        f"{record['launches']:.0f} launches{kept}"
+    )
+
+
+def page(folder: Path) -> int:
+    """Write performance-gpu.md from what the steps left."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    device = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
+    steps = (folder / "steps.txt").read_text().splitlines()
+    parts = [
+        "# Performance on a GPU",
+        f"{device}, torch {torch.__version__}, commit {commit or 'unknown'}. Written by `benchmarks/gpu.sh`.",
+        "\n".join(f"- {line}" for line in steps),
+    ]
+    for name in ("tests", "memcheck", "kernels"):
+        log = folder / f"{name}.log"
+        if log.exists():
+            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-3:]
+            parts += [f"## {name.capitalize()}", "```\n" + "\n".join(last) + "\n```"]
+    if (folder / "profile.json").exists():
+        parts.append("## Time by kernel of the module")
+        for record in json.loads((folder / "profile.json").read_text()):
+            rows = list(record["kernels"].items())[:12]
+            lines = [f"| {x['us']:.1f} | {x['launches']:.1f} | `{name[:80]}` |" for name, x in rows]
+            parts += [
+                _title(record),
+                "\n".join(["| us | launches | kernel |", "| ---: | ---: | --- |", *lines]),
+            ]
+    for name in ("bfloat16", "float32", "training"):
+        part = folder / name / "benchmark.md"
+        if part.exists():  # its headings go one level down, and its plots stay behind
+            lines = [line for line in part.read_text().splitlines() if not line.startswith("![")]
+            parts.append("\n".join(f"#{line}" if line.startswith("#") else line for line in lines).strip())
+    (folder / "performance-gpu.md").write_text("\n\n".join(parts) + "\n")
+    print(folder / "performance-gpu.md")
+    return 0
+
+
+if __name__ == "__main__":
+    name, *rest = sys.argv[1:]
+    sys.exit({"kernels": kernels, "profile": profile, "page": page}[name](*map(Path, rest)))

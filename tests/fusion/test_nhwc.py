@@ -1,0 +1,84 @@
+"""Channels innermost inside the fusion: the same values and gradients, on a CPU by asking for the layout there."""
+
+import pytest
+import torch
+
+from freqfusion import FreqFusion
+from freqfusion.fusion import _nhwc
+from support import assert_close
+
+
+@pytest.fixture
+def nhwc(monkeypatch):
+    monkeypatch.setattr(_nhwc, "wanted", lambda x: True)
+
+
+def values_and_gradients(fusion, hr, lr):
+    hr, lr = (x.detach().clone().requires_grad_() for x in (hr, lr))
+    _, fine, coarse = fusion(hr, lr)
+    torch.manual_seed(3)
+    cotangents = [torch.randn(x.shape, dtype=x.dtype) for x in (fine, coarse)]
+    leaves = [hr, lr, *fusion.parameters()]
+    return [fine, coarse, *torch.autograd.grad((fine, coarse), leaves, cotangents)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"direction_feat": "sim"},
+        {"semi_conv": False},
+        {"comp_feat_upsample": False},
+        {"init": "identity"},
+    ],
+    ids=str,
+)
+def test_agrees_with_the_inputs_layout(monkeypatch, options, layout):
+    torch.manual_seed(0)
+    fusion = FreqFusion(6, 4, compressed_channels=16, feature_resample_group=2, **options).double()
+    torch.nn.init.normal_(fusion.dysampler.offset.weight, std=0.1)
+    hr = torch.randn(2, 6, 9, 13, dtype=torch.float64).contiguous(memory_format=layout)
+    lr = torch.randn(2, 4, 5, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    expected = values_and_gradients(fusion, hr, lr)
+    monkeypatch.setattr(_nhwc, "wanted", lambda x: True)
+    found = values_and_gradients(fusion, hr, lr)
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_close(f"result {index}", one, other, 1e-10)
+    for x in found[:2]:
+        assert x.is_contiguous(memory_format=layout)
+    if layout == torch.contiguous_format:
+        assert found[2].is_contiguous()
+        assert found[3].is_contiguous()
+
+
+def test_narrow_maps_have_their_channels_innermost(nhwc):
+    fusion = FreqFusion(6, 4, compressed_channels=16, feature_resample_group=2)
+    seen = {}
+    for name in ("content_encoder", "content_encoder2", "dysampler.norm_hr"):
+        fusion.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: inputs[0]})
+        )
+    fusion(torch.randn(2, 6, 9, 13), torch.randn(2, 4, 5, 7))
+    assert set(seen) == {"content_encoder", "content_encoder2", "dysampler.norm_hr"}
+    for name, x in seen.items():
+        assert x.is_contiguous(memory_format=torch.channels_last), name
+
+
+def test_compression_has_two_derivatives():
+    convolution = torch.nn.Conv2d(3, 4, 1).double()
+    x = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert_close("value", _nhwc.compress(convolution, x), convolution(x), 1e-12)
+    assert torch.autograd.gradgradcheck(lambda x: _nhwc.compress(convolution, x), (x,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pixel_shuffle(nhwc, layout):
+    x = torch.randn(2, 12, 3, 5).contiguous(memory_format=layout)
+    found = _nhwc.pixel_shuffle(x)
+    assert torch.equal(found, torch.nn.functional.pixel_shuffle(x, 2))
+    assert found.is_contiguous(memory_format=layout)
+
+
+def test_not_on_a_cpu():
+    assert not _nhwc.wanted(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16))
