@@ -165,7 +165,7 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
 def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str = "zeros") -> Explanation:
     """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
 
-    ``groups`` and ``padding_mode`` are those of the reassembly.
+    ``groups`` are those of the reassembly or the resampling, ``padding_mode`` that of the reassembly.
 
     Raises:
         TypeError: for arguments that are not tensors.
@@ -188,4 +188,12 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
         from_logits = operator == "carafe_from_logits"
         x, taps = tensors
         kernels = carafe.explain(x, taps, groups, padding_mode == "reflect", from_logits)
+    elif backend == "triton" and operator == "local_similarity":
+        from freqfusion.ops._triton import local_similarity
+
+        kernels = local_similarity.explain(*tensors)
+    elif backend == "triton" and operator == "resample":
+        from freqfusion.ops._triton import resample
+
+        kernels = resample.explain(tensors[0], groups)
     return Explanation(backend, reasons, kernels)

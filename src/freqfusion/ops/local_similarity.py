@@ -76,7 +76,9 @@ def _spread(similarity: Tensor, inner: int, window: int) -> Tensor:
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
-def _local_similarity(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[Tensor, Tensor]:
+def _local_similarity(
+    x: Tensor, window: int, dilation: int, backend: str = "native"
+) -> tuple[Tensor, Tensor]:
     """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves."""
     inner, dilation = reachable(window, dilation, *x.shape[-2:])
     if backend == "triton":
@@ -121,9 +123,7 @@ def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[T
 
 
 @_local_similarity_backward.register_fake
-def _(
-    x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
-) -> Tensor:
+def _(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 

@@ -61,16 +61,12 @@ def _normalize_backward(logits: Tensor, window: Tensor | None, grad: Tensor, tap
 
 @_normalize.register_fake
 def _(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
-    return torch.empty(
-        logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits)
-    )
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
 
 
 @_normalize_backward.register_fake
 def _(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
-    return torch.empty(
-        logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits)
-    )
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._checks import is_channels_last
 from freqfusion.ops._triton import INTERPRETED
 
 Configuration = dict[str, int]
@@ -30,30 +29,6 @@ COMPILED_FOR = 0
 _fastest: dict[Hashable, Configuration] = {}
 
 
-def tuned(
-    configurations: Sequence[tuple[int, ...]], key: Sequence[str], names: Sequence[str]
-) -> Callable[..., Any]:
-    """Let Triton choose among tile sizes by measurement, once for each ``key``; it keeps the choice on disk.
-
-    Args:
-        configurations: the tile sizes, and last the number of warps; the interpreter gets small tiles.
-        key: arguments of the kernel whose values a choice holds for, besides the dtypes of its tensors.
-        names: of the tile sizes.
-    """
-    choices = [
-        triton.Config(dict(zip(names, sizes, strict=True)), num_warps=warps)
-        for *sizes, warps in configurations
-    ]
-    if INTERPRETED:
-        choices = [triton.Config(dict.fromkeys(names, 8))]
-    return triton.autotune(choices, key=list(key), cache_results=True)
-
-
-def tuning(x: Tensor, channels: int) -> int:
-    """Maps that a choice of tile sizes is kept for: of about this width and number of channels, in this layout."""
-    return (channels.bit_length() * 64 + x.shape[-1].bit_length()) * 2 + is_channels_last(x)
-
-
 def capability(device: torch.device) -> int:
     """Compute capability, 90 for 9.0: of a device or of what the registry compiles for; 90 in the interpreter."""
     if COMPILED is not None:
@@ -69,7 +44,7 @@ def launch(
     programs: Callable[[Configuration], int],
     out: Tensor,
     *args: Any,
-    choices: Sequence[Configuration] | None = None,
+    choices: Sequence[Configuration] = ({},),
     **constants: Any,
 ) -> None:
     """Run a kernel on the device of ``out``.
@@ -82,14 +57,12 @@ def launch(
         programs: their number under a configuration.
         out: a tensor that the kernel fills.
         args: of the kernel.
-        choices: its configurations, the one that is known to be fast first; None if :func:`tuned` gave it some.
+        choices: its configurations, the one that is known to be fast first.
         constants: its other constants.
     """
     constants["enable_fp_fusion"] = True
     with torch.cuda.device_of(out):
-        if choices is None:
-            kernel[lambda chosen: (programs(chosen),)](*args, **constants)
-        elif COMPILED is not None:
+        if COMPILED is not None:
             built = kernel.warmup(*args, grid=(1,), **constants, **choices[0])
             COMPILED.append((kernel.__name__, built))
         else:

@@ -22,14 +22,24 @@ from torch import Tensor
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton.launch import launch
 from freqfusion.ops._triton.registry import Case
-from freqfusion.ops._triton.tiles import aligned, alignment, compiled, is_last, is_wide, small, tile, tile_of_last
+from freqfusion.ops._triton.tiles import (
+    aligned,
+    alignment,
+    compiled,
+    described,
+    is_last,
+    is_wide,
+    small,
+    tile,
+    tile_of_last,
+)
 
 
 @triton.jit
 def _inverse(squares, epsilon):
     """One over a vector's length, negative where the length is below the floor: there it changes the cosines."""
-    length = tl.sqrt(squares)
-    inverse = 1.0 / tl.maximum(length, epsilon)
+    length = tl.sqrt_rn(squares)
+    inverse = tl.div_rn(1.0, tl.maximum(length, epsilon))
     return tl.where(length > epsilon, inverse, -inverse)
 
 
@@ -41,7 +51,9 @@ def _meet(place, mask, centre, product, squares):
 
 
 @triton.jit
-def _put(product, squares, own, out, saved, valid, inside, alone, o_c, shift, pixels, NUMBER: tl.constexpr, epsilon):
+def _put(
+    product, squares, own, out, saved, valid, inside, alone, o_c, shift, pixels, NUMBER: tl.constexpr, epsilon
+):
     """Write the cosine with neighbour NUMBER of 4 to 7 to both pixels, and 0 for mirrored neighbours outside the map.
 
     ``inside``: where the neighbour is on the map; ``alone``: where the mirrored neighbour is not.
@@ -133,15 +145,43 @@ def _forward(
     across = dilation * o_w
     _put(product_4, squares_4, own, out, saved, valid, right, left_edge, o_c, across, pixels, 4, epsilon)
     alone = top_edge | right_edge
-    _put(product_5, squares_5, own, out, saved, valid, below_left, alone, o_c, down - across, pixels, 5, epsilon)
+    _put(
+        product_5,
+        squares_5,
+        own,
+        out,
+        saved,
+        valid,
+        below_left,
+        alone,
+        o_c,
+        down - across,
+        pixels,
+        5,
+        epsilon,
+    )
     _put(product_6, squares_6, own, out, saved, valid, below, top_edge, o_c, down, pixels, 6, epsilon)
     alone = top_edge | left_edge
-    _put(product_7, squares_7, own, out, saved, valid, below_right, alone, o_c, down + across, pixels, 7, epsilon)
+    _put(
+        product_7,
+        squares_7,
+        own,
+        out,
+        saved,
+        valid,
+        below_right,
+        alone,
+        o_c,
+        down + across,
+        pixels,
+        7,
+        epsilon,
+    )
 
 
 @triton.jit
 def _share(saved, grad, own, inside, g_c, there_grad, there, pixels, NUMBER: tl.constexpr):
-    """What one of the eight neighbours adds to the gradient: its weight, and the share along the pixel's own vector."""
+    """What one of the eight neighbours adds: its weight, and the share along the pixel's own vector."""
     incoming = tl.load(grad + NUMBER * g_c, mask=inside, other=0.0).to(tl.float32)
     incoming += tl.load(grad + (7 - NUMBER) * g_c + there_grad, mask=inside, other=0.0).to(tl.float32)
     if NUMBER > 3:
@@ -349,7 +389,7 @@ def _backward_any_window(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=real[:, None] & valid[None, :])
 
 
-def _tiles(x: Tensor, block: int, like: Tensor) -> tuple[list[dict[str, int]], dict[str, object]]:
+def _tiles(x: Tensor, block: int, like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
     """Configurations and constants of the kernels of a 3 x 3 window, as measured for 64 channels on an H100.
 
     Args:
@@ -403,7 +443,7 @@ def local_similarity(
 
 
 def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
-    """Derivative of :func:`local_similarity` in ``x``, in its layout, given ``saved`` and the gradient of the result."""
+    """Derivative of :func:`local_similarity` in ``x``, in its layout, given ``saved`` and the result's gradient."""
     batch, channels, height, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     if out.numel() == 0:
@@ -436,6 +476,13 @@ def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: in
     return out
 
 
+def explain(x: Tensor) -> str:
+    """Which kernels serve, and why not faster ones."""
+    last = is_last(x)
+    how = described(last, alignment(last, x.shape[1], x)) if last else "tiles of rows"
+    return f"window 3x3: {how}; larger windows: rows (tiles hold four neighbours)"
+
+
 def cases() -> Iterator[Case]:
     def call(dtype: torch.dtype, order: torch.memory_format, channels: int, width: int, window: int) -> None:
         x = torch.empty((2, channels, 200, width), dtype=dtype, memory_format=order)
@@ -446,6 +493,4 @@ def cases() -> Iterator[Case]:
         for order in (torch.contiguous_format, torch.channels_last):
             for channels, width, window in ((64, 336, 3), (21, 335, 3), (64, 336, 5)):
                 name = f"local_similarity {window}x{window} {channels}x200x{width} {dtype} {order}"
-                yield Case(
-                    name.replace("torch.", ""), partial(call, dtype, order, channels, width, window)
-                )
+                yield Case(name.replace("torch.", ""), partial(call, dtype, order, channels, width, window))

@@ -23,7 +23,7 @@ def _weights(
     TAPS: tl.constexpr, PAD: tl.constexpr, BP: tl.constexpr, RUN: tl.constexpr, WINDOW: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Normalised kernels ``(PAD, BP)`` of some pixels and one group; and which tap, pixel, image and group they are of.
+    """Normalised kernels ``(PAD, BP)`` of some pixels and one group; their channels, pixels, mask and image.
 
     RUN: how many neighbouring pixels one thread takes; 0 leaves it to the compiler.
     """
@@ -130,18 +130,14 @@ def _launch(kernel: object, window: Tensor | None, taps: int, *maps: Tensor) -> 
 
 def normalize_kernels(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
     """As :func:`freqfusion.ops.normalize_kernels`, in the layout of ``logits``; ``taps`` of each group."""
-    out = torch.empty(
-        logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits)
-    )
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
     _launch(_forward, window, taps, logits, out)
     return out
 
 
 def normalize_kernels_backward(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
     """Derivative of :func:`normalize_kernels` in ``logits``, of their dtype and layout."""
-    out = torch.empty(
-        logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits)
-    )
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
     _launch(_backward, window, taps, logits, grad, out)
     return out
 

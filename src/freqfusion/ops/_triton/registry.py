@@ -19,7 +19,7 @@ from triton.runtime import driver
 
 from freqfusion.ops._triton import launch
 
-MODULES = ("carafe",)
+MODULES = ("carafe", "local_similarity", "normalize_kernels", "resample")
 """Those of this package that have ``cases``."""
 
 

@@ -4,12 +4,12 @@ Where channels lie last, a program takes a tile of positions with 64 channels an
 else the forward pass takes a stretch of one row.
 
 The derivative in the map gathers, so that no sum depends on who comes first. Positions are taken in small tiles, of
-which a first kernel notes where they land: the box around their places. A program then makes the gradient of a tile of
-the map. It visits those tiles of positions whose box meets its own, and adds the product of their bilinear weights
+which a first kernel notes where they land: the box around their places. A program then makes the gradient of a tile
+of the map. It visits those tiles of positions whose box meets its own, and adds the product of their bilinear weights
 (pixels, positions) with their gradients (positions, channels). So offsets may be of any size; large ones that differ
 among neighbours make boxes large, and cost time, not correctness. A bad gradient (NaN, infinite) reaches, in its
-channel, all pixels of those tiles of the map that visit its tile of positions, and a NaN offset all pixels of the tile
-in which its place lies.
+channel, all pixels of those tiles of the map that visit its tile of positions. A bad offset travels no further than
+with the naive form.
 """
 
 # Triton gives the arguments of a kernel their types.
@@ -27,7 +27,17 @@ from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, launch
 from freqfusion.ops._triton.registry import Case
-from freqfusion.ops._triton.tiles import aligned, alignment, compiled, is_last, is_wide, small, tile, tile_of_last
+from freqfusion.ops._triton.tiles import (
+    aligned,
+    alignment,
+    compiled,
+    described,
+    is_last,
+    is_wide,
+    small,
+    tile,
+    tile_of_last,
+)
 
 
 @triton.jit
@@ -252,6 +262,10 @@ FAR = tl.constexpr(1 << 29)
 """Beyond any row or column."""
 
 
+SEARCHED = 64
+"""Boxes of tiles that are looked through at once."""
+
+
 @compiled
 def _landing(
     offsets, places, boxes, row_boxes, groups, h, w, height, width, unit_height, unit_width,
@@ -282,17 +296,17 @@ def _landing(
         dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
         column, slope_x = _place(j, dx, width, w, unit_width)
         row, slope_y = _place(i, dy, height, h, unit_height)
+        known = (slope_x == slope_x) & (slope_y == slope_y)
         exists = t < tile_columns
         at = places + t.to(tl.int64)[:, None] * (2 * K) + k[None, :]
-        # beyond the output a position lies far from all pixels; an unknown one has unknown weights
-        kept = tl.where(slope_y == slope_y, row, slope_y)
-        tl.store(at, tl.where(valid, kept, -1.0 * FAR), mask=exists[:, None])
-        kept = tl.where(slope_x == slope_x, column, slope_x)
-        tl.store(at + K, tl.where(valid, kept, -1.0 * FAR), mask=exists[:, None])
+        # beyond the output a position lies far from all pixels
+        tl.store(at, tl.where(valid, row, -1.0 * FAR), mask=exists[:, None])
+        tl.store(at + K, tl.where(known, column, -1.0 - column), mask=exists[:, None])
         first_row = tl.min(tl.where(valid, tl.floor(row).to(tl.int32), FAR), axis=1)
-        last_row = tl.max(tl.where(valid, tl.ceil(row).to(tl.int32), -FAR), axis=1)
+        last_row = tl.max(tl.where(valid, tl.where(known, tl.ceil(row), row + 1).to(tl.int32), -FAR), axis=1)
         first_column = tl.min(tl.where(valid, tl.floor(column).to(tl.int32), FAR), axis=1)
-        last_column = tl.max(tl.where(valid, tl.ceil(column).to(tl.int32), -FAR), axis=1)
+        last_column = tl.where(known, tl.ceil(column), column + 1).to(tl.int32)
+        last_column = tl.max(tl.where(valid, last_column, -FAR), axis=1)
         tl.store(boxes + t, first_row, mask=exists)
         tl.store(boxes + tile_columns + t, last_row, mask=exists)
         tl.store(boxes + 2 * tile_columns + t, first_column, mask=exists)
@@ -318,10 +332,11 @@ def _hit(hit, number, count):
 
 
 @triton.jit
-def _weight(pixel, place):
-    """Bilinear weights (pixels, positions) along one axis; NaN for unknown places."""
-    distance = tl.abs(pixel.to(tl.float32)[:, None] - place[None, :])
-    return tl.maximum(1.0 - distance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+def _weight(pixel, place, known, unknown: tl.constexpr):
+    """Bilinear weights (pixels, positions) along one axis; ``unknown`` at both neighbours of a place not known."""
+    away = pixel.to(tl.float32)[:, None] - place[None, :]
+    beside = tl.where((away > -1) & (away <= 1), unknown, 0.0)
+    return tl.where(known[None, :], tl.maximum(1.0 - tl.abs(away), 0.0), beside)
 
 
 @triton.jit
@@ -423,7 +438,13 @@ def _gather(
                 lands = (y0 < top + TH) & (y1 >= top) & (x0 < left + TW) & (x1 >= left)
             if lands:
                 at = places + (tl.cast(row, tl.int64) * tile_columns + column) * (2 * K) + k
-                weights = _weight(tile_i, tl.load(at))[:, None, :] * _weight(tile_j, tl.load(at + K))[None, :, :]
+                place_x = tl.load(at + K)
+                known = place_x >= 0
+                weight_y = _weight(tile_i, tl.load(at), known, 1.0)[:, None, :]
+                weight_x = _weight(tile_j, tl.where(known, place_x, -1.0 - place_x), known, float("nan"))[
+                    None, :, :
+                ]
+                weights = tl.where(weight_y > 0, weight_y * weight_x, 0.0)
                 weights = tl.reshape(weights, (M, K))
                 exists = (row * SH + k // SW < height) & (column * SW + k % SW < width)
                 if WIDE:
@@ -524,12 +545,14 @@ def resample_backward_x(
     """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
 
     It is the same in every run. For it, positions are cut into tiles of ``K`` (``rows`` x ``columns`` of them), and
-    kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y; the first and
-    last row, first and last column where a tile lands ``(rows, 4, columns)``; and those two rows for all tiles of a
-    row ``(2, rows)``.
+    kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y, then along x,
+    there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
+    lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
     """
     (batch, channels), (height, width) = grad.shape[:2], offsets.shape[-2:]
-    out = torch.empty((batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
+    out = torch.empty(
+        (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
+    )
     if out.numel() == 0:
         return out
     channels //= groups
@@ -548,7 +571,7 @@ def resample_backward_x(
     launch(
         _landing, lambda _: planes * rows, out, offsets, places, boxes, row_boxes,
         groups, h, w, height, width, unit_height, unit_width, *offsets.stride(), rows, columns,
-        choices=[{"SH": size["SH"], "SW": size["SW"], "num_warps": 8}], CHUNK=64,
+        choices=[{"SH": size["SH"], "SW": size["SW"], "num_warps": 8}], CHUNK=SEARCHED,
     )  # fmt: skip
     bfloat16 = grad.dtype == torch.bfloat16
     launch(
@@ -559,9 +582,15 @@ def resample_backward_x(
         choices=[size], LAST=last,
         ALIGN=alignment(True, channels, grad, out) if last else alignment(False, width, grad, out),
         WIDE=is_wide(grad, out), PRECISION="tf32x3" if single else "ieee",
-        SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=64,
+        SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=SEARCHED,
     )  # fmt: skip
     return out
+
+
+def explain(x: Tensor, groups: int) -> str:
+    """Which kernels serve, and why not faster ones."""
+    last = is_last(x)
+    return described(last, alignment(True, x.shape[1] // groups, x) if last else 1)
 
 
 def cases() -> Iterator[Case]:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._triton import INTERPRETED
+from freqfusion.ops._triton.maps import span
 
 SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
@@ -35,10 +36,7 @@ def is_last(*maps: Tensor) -> bool:
 
 def is_wide(*maps: Tensor) -> bool:
     """Whether the places of one image's values do not all fit 32 bits."""
-    return any(
-        sum(stride * (size - 1) for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True)) >= 2**31
-        for x in maps
-    )
+    return any(span(x) >= 2**31 for x in maps)
 
 
 def alignment(last: bool, size: int, *maps: Tensor) -> int:
@@ -59,6 +57,15 @@ def alignment(last: bool, size: int, *maps: Tensor) -> int:
         numbers += [stride for axis, stride in enumerate(x.stride()) if axis != near]
         numbers.append(x.data_ptr() // x.element_size())
     return gcd(*numbers)
+
+
+def described(last: bool, align: int) -> str:
+    """How a map is read, and why not faster."""
+    if not last:
+        return "rows (the channels of a pixel do not lie side by side)"
+    if align < 4:
+        return "channels one by one (their number or a stride is no multiple of 4)"
+    return "channels side by side"
 
 
 def tile_of_last(channels: int, align: int) -> dict[str, int]:
