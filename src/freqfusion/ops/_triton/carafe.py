@@ -208,7 +208,7 @@ def carafe_from_logits_backward(
         return bands.backward_both(x, logits, window, grad, kernel_size, groups, reflect, True, gain)
     memory = layout(logits)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=x.device, memory_format=memory)
-    applied = torch.empty(logits.shape, dtype=grad.dtype, device=x.device, memory_format=memory)
+    applied = torch.empty(logits.shape, dtype=torch.float32, device=x.device, memory_format=memory)
     if grad.numel():
         _backward_kernels(x, grad, logits, window, grad_logits, applied, kernel_size, groups, reflect, gain)
     else:
