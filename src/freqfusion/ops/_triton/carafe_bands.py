@@ -820,7 +820,7 @@ def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configurati
     if wgmma:
         rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64
     else:
-        rows, columns, block = 6 - 2 * radius, 16 - radius - left, 32
+        rows, columns, block = 6 - 2 * radius if last else 2, 16 - radius - left, 32
     tile = _window_of(rows, columns, left, 16, sizes) | {"BLOCK_C": _channel_block(sizes.channels, block)}
     warps = 4 if last else 8
     return [tile | _options(warps, 3), tile | _options(12 - warps, 3), tile | _options(4, 2)]
