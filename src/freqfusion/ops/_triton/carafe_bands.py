@@ -23,6 +23,7 @@ gradient.
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -765,6 +766,7 @@ def _fine_tile(sizes: Sizes, last: bool, most_rows: int = 4) -> Configuration:
     return _window_of(rows, columns, left, width if last else -(-width // 4) * 4, sizes)
 
 
+@lru_cache(256)
 def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     block = _channel_block(sizes.channels, 64)
     stages = 1 if block < 64 else 3 if last else 2
@@ -772,6 +774,7 @@ def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     return [tile | _options(4, stages), tile | _options(8, 2), tile | _options(4, 1)]
 
 
+@lru_cache(256)
 def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     scale = max(sizes.scale_y, sizes.scale_x)
@@ -789,6 +792,7 @@ def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[
     return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
 
 
+@lru_cache(256)
 def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     if last:
@@ -814,6 +818,7 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
     return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
 
 
+@lru_cache(256)
 def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     left = radius if last else 2

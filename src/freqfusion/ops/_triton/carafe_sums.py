@@ -372,7 +372,7 @@ class Sizes(NamedTuple):
     @property
     def taps(self) -> int:
         """A power of two above the number of taps: one place is left for what is off the band."""
-        return triton.next_power_of_2(self.kernel_size**2 + 1)
+        return 1 << (self.kernel_size**2).bit_length()
 
     def arguments(
         self, coarse: tuple[Dense, ...], fine: tuple[Dense, ...]
