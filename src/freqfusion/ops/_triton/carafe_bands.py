@@ -778,14 +778,14 @@ def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
 def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     scale = max(sizes.scale_y, sizes.scale_x)
-    most_rows = 4 if not wide else 2 if wgmma else 1
     if not last:
         columns = 8 if scale <= 2 else 2 if wide else 4
-        tile = _window_of(min(most_rows, 4 if scale <= 2 else 2), columns, 4, 16, sizes)
+        rows = (4 if scale <= 2 else 2) if not wide else 2 if wgmma else 1
+        tile = _window_of(rows, columns, 4, 16, sizes)
     elif scale == 1 and not wide:
         tile = _window_of(8 - 2 * radius, 16 - 2 * radius, radius, 16, sizes)
     else:
-        tile = _fine_tile(sizes, last, 2 * most_rows // (2 if scale > 2 else 1))
+        tile = _fine_tile(sizes, last, 4 if wgmma or not wide else 4 // scale)
     large = tile["M"] * tile["N"] >= 2**14
     tile["BLOCK_C"] = _channel_block(sizes.channels, 32 if wide or (large and not last) else 64)
     first = _options(8 if large or (wide and wgmma) else 4, 2 if wide or (large and last) else 3)
