@@ -135,8 +135,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(x, saved if ctx.rest[-1] == "triton" else similarity)
 
 
-def _derivative(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _derivative(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     x, saved = ctx.saved_tensors
+    if grad is None:
+        return None, *(None for _ in ctx.rest)
     return _local_similarity_backward(x, saved, grad, *ctx.rest), *(None for _ in ctx.rest)
 
 

@@ -208,7 +208,7 @@ def carafe_from_logits_backward(
         return bands.backward_both(x, logits, window, grad, kernel_size, groups, reflect, True, gain)
     memory = layout(logits)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=x.device, memory_format=memory)
-    applied = torch.empty(logits.shape, dtype=grad.dtype, device=x.device, memory_format=memory)
+    applied = torch.empty(logits.shape, dtype=torch.float32, device=x.device, memory_format=memory)
     if grad.numel():
         _backward_kernels(x, grad, logits, window, grad_logits, applied, kernel_size, groups, reflect, gain)
     else:
@@ -222,6 +222,8 @@ _CASES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int], int, int | N
     "5x5 to twice the size": (256, 1, (100, 168), (200, 336), 5, None, False),
     "3x3 at equal sizes": (256, 1, (200, 336), (200, 336), 3, None, False),
     "high-pass 3x3": (256, 1, (200, 336), (200, 336), 3, 2, False),
+    "low-pass 3x3": (256, 1, (200, 336), (200, 336), 3, 0, False),
+    "5x5 at equal sizes": (256, 1, (200, 336), (200, 336), 5, None, False),
     "low-pass 5x5 of 25 channels to twice the size": (25, 1, (100, 168), (200, 336), 5, 0, False),
     "5x5 at equal sizes, mirrored": (64, 2, (50, 84), (50, 84), 5, 0, True),
     "3x3 to 57 of 29 rows": (64, 2, (29, 43), (57, 85), 3, 0, True),

@@ -8,7 +8,8 @@ that are centred there, M of them, and the N coarse pixels of all their windows:
     gradient in x         dX[M, C] = W[M, N] G[N, C]      here M coarse pixels, N fine ones whose windows hold them
 
 W is made once a tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype of
-the maps (float32 ones in three TF32 products each), sums are float32; nothing depends on the order of programs.
+the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums are
+float32; nothing depends on the order of programs.
 
 The fine pixels centred at a coarse pixel are its *phases*, as in :mod:`freqfusion.ops.carafe.phases`: a tile has
 ``ceil(H / h)`` rows of *slots* for each coarse row, and where the ratio is no whole number some slots stay empty.
@@ -22,6 +23,7 @@ gradient.
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -82,6 +84,12 @@ def _kernels_of(
     return value
 
 
+@triton.jit
+def _rest(weight, first):
+    """What is left of float32 weights by their rounding to ``first``, in the dtype of that."""
+    return (weight - first.to(tl.float32)).to(first.dtype)
+
+
 # ------------------------------------------------------------------------------------------------------- kernels
 
 
@@ -126,6 +134,7 @@ def carafe_band_forward(
     NORMALIZE: tl.constexpr,
     WINDOWED: tl.constexpr,
     GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     M: tl.constexpr,
@@ -178,7 +187,9 @@ def carafe_band_forward(
         weight = -weight
         # a product of its own, for GAIN minus a weight would lose the weight in half precision
         centre = tl.where(on & (tap == K * K // 2), GAIN * 1.0, 0.0).to(x.dtype.element_ty)
-    weight = weight.to(x.dtype.element_ty)
+    first = weight.to(x.dtype.element_ty)
+    if SPLIT:
+        second = _rest(weight, first)
 
     if REFLECT:
         down = mirrored(down, h)
@@ -196,13 +207,17 @@ def carafe_band_forward(
         at = x + (tl.expand_dims(c * x_c, PIXELS) + read)
         value = tl.load(at, mask=real & inside, other=0.0)
         if X_LAST:
-            total = tl.dot(weight, value)
+            total = tl.dot(first, value)
             if GAIN:
                 total = tl.dot(centre, value, total)
+            if SPLIT:
+                total = tl.dot(second, value, total)
         else:
-            total = tl.dot(value, weight)
+            total = tl.dot(value, first)
             if GAIN:
                 total = tl.dot(value, centre, total)
+            if SPLIT:
+                total = tl.dot(value, second, total)
         at = out + (tl.expand_dims(c * o_c, PIXELS) + written)
         tl.store(at, total.to(out.dtype.element_ty), mask=real & exists)
 
@@ -408,6 +423,7 @@ def carafe_band_x(
     SCALE_X: tl.constexpr,
     EVEN: tl.constexpr,
     GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
@@ -505,7 +521,10 @@ def carafe_band_x(
         )
         if GAIN:
             weight = -weight
-        total = tl.dot(weight.to(incoming.dtype), incoming, total, input_precision=PRECISION)
+        first = weight.to(incoming.dtype)
+        total = tl.dot(first, incoming, total, input_precision=PRECISION)
+        if SPLIT:
+            total = tl.dot(_rest(weight, first), incoming, total, input_precision=PRECISION)
     at = out + batch * o_b + group * channels * o_c + ((oi * o_h + oj * o_w)[:, None] + (c * o_c)[None, :])
     tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
 
@@ -558,6 +577,7 @@ def carafe_band_resident(
     NORMALIZE: tl.constexpr,
     WINDOWED: tl.constexpr,
     GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     M: tl.constexpr,
@@ -612,7 +632,9 @@ def carafe_band_resident(
     weight = tl.gather(taken, tl.where(on, tap, K * K), 0)
     if GAIN:
         weight = -weight
-    weight = weight.to(grad.dtype.element_ty)
+    rounded = weight.to(grad.dtype.element_ty)
+    if SPLIT:
+        second = _rest(weight, rounded)
 
     in_x = owned & (pi >= 0) & (pi < h) & (pj >= 0) & (pj < w)
     loaded = in_x
@@ -641,7 +663,9 @@ def carafe_band_resident(
             centre = tl.load(grad + (here + at_channel), mask=in_x[:, None] & real, other=0.0)
             total += GAIN * centre.to(tl.float32)
         sums = tl.dot(value, tl.trans(incoming), sums)
-        total = tl.dot(weight, incoming, total)
+        total = tl.dot(rounded, incoming, total)
+        if SPLIT:
+            total = tl.dot(second, incoming, total)
         at = out + (written + (c * o_c)[None, :])
         tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
     at = raw + batch * d_b + first * d_t + (tap * d_t + (row * d_h + column * d_w)[None, :])
@@ -742,6 +766,7 @@ def _fine_tile(sizes: Sizes, last: bool, most_rows: int = 4) -> Configuration:
     return _window_of(rows, columns, left, width if last else -(-width // 4) * 4, sizes)
 
 
+@lru_cache(256)
 def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     block = _channel_block(sizes.channels, 64)
     stages = 1 if block < 64 else 3 if last else 2
@@ -749,23 +774,25 @@ def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     return [tile | _options(4, stages), tile | _options(8, 2), tile | _options(4, 1)]
 
 
+@lru_cache(256)
 def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     scale = max(sizes.scale_y, sizes.scale_x)
-    most_rows = 4 if not wide else 2 if wgmma else 1
     if not last:
         columns = 8 if scale <= 2 else 2 if wide else 4
-        tile = _window_of(min(most_rows, 4 if scale <= 2 else 2), columns, 4, 16, sizes)
+        rows = (4 if scale <= 2 else 2) if not wide else 2 if wgmma else 1
+        tile = _window_of(rows, columns, 4, 16, sizes)
     elif scale == 1 and not wide:
         tile = _window_of(8 - 2 * radius, 16 - 2 * radius, radius, 16, sizes)
     else:
-        tile = _fine_tile(sizes, last, 2 * most_rows // (2 if scale > 2 else 1))
+        tile = _fine_tile(sizes, last, 4 if wgmma or not wide else 4 // scale)
     large = tile["M"] * tile["N"] >= 2**14
     tile["BLOCK_C"] = _channel_block(sizes.channels, 32 if wide or (large and not last) else 64)
     first = _options(8 if large or (wide and wgmma) else 4, 2 if wide or (large and last) else 3)
     return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
 
 
+@lru_cache(256)
 def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     if last:
@@ -791,13 +818,14 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
     return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
 
 
+@lru_cache(256)
 def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configuration]:
     radius = sizes.kernel_size // 2
     left = radius if last else 2
     if wgmma:
         rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64
     else:
-        rows, columns, block = 6 - 2 * radius, 16 - radius - left, 32
+        rows, columns, block = 6 - 2 * radius if last else 2, 16 - radius - left, 32
     tile = _window_of(rows, columns, left, 16, sizes) | {"BLOCK_C": _channel_block(sizes.channels, block)}
     warps = 4 if last else 8
     return [tile | _options(warps, 3), tile | _options(12 - warps, 3), tile | _options(4, 2)]
@@ -834,6 +862,14 @@ def why_not(
     if torch.version.hip or capability(first.device) < 80:
         return "the device has no tensor cores of compute capability 8.0 or newer"
     return ""
+
+
+def _splits(x: Tensor, kernels: Tensor, normalize: bool, gain: int) -> bool:
+    """Whether weights are sums of two numbers of the dtype of the map, for they have more digits than it.
+
+    Not if the gain's product is the larger part of the result.
+    """
+    return (normalize or kernels.dtype == torch.float32) and x.dtype != torch.float32 and not gain
 
 
 def forward(
@@ -878,6 +914,7 @@ def forward(
         NORMALIZE=normalize,
         WINDOWED=window is not None,
         GAIN=gain,
+        SPLIT=_splits(x, kernels, normalize, gain),
     )
     return out
 
@@ -968,6 +1005,7 @@ def backward_x(
         **sizes.ratio,
         K=kernel_size,
         GAIN=gain,
+        SPLIT=_splits(grad, kernels, False, gain),
         PRECISION="tf32x3" if wide else "ieee",
     )
     return folded(out, grad, margin)
@@ -1034,6 +1072,7 @@ def backward_both(
         **d_map.constants("D"),
         REFLECT=reflect,
         NORMALIZE=normalize,
+        SPLIT=_splits(grad, kernels, normalize, gain),
         **constants,
     )
     grad_kernels = through_softmax(kernels, window, raw, kernel_size, groups, gain) if normalize else raw

@@ -372,7 +372,7 @@ class Sizes(NamedTuple):
     @property
     def taps(self) -> int:
         """A power of two above the number of taps: one place is left for what is off the band."""
-        return triton.next_power_of_2(self.kernel_size**2 + 1)
+        return 1 << (self.kernel_size**2).bit_length()
 
     def arguments(
         self, coarse: tuple[Dense, ...], fine: tuple[Dense, ...]
@@ -419,7 +419,7 @@ def _choices(x: Tensor) -> list[Configuration]:
     """With lanes along channels or columns, whichever lie side by side."""
     if INTERPRETED:
         return [{"BLOCK_C": 8, "BLOCK_W": 8}]
-    tiles = [(64, 8), (32, 32)] if is_channels_last(x) else [(8, 64), (16, 32)]
+    tiles = [(64, 8), (32, 32)] if is_channels_last(x) else [(8, 32), (16, 32)]
     return [{"BLOCK_C": c, "BLOCK_W": w, "num_warps": 4} for c, w in tiles]
 
 

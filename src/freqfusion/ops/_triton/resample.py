@@ -558,7 +558,9 @@ def resample_backward_x(
     channels //= groups
     last = is_last(grad, out)
     single = grad.dtype == torch.float32
-    if last or single:  # four warps have too few registers for float32 whose channels lie last
+    align = alignment(True, channels, grad, out) if last else alignment(False, width, grad, out)
+    # fewer registers where rows are read one by one; more warps for float32 whose channels lie last
+    if last or single or align == 1:
         size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
     else:
         size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
@@ -580,7 +582,7 @@ def resample_backward_x(
         out, places, boxes, row_boxes, grad, out, channels, groups, h, w, height, width,
         *grad.stride(), *out.stride(), rows, columns,
         choices=[size], LAST=last,
-        ALIGN=alignment(True, channels, grad, out) if last else alignment(False, width, grad, out),
+        ALIGN=align,
         WIDE=is_wide(grad, out), PRECISION="tf32x3" if single else "ieee",
         SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=SEARCHED,
     )  # fmt: skip
