@@ -305,7 +305,7 @@ def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     x = torch.randn(2, 4, 5, 6).to(dtype).contiguous(memory_format=layout).requires_grad_()
     offsets = torch.rand(2, 4, 7, 8).to(dtype).requires_grad_()
     grad = torch.randn(2, 4, 7, 8).to(dtype).contiguous(memory_format=layout)
-    similarity = torch.ops.freqfusion.local_similarity(x, 3, 2).detach()
+    similarity = torch.ops.freqfusion.local_similarity(x, 3, 2)[0].detach()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator, arguments in (
         (torch.ops.freqfusion.resample, (x, offsets, 2, 3, 4)),

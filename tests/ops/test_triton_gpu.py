@@ -45,11 +45,15 @@ def inputs_of(case: str, dtype: torch.dtype, layout: torch.memory_format) -> tup
     return (maps[0].to(dtype).contiguous(memory_format=layout), *(tensor.to(dtype) for tensor in maps[1:]))
 
 
-def values_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def values_and_gradients(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Result and gradients, for a cotangent of a dtype, by default that of the result."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     out = function(*leaves)
     generator = torch.Generator("cuda").manual_seed(1)
-    cotangent = torch.randn(out.shape, device="cuda", generator=generator).to(out.dtype)
+    values = torch.randn(out.shape, device="cuda", generator=generator).to(dtype or out.dtype)
+    cotangent = torch.empty_like(out).copy_(values)  # in the layout of the result
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 
 
@@ -67,15 +71,38 @@ def test_agrees_with_torch(case: str, dtype: torch.dtype, layout: torch.memory_f
         assert_close(name, value, wanted, tolerance)
 
 
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.float16, 5e-4), (torch.bfloat16, 2e-3)]
+)
+@pytest.mark.parametrize("case", ["carafe k5 x2", "carafe k3 x1", "carafe uneven", "from logits"])
+def test_rounding_of_the_reassembly(
+    case: str, dtype: torch.dtype, bound: float, layout: torch.memory_format
+) -> None:
+    function, inputs = CASES[case][0], inputs_of(case, dtype, layout)
+    with use_backend("torch"):
+        expected = values_and_gradients(function, tuple(tensor.double() for tensor in inputs), dtype)
+    with use_backend("triton"):
+        actual = values_and_gradients(function, inputs)
+    for name, value, wanted in zip(("out", "grad 0", "grad 1"), actual, expected, strict=True):
+        assert float((value - wanted).norm() / wanted.norm()) < bound, name
+
+
 def test_it_is_what_a_gpu_gets() -> None:
     x, kernels = inputs_of("carafe uneven", torch.float16, FIRST)
     assert explain("carafe", x, kernels).backend == "triton"
 
 
-def test_reassembly_repeats_bit_for_bit() -> None:
-    inputs = inputs_of("carafe k5 x2", torch.bfloat16, FIRST)
-    with use_backend("triton"):
-        first, second = (values_and_gradients(CASES["carafe k5 x2"][0], inputs) for _ in range(2))
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+@pytest.mark.parametrize("case", ["carafe k5 x2", "from logits"])
+def test_reassembly_repeats_bit_for_bit(case: str, layout: torch.memory_format) -> None:
+    inputs = inputs_of(case, torch.bfloat16, layout)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with use_backend("triton"):
+            first, second = (values_and_gradients(CASES[case][0], inputs) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

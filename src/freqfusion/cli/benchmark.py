@@ -127,7 +127,8 @@ def _explain(cases: Sequence["Case"], device: "torch.device", dtype: "torch.dtyp
     for case in cases:
         yield f"{case} ({device}, {str(dtype).removeprefix('torch.')})"
         for call, explanation in explain_case(case, device, dtype).items():
-            yield f"  {call}: {explanation.backend}"
+            kernels = f" ({explanation.kernels})" if explanation.kernels else ""
+            yield f"  {call}: {explanation.backend}{kernels}"
             for backend, reason in explanation.cannot.items():
                 if backend != explanation.backend:
                     yield f"    {backend} " + (f"cannot run because {reason}" if reason else "could run too")

@@ -21,7 +21,14 @@ UNASKED = tuple(name for name in BACKENDS if name != "triton" or not _triton.INT
 
 KERNELS = {
     "native": ("carafe", "local_similarity", "resample", "window_similarity"),
-    "triton": ("carafe", "carafe_from_logits", "local_similarity", "resample", "window_similarity"),
+    "triton": (
+        "carafe",
+        "carafe_from_logits",
+        "local_similarity",
+        "normalize_kernels",
+        "resample",
+        "window_similarity",
+    ),
 }
 """Operators that a backend has kernels for."""
 
@@ -38,14 +45,21 @@ TENSORS = {
 MAX_SIDES = 2**30
 """Triton kernels multiply a fine side by a coarse one in 32 bits."""
 
+MAX_TAPS = 4096
+"""Triton's normalisation takes all taps of a pixel at once."""
+
 VARIABLE = "FREQFUSION_BACKEND"
 
 
 class Explanation(NamedTuple):
-    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can."""
+    """Which backend serves a call, and for every backend why it cannot, or ``""`` if it can.
+
+    ``kernels``: where ``backend`` has several kernels for the call, which of them serve, and why not faster ones.
+    """
 
     backend: str
     cannot: dict[str, str]
+    kernels: str = ""
 
 
 def _check_name(name: str, source: str) -> str:
@@ -117,6 +131,8 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
             return reason
     elif len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
         return "one tensor is float64 and another is not"
+    if backend == "triton" and operator == "normalize_kernels" and tensors[0].shape[1] > MAX_TAPS:
+        return f"there are more than {MAX_TAPS} channels"
     if operator in ("carafe", "carafe_from_logits", "window_similarity"):
         (h, w), (height, width) = (tensor.shape[-2:] for tensor in tensors)
         if operator == "window_similarity":
@@ -146,8 +162,10 @@ def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
     return next(name for name in order if not _cannot(name, operator, tensors))
 
 
-def explain(operator: str, *tensors: Tensor) -> Explanation:
+def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str = "zeros") -> Explanation:
     """Which backend ``operator`` would use for ``tensors`` (its tensor arguments), and why not the others.
+
+    ``groups`` are those of the reassembly or the resampling, ``padding_mode`` that of the reassembly.
 
     Raises:
         TypeError: for arguments that are not tensors.
@@ -163,4 +181,19 @@ def explain(operator: str, *tensors: Tensor) -> Explanation:
     for tensor in tensors:
         check_map("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
-    return Explanation(choose(operator, None, *tensors), reasons)
+    backend, kernels = choose(operator, None, *tensors), ""
+    if backend == "triton" and operator in ("carafe", "carafe_from_logits"):
+        from freqfusion.ops._triton import carafe
+
+        from_logits = operator == "carafe_from_logits"
+        x, taps = tensors
+        kernels = carafe.explain(x, taps, groups, padding_mode == "reflect", from_logits)
+    elif backend == "triton" and operator == "local_similarity":
+        from freqfusion.ops._triton import local_similarity
+
+        kernels = local_similarity.explain(*tensors)
+    elif backend == "triton" and operator == "resample":
+        from freqfusion.ops._triton import resample
+
+        kernels = resample.explain(tensors[0], groups)
+    return Explanation(backend, reasons, kernels)

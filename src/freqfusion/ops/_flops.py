@@ -44,6 +44,13 @@ def _carafe_backward_kernels(
     return _reassembly(grad, kernel_size)
 
 
+@register_flop_formula(torch.ops.freqfusion.carafe_backward)
+def _carafe_backward(
+    x: Sequence[int], kernels: Sequence[int], grad: Sequence[int], kernel_size: int, *rest: Any, **shapes: Any
+) -> int:
+    return 2 * _reassembly(grad, kernel_size)
+
+
 @register_flop_formula(torch.ops.freqfusion.carafe_from_logits)
 def _carafe_from_logits(
     x: Sequence[int],

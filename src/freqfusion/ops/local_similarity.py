@@ -71,55 +71,75 @@ def _spread(similarity: Tensor, inner: int, window: int) -> Tensor:
         return similarity
     batch, _, height, width = similarity.shape
     out = similarity.new_zeros(batch, window * window - 1, height, width)
+    out = out.contiguous(memory_format=layout(similarity))
     return out.index_copy(1, _neighbours(inner, window, similarity.device), similarity)
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
-def _local_similarity(x: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+def _local_similarity(
+    x: Tensor, window: int, dilation: int, backend: str = "native"
+) -> tuple[Tensor, Tensor]:
+    """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves."""
     inner, dilation = reachable(window, dilation, *x.shape[-2:])
     if backend == "triton":
         from freqfusion.ops._triton import local_similarity as kernels
 
-        return _spread(kernels.local_similarity(x, inner, dilation, EPSILON), inner, window)
-    return _spread(_native.local_similarity(x, inner, dilation), inner, window)
+        similarity, saved = kernels.local_similarity(x, inner, dilation, EPSILON, _planes(window))
+        return _spread(similarity, inner, window), saved
+    return _spread(_native.local_similarity(x, inner, dilation), inner, window), x.new_empty(0)
+
+
+def _planes(window: int) -> int:
+    """Of a length and the cosines with half of the neighbours."""
+    return window * window // 2 + 1
 
 
 @custom_op("freqfusion::local_similarity_backward", mutates_args=())
 def _local_similarity_backward(
-    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
+    x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> Tensor:
     inner, dilation = reachable(window, dilation, *x.shape[-2:])
     if inner < window:
         middle = _neighbours(inner, window, x.device)
-        similarity, grad = (tensor.index_select(1, middle) for tensor in (similarity, grad))
+        grad = grad.index_select(1, middle)
     if backend == "triton":
         from freqfusion.ops._triton import local_similarity as kernels
 
-        return kernels.local_similarity_backward(x, similarity, grad, inner, dilation, EPSILON)
-    return _native.local_similarity_backward(x, similarity, grad, inner, dilation)
+        return kernels.local_similarity_backward(x, saved, grad, inner, dilation)
+    if inner < window:
+        saved = saved.index_select(1, middle)
+    return _native.local_similarity_backward(x, saved, grad, inner, dilation)
 
 
 @_local_similarity.register_fake
-def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], window * window - 1, *x.shape[-2:])
-    return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device)
+    if backend == "triton":
+        similarity = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+        return similarity, similarity.new_empty(
+            (x.shape[0], _planes(window), *x.shape[-2:]), dtype=torch.float32
+        )
+    return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device), x.new_empty(0)
 
 
 @_local_similarity_backward.register_fake
-def _(
-    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
-) -> Tensor:
+def _(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, *ctx.rest = inputs
-    ctx.save_for_backward(x, output)
+    similarity, saved = output
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, saved if ctx.rest[-1] == "triton" else similarity)
 
 
-def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, similarity = ctx.saved_tensors
-    return _local_similarity_backward(x, similarity, grad, *ctx.rest), *(None for _ in ctx.rest)
+def _derivative(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, saved = ctx.saved_tensors
+    if grad is None:
+        return None, *(None for _ in ctx.rest)
+    return _local_similarity_backward(x, saved, grad, *ctx.rest), *(None for _ in ctx.rest)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -128,7 +148,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    # similarity is a function of x alone, so its share of the derivative comes with that of x
+    # what was saved is a function of x alone, so its share of the derivative comes with that of x
     x, grad = ctx.saved_tensors
     window, dilation, _ = ctx.rest
 
@@ -187,5 +207,5 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     if chosen == "torch":
         similarity = _mirrored(x, window, dilation)
     else:
-        similarity = _local_similarity(x, window, dilation, chosen)
+        similarity, _ = _local_similarity(x, window, dilation, chosen)
     return similarity.to(x.dtype)

@@ -1,9 +1,14 @@
 """Normalisation of predicted kernels."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
+from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._backends import choose
 from freqfusion.ops._checks import (
     accumulation_dtype,
     check_count,
@@ -11,6 +16,7 @@ from freqfusion.ops._checks import (
     check_map,
     check_taps,
     check_tensor,
+    layout,
 )
 
 
@@ -26,6 +32,73 @@ def normalize_kernels_naive(
     return kernels.reshape(logits.shape).to(logits.dtype)
 
 
+def _softmax(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
+    """In plain torch and one pass, at least float32."""
+    dtype = accumulation_dtype(logits)
+    batch, channels, height, width = logits.shape
+    scores = logits.to(dtype).reshape(batch, channels // taps, taps, height, width)
+    if window is not None:
+        scores = scores + window.to(dtype).log().reshape(1, 1, -1, 1, 1)
+    return torch.softmax(scores, dim=2).reshape(logits.shape).to(logits.dtype)
+
+
+# Only Triton has kernels for these operators.
+
+
+@custom_op("freqfusion::normalize_kernels", mutates_args=())
+def _normalize(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
+    from freqfusion.ops._triton import normalize_kernels as kernels
+
+    return kernels.normalize_kernels(logits, window, taps)
+
+
+@custom_op("freqfusion::normalize_kernels_backward", mutates_args=())
+def _normalize_backward(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
+    from freqfusion.ops._triton import normalize_kernels as kernels
+
+    return kernels.normalize_kernels_backward(logits, window, grad, taps)
+
+
+@_normalize.register_fake
+def _(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
+
+
+@_normalize_backward.register_fake
+def _(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # the logits, and not the result: rounded kernels would round the gradient a second time
+    logits, window, ctx.taps = inputs
+    ctx.save_for_backward(logits, window)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, window, grad, ctx.taps = inputs
+    ctx.save_for_backward(logits, window, grad)
+
+
+def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    logits, window = ctx.saved_tensors
+    return _normalize_backward(logits, window, grad, ctx.taps), None, None
+
+
+def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    logits, window, grad = ctx.saved_tensors
+
+    def softmax(logits: Tensor) -> Tensor:
+        return _softmax(logits, window, ctx.taps)
+
+    (in_logits,), incoming = second_derivative(softmax, (logits,), grad, (cotangent,))
+    return in_logits, None, incoming, None
+
+
+_normalize.register_autograd(_derivative, setup_context=_save)
+_normalize_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
+
+
 def normalize_kernels(
     logits: Tensor, kernel_size: int, groups: int = 1, window: Tensor | None = None
 ) -> Tensor:
@@ -39,14 +112,15 @@ def normalize_kernels(
         kernel_size: odd side of the kernels.
         groups: kernels a pixel.
         window: ``(..., kernel_size, kernel_size)`` or any shape with ``kernel_size**2`` positive entries (for
-            example a Hamming window), or None for the plain softmax.
+            example a Hamming window), or None for the plain softmax. With a window that requires a gradient,
+            torch computes.
 
     Returns:
         Kernels of the shape and dtype of ``logits``; half precision is normalised in float32.
 
     Raises:
         TypeError: for integer tensors and arguments of another type, such as a float kernel size.
-        ValueError: for wrong rank, channels, kernel size or window size.
+        ValueError: for wrong rank, channels, kernel size, and a window of wrong size or on another device.
 
     Source: Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024 (the
     softmax of the low-pass and high-pass generators); the window is the released code's.
@@ -59,15 +133,18 @@ def normalize_kernels(
     kernel_size = check_kernel_size("kernel_size", kernel_size)
     groups = check_count("groups", groups)
     check_taps("logits", logits.shape[1], kernel_size, groups)
-    dtype = accumulation_dtype(logits)
-    shape = (logits.shape[0], groups, kernel_size * kernel_size, *logits.shape[-2:])
-    scores = logits.to(dtype).reshape(shape)
+    taps = kernel_size * kernel_size
     if window is not None:
         check_tensor("window", window)
-        if window.numel() != kernel_size * kernel_size:
+        if window.numel() != taps:
             raise ValueError(
-                f"window must have kernel_size**2 = {kernel_size * kernel_size} entries, "
-                f"got shape {tuple(window.shape)}"
+                f"window must have kernel_size**2 = {taps} entries, got shape {tuple(window.shape)}"
             )
-        scores = scores + window.to(dtype).log().reshape(1, 1, -1, 1, 1)
-    return torch.softmax(scores, dim=2).reshape(logits.shape).to(logits.dtype)
+        if window.device != logits.device:
+            raise ValueError(
+                f"window is on {window.device} and logits on {logits.device}; move them to one device"
+            )
+    learnt = window is not None and window.requires_grad and torch.is_grad_enabled()
+    if choose("normalize_kernels", None, logits) == "triton" and not learnt:
+        return _normalize(logits, window, taps)
+    return _softmax(logits, window, taps)

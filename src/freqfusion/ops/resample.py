@@ -18,7 +18,7 @@ from freqfusion.ops._checks import (
     check_pair,
     layout,
 )
-from freqfusion.ops._sampling import finite, grid_sample
+from freqfusion.ops._sampling import grid_sample
 
 
 def resample_naive(
@@ -82,25 +82,6 @@ def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, uni
     return sampled.reshape(batch, channels, height, width).to(x.dtype)
 
 
-def _grid_sampled_backward_x(
-    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
-) -> Tensor:
-    """Derivative of :func:`_grid_sampled` in ``x``, by that of torch's sampler, which is linear in ``x``."""
-    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    grid, factor = finite(_grid(x, offsets, groups, unit_height, unit_width))
-    planes = batch * groups, channels // groups
-    grad_x, _ = torch.ops.aten.grid_sampler_2d_backward(
-        grad.to(grid.dtype).reshape(*planes, height, width) * factor,
-        grid.new_zeros(()).expand(*planes, in_height, in_width),  # its values do not matter
-        grid,
-        interpolation_mode=0,  # bilinear
-        padding_mode=1,  # border
-        align_corners=False,
-        output_mask=(True, False),
-    )
-    return grad_x.reshape(x.shape).to(grad.dtype).contiguous(memory_format=layout(grad))
-
-
 @custom_op("freqfusion::resample", mutates_args=())
 def _resample(
     x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
@@ -122,9 +103,11 @@ def _resample_backward_x(
     unit_width: int,
     backend: str = "native",
 ) -> Tensor:
-    if backend == "triton":  # who reads a pixel is not known beforehand, so there is nothing to gather from
-        return _grid_sampled_backward_x(x, offsets, grad, groups, unit_height, unit_width)
     h, w = x.shape[-2:]
+    if backend == "triton":
+        from freqfusion.ops._triton import resample as kernels
+
+        return kernels.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
     return _native.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
 
 

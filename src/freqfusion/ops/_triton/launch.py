@@ -3,7 +3,8 @@
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -11,44 +12,84 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._checks import is_channels_last
 from freqfusion.ops._triton import INTERPRETED
 
+Configuration = dict[str, int]
+"""Tile sizes and the options of Triton (``num_warps``, ``num_stages``) that a kernel is launched with."""
 
-def tuned(
-    configurations: Sequence[tuple[int, ...]], key: Sequence[str], names: Sequence[str]
-) -> Callable[..., Any]:
-    """Let Triton choose among tile sizes by measurement, once for each ``key``; it keeps the choice on disk.
+VARIABLE = "FREQFUSION_TUNE"
+TUNING = os.environ.get(VARIABLE, "") not in ("", "0")
+"""Whether the first call of a kind measures all configurations; otherwise the first one serves."""
 
-    Args:
-        configurations: the tile sizes, and last the number of warps; the interpreter gets small tiles.
-        key: arguments of the kernel whose values a choice holds for, besides the dtypes of its tensors.
-        names: of the tile sizes.
-    """
-    choices = [
-        triton.Config(dict(zip(names, sizes, strict=True)), num_warps=warps)
-        for *sizes, warps in configurations
-    ]
-    if INTERPRETED:
-        choices = [triton.Config(dict.fromkeys(names, 8))]
-    return triton.autotune(choices, key=list(key), cache_results=True)
+COMPILED: list[tuple[str, Any]] | None = None
+"""Where not None, kernels are compiled and noted here with their names instead of run; for the registry."""
+COMPILED_FOR = 0
+"""Then the compute capability, 90 for 9.0."""
+
+_fastest: dict[Hashable, Configuration] = {}
 
 
-def tuning(x: Tensor, channels: int) -> int:
-    """Maps that a choice of tile sizes is kept for: of about this width and number of channels, in this layout."""
-    return (channels.bit_length() * 64 + x.shape[-1].bit_length()) * 2 + is_channels_last(x)
+def capability(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0: of a device or of what the registry compiles for; 90 in the interpreter."""
+    if COMPILED is not None:
+        return COMPILED_FOR
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def launch(
-    kernel: Any, programs: Callable[[dict[str, int]], int], out: Tensor, *args: Any, **sizes: Any
+    kernel: Any,
+    programs: Callable[[Configuration], int],
+    out: Tensor,
+    *args: Any,
+    choices: Sequence[Configuration] = ({},),
+    **constants: Any,
 ) -> None:
     """Run a kernel on the device of ``out``.
 
     All programs lie on the first axis of the grid, the only one that may be longer than 65535. Products are added
     in one rounding, which newer releases of Triton do on request alone.
+
+    Args:
+        kernel: compiled by Triton on its first call of a kind.
+        programs: their number under a configuration.
+        out: a tensor that the kernel fills.
+        args: of the kernel.
+        choices: its configurations, the one that is known to be fast first.
+        constants: its other constants.
     """
+    constants["enable_fp_fusion"] = True
     with torch.cuda.device_of(out):
-        kernel[lambda chosen: (programs(chosen),)](*args, **sizes, enable_fp_fusion=True)
+        if COMPILED is not None:
+            built = kernel.warmup(*args, grid=(1,), **constants, **choices[0])
+            COMPILED.append((kernel.__name__, built))
+        else:
+            chosen = choices[0]
+            if TUNING and not INTERPRETED and len(choices) > 1:
+                chosen = _measured(kernel, programs, args, choices, constants)
+            kernel[(programs(chosen),)](*args, **constants, **chosen)
+
+
+def _measured(
+    kernel: Any,
+    programs: Callable[[Configuration], int],
+    args: tuple[Any, ...],
+    choices: Sequence[Configuration],
+    constants: dict[str, Any],
+) -> Configuration:
+    """The fastest configuration of a kernel for arguments of about this size, measured once in a process."""
+    sizes = (arg.dtype if isinstance(arg, Tensor) else arg and arg.bit_length() for arg in args)
+    key = (kernel.__name__, *sizes, *constants.items())
+    if key not in _fastest:
+        from triton.testing import do_bench
+
+        _fastest[key] = min(
+            choices,
+            key=lambda chosen: do_bench(lambda: kernel[(programs(chosen),)](*args, **constants, **chosen)),
+        )
+    return _fastest[key]
 
 
 @triton.jit

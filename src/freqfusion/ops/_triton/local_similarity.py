@@ -1,9 +1,18 @@
-"""The local similarity and its derivative: all neighbours of a stretch of one row at once."""
+"""The local similarity and its derivative.
+
+A window of 3 x 3 has kernels of its own, which take tiles of pixels: with a neighbour a pixel shares one cosine, so
+only the four neighbours to the right and below are met, and each cosine is written for both pixels. Larger windows
+have kernels that take all neighbours of a stretch of one row at once.
+
+Both keep for the backward pass what :func:`local_similarity` calls ``saved``. A bad value reaches the pixels that
+have it as a neighbour, and no others.
+"""
 
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import triton
@@ -11,32 +20,273 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton.launch import launch, tuned, tuning
+from freqfusion.ops._triton.launch import launch
+from freqfusion.ops._triton.registry import Case
+from freqfusion.ops._triton.tiles import (
+    aligned,
+    alignment,
+    compiled,
+    described,
+    is_last,
+    is_wide,
+    small,
+    tile,
+    tile_of_last,
+)
 
 
-@tuned([(32, 4), (64, 4), (128, 4), (128, 8)], ["tuning", "WINDOW"], ["BLOCK_W"])
-@triton.jit(do_not_specialize=["tuning"])
-def _forward(
-    x,
-    out,
-    tuning,
-    channels,
-    height,
-    width,
-    dilation,
-    epsilon,
-    x_b,
-    x_c,
-    x_h,
-    x_w,
-    o_b,
-    o_c,
-    o_h,
-    o_w,
-    WINDOW: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+@triton.jit
+def _inverse(squares, epsilon):
+    """One over a vector's length, negative where the length is below the floor: there it changes the cosines."""
+    length = tl.sqrt_rn(squares)
+    inverse = tl.div_rn(1.0, tl.maximum(length, epsilon))
+    return tl.where(length > epsilon, inverse, -inverse)
+
+
+@triton.jit
+def _meet(place, mask, centre, product, squares):
+    """Add some channels of a neighbour to its inner product with the centre and to its squared length."""
+    value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    return product + tl.sum(centre * value, axis=0), squares + tl.sum(value * value, axis=0)
+
+
+@triton.jit
+def _put(
+    product, squares, own, out, saved, valid, inside, alone, o_c, shift, pixels, NUMBER: tl.constexpr, epsilon
 ):
+    """Write the cosine with neighbour NUMBER of 4 to 7 to both pixels, and 0 for mirrored neighbours outside the map.
+
+    ``inside``: where the neighbour is on the map; ``alone``: where the mirrored neighbour is not.
+    """
+    cosine = tl.where(inside, product * own * tl.abs(_inverse(squares, epsilon)), 0.0)
+    tl.store(saved + (NUMBER - 3) * pixels, cosine, mask=valid)
+    cosine = cosine.to(out.dtype.element_ty)
+    tl.store(out + NUMBER * o_c, cosine, mask=valid)
+    mirrored = out + (7 - NUMBER) * o_c
+    tl.store(mirrored + shift, cosine, mask=inside)
+    tl.store(mirrored, tl.zeros_like(cosine), mask=alone)
+
+
+@compiled
+def _forward(
+    x, out, saved, channels, height, width, epsilon, x_b, x_c, x_h, x_w, o_b, o_c, o_h, o_w, s_b,
+    dilation: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    x_b = aligned(x_b, ALIGN)
+    x_h = aligned(x_h, ALIGN)
+    if LAST:
+        channels = aligned(channels, ALIGN)
+        x_w = aligned(x_w, ALIGN)
+    else:
+        width = aligned(width, ALIGN)
+        x_c = aligned(x_c, ALIGN)
+        o_b = aligned(o_b, ALIGN)
+        o_c = aligned(o_c, ALIGN)
+        o_h = aligned(o_h, ALIGN)
+        s_b = aligned(s_b, ALIGN)
+    i, j, image = tile(tl.program_id(0), height, width, TH, TW, RUN)
+    image = image.to(tl.int64)
+    valid = (i < height) & (j < width)
+    below = valid & (i + dilation < height)
+    right = valid & (j + dilation < width)
+    below_left = below & (j >= dilation)
+    below_right = below & right
+    c = tl.arange(0, BC)
+    if WIDE:
+        c = c.to(tl.int64)
+        i = i.to(tl.int64)
+        j = j.to(tl.int64)
+    x += image * x_b
+    here = i * x_h + j * x_w
+    down = dilation * x_h
+    across = dilation * x_w
+    squares = tl.zeros((TH * TW,), tl.float32)
+    product_4 = tl.zeros((TH * TW,), tl.float32)
+    product_5 = tl.zeros((TH * TW,), tl.float32)
+    product_6 = tl.zeros((TH * TW,), tl.float32)
+    product_7 = tl.zeros((TH * TW,), tl.float32)
+    squares_4 = tl.zeros((TH * TW,), tl.float32)
+    squares_5 = tl.zeros((TH * TW,), tl.float32)
+    squares_6 = tl.zeros((TH * TW,), tl.float32)
+    squares_7 = tl.zeros((TH * TW,), tl.float32)
+    for start in tl.range(0, channels, BC):
+        channel = (c + start)[:, None]
+        mask = valid[None, :]
+        mask_4 = right[None, :]
+        mask_5 = below_left[None, :]
+        mask_6 = below[None, :]
+        mask_7 = below_right[None, :]
+        if not EVEN:
+            real = channel < channels
+            mask &= real
+            mask_4 &= real
+            mask_5 &= real
+            mask_6 &= real
+            mask_7 &= real
+        place = x + (channel * x_c + here[None, :])
+        centre = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        squares += tl.sum(centre * centre, axis=0)
+        product_4, squares_4 = _meet(place + across, mask_4, centre, product_4, squares_4)
+        place += down
+        product_5, squares_5 = _meet(place - across, mask_5, centre, product_5, squares_5)
+        product_6, squares_6 = _meet(place, mask_6, centre, product_6, squares_6)
+        product_7, squares_7 = _meet(place + across, mask_7, centre, product_7, squares_7)
+    pixels = tl.cast(height, tl.int64) * width
+    saved += image * s_b + (i * width + j)
+    inverse = _inverse(squares, epsilon)
+    tl.store(saved, inverse, mask=valid)
+    own = tl.abs(inverse)
+    out += image * o_b + (i * o_h + j * o_w)
+    left_edge = valid & (j < dilation)
+    right_edge = valid & (j + dilation >= width)
+    top_edge = valid & (i < dilation)
+    down = dilation * o_h
+    across = dilation * o_w
+    _put(product_4, squares_4, own, out, saved, valid, right, left_edge, o_c, across, pixels, 4, epsilon)
+    alone = top_edge | right_edge
+    _put(
+        product_5,
+        squares_5,
+        own,
+        out,
+        saved,
+        valid,
+        below_left,
+        alone,
+        o_c,
+        down - across,
+        pixels,
+        5,
+        epsilon,
+    )
+    _put(product_6, squares_6, own, out, saved, valid, below, top_edge, o_c, down, pixels, 6, epsilon)
+    alone = top_edge | left_edge
+    _put(
+        product_7,
+        squares_7,
+        own,
+        out,
+        saved,
+        valid,
+        below_right,
+        alone,
+        o_c,
+        down + across,
+        pixels,
+        7,
+        epsilon,
+    )
+
+
+@triton.jit
+def _share(saved, grad, own, inside, g_c, there_grad, there, pixels, NUMBER: tl.constexpr):
+    """What one of the eight neighbours adds: its weight, and the share along the pixel's own vector."""
+    incoming = tl.load(grad + NUMBER * g_c, mask=inside, other=0.0).to(tl.float32)
+    incoming += tl.load(grad + (7 - NUMBER) * g_c + there_grad, mask=inside, other=0.0).to(tl.float32)
+    if NUMBER > 3:
+        cosine = tl.load(saved + (NUMBER - 3) * pixels, mask=inside, other=0.0)
+    else:  # the neighbour's, seen from there
+        cosine = tl.load(saved + (4 - NUMBER) * pixels + there, mask=inside, other=0.0)
+    other = tl.abs(tl.load(saved + there, mask=inside, other=1.0))
+    return incoming * own * other, incoming * cosine
+
+
+@triton.jit
+def _weighted(place, mask, weight):
+    return tl.load(place, mask=mask, other=0.0).to(tl.float32) * weight[None, :]
+
+
+@compiled
+def _backward(
+    x, saved, grad, out, channels, height, width,
+    x_b, x_c, x_h, x_w, s_b, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    dilation: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_GRAD: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Each pixel gathers from its eight neighbours; their weights are made once for all channels."""
+    x_b = aligned(x_b, ALIGN)
+    x_h = aligned(x_h, ALIGN)
+    o_b = aligned(o_b, ALIGN)
+    o_h = aligned(o_h, ALIGN)
+    if LAST:
+        channels = aligned(channels, ALIGN)
+        x_w = aligned(x_w, ALIGN)
+        o_w = aligned(o_w, ALIGN)
+    else:
+        width = aligned(width, ALIGN)
+        x_c = aligned(x_c, ALIGN)
+        o_c = aligned(o_c, ALIGN)
+        s_b = aligned(s_b, ALIGN)
+        g_b = aligned(g_b, ALIGN_GRAD)
+        g_c = aligned(g_c, ALIGN_GRAD)
+        g_h = aligned(g_h, ALIGN_GRAD)
+    i, j, image = tile(tl.program_id(0), height, width, TH, TW, RUN)
+    image = image.to(tl.int64)
+    valid = (i < height) & (j < width)
+    up = valid & (i >= dilation)
+    down = valid & (i + dilation < height)
+    left = j >= dilation
+    right = j + dilation < width
+    c = tl.arange(0, BC)
+    if WIDE:
+        c = c.to(tl.int64)
+        i = i.to(tl.int64)
+        j = j.to(tl.int64)
+
+    pixels = tl.cast(height, tl.int64) * width
+    saved += image * s_b + (i * width + j)
+    grad += image * g_b + (i * g_h + j * g_w)
+    inverse = tl.load(saved, mask=valid, other=1.0)
+    own = tl.abs(inverse)
+    g_y = dilation * g_h
+    g_x = dilation * g_w
+    s_y = dilation * width
+    weight_0, share_0 = _share(saved, grad, own, up & left, g_c, -g_y - g_x, -s_y - dilation, pixels, 0)
+    weight_1, share_1 = _share(saved, grad, own, up, g_c, -g_y, -s_y, pixels, 1)
+    weight_2, share_2 = _share(saved, grad, own, up & right, g_c, g_x - g_y, dilation - s_y, pixels, 2)
+    weight_3, share_3 = _share(saved, grad, own, valid & left, g_c, -g_x, -dilation, pixels, 3)
+    weight_4, share_4 = _share(saved, grad, own, valid & right, g_c, g_x, dilation, pixels, 4)
+    weight_5, share_5 = _share(saved, grad, own, down & left, g_c, g_y - g_x, s_y - dilation, pixels, 5)
+    weight_6, share_6 = _share(saved, grad, own, down, g_c, g_y, s_y, pixels, 6)
+    weight_7, share_7 = _share(saved, grad, own, down & right, g_c, g_y + g_x, s_y + dilation, pixels, 7)
+    along = share_0 + share_1 + share_2 + share_3 + share_4 + share_5 + share_6 + share_7
+    # a pixel's own length changes nothing, unless it is below the floor
+    centre = tl.where(inverse > 0, -along * own * own, 0.0)
+
+    x += image * x_b
+    out += image * o_b
+    here = i * x_h + j * x_w
+    there = i * o_h + j * o_w
+    across = dilation * x_w
+    for start in tl.range(0, channels, BC):
+        channel = (c + start)[:, None]
+        mask = valid[None, :]
+        if not EVEN:
+            mask &= channel < channels
+        mask_left = mask & left[None, :]
+        mask_right = mask & right[None, :]
+        place = x + (channel * x_c + here[None, :])
+        total = _weighted(place, mask, centre)
+        total += _weighted(place - across, mask_left, weight_3)
+        total += _weighted(place + across, mask_right, weight_4)
+        above = place - dilation * x_h
+        total += _weighted(above - across, mask_left & up[None, :], weight_0)
+        total += _weighted(above, mask & up[None, :], weight_1)
+        total += _weighted(above + across, mask_right & up[None, :], weight_2)
+        below = place + dilation * x_h
+        total += _weighted(below - across, mask_left & down[None, :], weight_5)
+        total += _weighted(below, mask & down[None, :], weight_6)
+        total += _weighted(below + across, mask_right & down[None, :], weight_7)
+        tl.store(out + (channel * o_c + there[None, :]), total.to(out.dtype.element_ty), mask=mask)
+
+
+@compiled
+def _forward_any_window(
+    x, out, saved, channels, height, width, dilation, epsilon, x_b, x_c, x_h, x_w, o_b, o_c, o_h, o_w, s_b,
+    WINDOW: tl.constexpr, NEIGHBOURS: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)
     blocks = (width + BLOCK_W - 1) // BLOCK_W
     j = program % blocks * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -45,8 +295,9 @@ def _forward(
     batch = (program // height).to(tl.int64)
 
     number = tl.arange(0, NEIGHBOURS)
+    half: tl.constexpr = WINDOW * WINDOW // 2
     real = number < WINDOW * WINDOW - 1
-    tap = number + number // (WINDOW * WINDOW // 2)  # the centre is left out
+    tap = number + number // half  # the centre is left out
     down = (i + (tap // WINDOW - WINDOW // 2) * dilation)[:, None]
     across = j[None, :] + ((tap % WINDOW - WINDOW // 2) * dilation)[:, None]
     inside = real[:, None] & (down >= 0) & (down < height) & (across >= 0) & (across < width)
@@ -63,48 +314,27 @@ def _forward(
         theirs += value * value
         own += centre * centre
         x += x_c
-    own = tl.maximum(tl.sqrt(own), epsilon)
-    similarity = product / (own[None, :] * tl.maximum(tl.sqrt(theirs), epsilon))
-    similarity = tl.where(inside, similarity, 0.0)  # of a bad value too there is none outside
+    inverse = _inverse(own, epsilon)
+    cosine = product * tl.abs(inverse)[None, :] * tl.abs(_inverse(theirs, epsilon))
+    cosine = tl.where(inside, cosine, 0.0)  # of a bad value too there is none outside
+    valid = j < width
+    pixels = tl.cast(height, tl.int64) * width
+    saved += batch * s_b + tl.cast(i, tl.int64) * width + j
+    tl.store(saved, inverse, mask=valid)
+    later = (number >= half) & real
+    at = saved[None, :] + (number + (1 - half)).to(tl.int64)[:, None] * pixels
+    tl.store(at, cosine, mask=later[:, None] & valid[None, :])
     here = (i + 0 * j).to(tl.int64) * o_h + j.to(tl.int64) * o_w
     at = batch * o_b + number.to(tl.int64)[:, None] * o_c + here[None, :]
-    tl.store(out + at, similarity, mask=real[:, None] & (j < width)[None, :])
+    tl.store(out + at, cosine.to(out.dtype.element_ty), mask=real[:, None] & valid[None, :])
 
 
-@tuned([(8, 64, 4), (16, 32, 4), (32, 32, 4), (64, 8, 4)], ["tuning", "WINDOW"], ["BLOCK_C", "BLOCK_W"])
-@triton.jit(do_not_specialize=["tuning"])
-def _backward(
-    x,
-    similarity,
-    grad,
-    norms,
-    out,
-    tuning,
-    channels,
-    height,
-    width,
-    dilation,
-    epsilon,
-    x_b,
-    x_c,
-    x_h,
-    x_w,
-    s_b,
-    s_c,
-    s_h,
-    s_w,
-    g_b,
-    g_c,
-    g_h,
-    g_w,
-    o_b,
-    o_c,
-    o_h,
-    o_w,
-    WINDOW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
+@compiled
+def _backward_any_window(
+    x, saved, grad, out, channels, height, width, dilation,
+    x_b, x_c, x_h, x_w, s_b, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    WINDOW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     """Each pixel gathers from its neighbours; with a neighbour it shares two similarities, its own and theirs."""
     program = tl.program_id(0)
     blocks = (channels + BLOCK_C - 1) // BLOCK_C
@@ -116,21 +346,22 @@ def _backward(
     i = program % height + 0 * j
     batch = (program // height).to(tl.int64)
 
+    half: tl.constexpr = WINDOW * WINDOW // 2
+    pixels = tl.cast(height, tl.int64) * width
     x += batch * x_b
-    similarity += batch * s_b
+    saved += batch * s_b
     grad += batch * g_b
-    norms += batch * height * width  # contiguous
     real = c < channels
     valid = j < width
     c = c.to(tl.int64)
     row = i.to(tl.int64)
     column = j.to(tl.int64)
-    norm = tl.load(norms + row * width + column, mask=valid, other=1.0)
-    inverse = 1.0 / tl.maximum(norm, epsilon)
+    inverse = tl.load(saved + row * width + column, mask=valid, other=1.0)
+    length = tl.abs(inverse)
     radial = tl.full((BLOCK_W,), 0.0, tl.float32)
     total = tl.full((BLOCK_C, BLOCK_W), 0.0, tl.float32)
     for neighbour in range(WINDOW * WINDOW - 1):
-        tap = neighbour + neighbour // (WINDOW * WINDOW // 2)
+        tap = neighbour + neighbour // half
         number = tl.cast(neighbour, tl.int64)
         mirrored = WINDOW * WINDOW - 2 - number
         down = row + (tap // WINDOW - WINDOW // 2) * dilation
@@ -138,16 +369,19 @@ def _backward(
         inside = valid & (down >= 0) & (down < height) & (across >= 0) & (across < width)
         own = tl.load(grad + number * g_c + row * g_h + column * g_w, mask=inside, other=0.0)
         theirs = tl.load(grad + mirrored * g_c + down * g_h + across * g_w, mask=inside, other=0.0)
-        cosine = tl.load(similarity + number * s_c + row * s_h + column * s_w, mask=inside, other=0.0)
-        other = tl.load(norms + down * width + across, mask=inside, other=1.0)
+        there = down * width + across
+        # an earlier neighbour's cosine is kept there, as that with its later one
+        kept = tl.where(neighbour < half, mirrored * pixels + there, number * pixels + row * width + column)
+        cosine = tl.load(saved + kept + (1 - half) * pixels, mask=inside, other=0.0)
+        other = tl.load(saved + there, mask=inside, other=1.0)
         incoming = own.to(tl.float32) + theirs.to(tl.float32)
         radial += incoming * cosine
-        weight = incoming * inverse / tl.maximum(other, epsilon)
+        weight = incoming * length * tl.abs(other)
         at = c[:, None] * x_c + (down * x_h + across * x_w)[None, :]
         value = tl.load(x + at, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
         total += weight[None, :] * value
     # a pixel's own length changes nothing, unless it is below the floor
-    weight = tl.where(norm > epsilon, radial * inverse * inverse, 0.0)
+    weight = tl.where(inverse > 0, radial * length * length, 0.0)
     at = c[:, None] * x_c + (row * x_h + column * x_w)[None, :]
     value = tl.load(x + at, mask=real[:, None] & valid[None, :], other=0.0).to(tl.float32)
     total -= weight[None, :] * value
@@ -155,65 +389,108 @@ def _backward(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=real[:, None] & valid[None, :])
 
 
-def local_similarity(x: Tensor, window: int, dilation: int, epsilon: float) -> Tensor:
-    """As :func:`freqfusion.ops.local_similarity`, float32."""
+def _tiles(x: Tensor, block: int, like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
+    """Configurations and constants of the kernels of a 3 x 3 window, as measured for 64 channels on an H100.
+
+    Args:
+        x: the map.
+        block: channels that a program takes at once where the pixels of a row lie side by side.
+        like: a result that shall have the layout of ``x``, or ``x`` itself.
+    """
+    channels, width = x.shape[1], x.shape[-1]
+    last = is_last(x, like)
+    align = alignment(last, channels if last else width, x, like)
+    size = tile_of_last(channels, align) if last else {"TH": 4, "TW": 64, "BC": block, "RUN": 2}
+    constants = {"LAST": last, "ALIGN": align, "EVEN": channels % size["BC"] == 0}
+    return small([size | {"num_warps": 4}]), constants
+
+
+def local_similarity(
+    x: Tensor, window: int, dilation: int, epsilon: float, planes: int
+) -> tuple[Tensor, Tensor]:
+    """As :func:`freqfusion.ops.local_similarity`, in the layout of ``x``, and what the backward pass needs.
+
+    Returns:
+        The similarities, and ``saved`` ``(B, planes, H, W)``, float32: one over each pixel's length, negative where
+        that is below the floor; then the cosines with the later half of the neighbours. The other half are the same
+        numbers seen from there. Of ``planes`` beyond those nothing is said.
+    """
     batch, channels, height, width = x.shape
     neighbours = window**2 - 1
-    out = torch.empty((batch, neighbours, height, width), dtype=torch.float32, device=x.device)
-    if out.numel():
+    shape = (batch, neighbours, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    saved = torch.empty((batch, planes, height, width), dtype=torch.float32, device=x.device)
+    if out.numel() == 0:
+        return out, saved
+    if window == 3:
+        choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, x if is_last(x) else out)
         launch(
             _forward,
-            lambda chosen: batch * height * triton.cdiv(width, chosen["BLOCK_W"]),
-            out,
-            x,
-            out,
-            tuning(x, channels),
-            channels,
-            height,
-            width,
-            dilation,
-            epsilon,
-            *x.stride(),
-            *out.stride(),
-            WINDOW=window,
-            NEIGHBOURS=triton.next_power_of_2(neighbours),
-        )
-    return out
+            lambda chosen: batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"]),
+            out, x, out, saved, channels, height, width, epsilon, *x.stride(), *out.stride(),
+            saved.stride(0), choices=choices, dilation=dilation, WIDE=is_wide(x, out, saved), **constants,
+        )  # fmt: skip
+        return out, saved
+    launch(
+        _forward_any_window,
+        lambda chosen: batch * height * triton.cdiv(width, chosen["BLOCK_W"]),
+        out, x, out, saved, channels, height, width, dilation, epsilon, *x.stride(), *out.stride(),
+        saved.stride(0),
+        choices=[{"BLOCK_W": size, "num_warps": 4} for size in (64, 32, 128)],
+        WINDOW=window, NEIGHBOURS=triton.next_power_of_2(neighbours),
+    )  # fmt: skip
+    return out, saved
 
 
-def local_similarity_backward(
-    x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int, epsilon: float
-) -> Tensor:
-    """Derivative of :func:`local_similarity` in ``x``, given its result and the gradient of that."""
+def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
+    """Derivative of :func:`local_similarity` in ``x``, in its layout, given ``saved`` and the result's gradient."""
     batch, channels, height, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     if out.numel() == 0:
         return out
-    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).contiguous()
+    if window == 3:
+        choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 4, out)
+        constants["ALIGN_GRAD"] = 1 if constants["LAST"] else alignment(False, width, grad)
+        launch(
+            _backward,
+            lambda chosen: batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"]),
+            out, x, saved, grad, out, channels, height, width,
+            *x.stride(), saved.stride(0), *grad.stride(), *out.stride(),
+            choices=choices, dilation=dilation, WIDE=is_wide(x, saved, grad, out), **constants,
+        )  # fmt: skip
+        return out
 
-    def programs(chosen: dict[str, Any]) -> int:
+    def programs(chosen: dict[str, int]) -> int:
         tiles = triton.cdiv(width, chosen["BLOCK_W"]) * triton.cdiv(channels, chosen["BLOCK_C"])
         return batch * height * tiles
 
     launch(
-        _backward,
-        programs,
-        out,
-        x,
-        similarity,
-        grad,
-        norms,
-        out,
-        tuning(x, channels),
-        channels,
-        height,
-        width,
-        dilation,
-        epsilon,
-        *x.stride(),
-        *similarity.stride(),
-        *grad.stride(),
-        *out.stride(),
+        _backward_any_window, programs, out, x, saved, grad, out, channels, height, width, dilation,
+        *x.stride(), saved.stride(0), *grad.stride(), *out.stride(),
+        choices=[
+            {"BLOCK_C": rows, "BLOCK_W": columns, "num_warps": 4}
+            for rows, columns in ((16, 32), (8, 64), (32, 32), (64, 8))
+        ],
         WINDOW=window,
-    )
+    )  # fmt: skip
     return out
+
+
+def explain(x: Tensor) -> str:
+    """Which kernels serve, and why not faster ones."""
+    last = is_last(x)
+    how = described(last, alignment(last, x.shape[1], x)) if last else "tiles of rows"
+    return f"window 3x3: {how}; larger windows: rows (tiles hold four neighbours)"
+
+
+def cases() -> Iterator[Case]:
+    def call(dtype: torch.dtype, order: torch.memory_format, channels: int, width: int, window: int) -> None:
+        x = torch.empty((2, channels, 200, width), dtype=dtype, memory_format=order)
+        out, saved = local_similarity(x, window, 2, 1e-8, window**2 // 2 + 1)
+        local_similarity_backward(x, saved, out, window, 2)
+
+    for dtype in (torch.bfloat16, torch.float32):
+        for order in (torch.contiguous_format, torch.channels_last):
+            for channels, width, window in ((64, 336, 3), (21, 335, 3), (64, 336, 5)):
+                name = f"local_similarity {window}x{window} {channels}x200x{width} {dtype} {order}"
+                yield Case(name.replace("torch.", ""), partial(call, dtype, order, channels, width, window))

@@ -1,9 +1,22 @@
-"""Grouped bilinear sampling, and its derivative in the offsets."""
+"""Grouped bilinear sampling, and its derivatives in the map and in the offsets.
+
+Where channels lie last, a program takes a tile of positions with 64 channels and reads the four neighbours of each;
+else the forward pass takes a stretch of one row.
+
+The derivative in the map gathers, so that no sum depends on who comes first. Positions are taken in small tiles, of
+which a first kernel notes where they land: the box around their places. A program then makes the gradient of a tile
+of the map. It visits those tiles of positions whose box meets its own, and adds the product of their bilinear weights
+(pixels, positions) with their gradients (positions, channels). So offsets may be of any size; large ones that differ
+among neighbours make boxes large, and cost time, not correctness. A bad gradient (NaN, infinite) reaches, in its
+channel, all pixels of those tiles of the map that visit its tile of positions. A bad offset travels no further than
+with the naive form.
+"""
 
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import triton
@@ -11,54 +24,133 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton.launch import launch, tuned, tuning
+from freqfusion.ops._triton import INTERPRETED
+from freqfusion.ops._triton.launch import Configuration, launch
+from freqfusion.ops._triton.registry import Case
+from freqfusion.ops._triton.tiles import (
+    aligned,
+    alignment,
+    compiled,
+    described,
+    is_last,
+    is_wide,
+    small,
+    tile,
+    tile_of_last,
+)
 
 
 @triton.jit
-def _position(place, offset, fine, coarse, unit):
-    """Where a row (or column) of the output reads: the one before, the share of the next, its derivative."""
-    position = ((place.to(tl.float32) + 0.5) * unit / fine + offset) * coarse / unit - 0.5
+def _place(index, offset, fine, coarse, unit):
+    """Where a row or column of the output reads, within the map, and the derivative of that in the offset.
+
+    The place of an unknown (NaN) position is 0; the derivative is NaN then.
+    """
+    position = ((index.to(tl.float32) + 0.5) * unit / fine + offset) * coarse / unit - 0.5
     known = position == position
     last = coarse - 1
     kept = tl.minimum(tl.maximum(tl.where(known, position, 0.0), 0.0), last * 1.0)
-    before = tl.floor(kept).to(tl.int32)
-    share = tl.where(
-        known, kept - before.to(tl.float32), position
-    )  # a position unknown gives a value unknown
     slope = tl.where((position > 0) & (position < last), coarse / unit, tl.where(known, 0.0, position))
-    return before, share, slope
+    return kept, slope
 
 
-@tuned([(8, 64, 4), (16, 64, 4), (8, 128, 4), (64, 8, 4)], ["tuning"], ["BLOCK_C", "BLOCK_W"])
-@triton.jit(do_not_specialize=["tuning"])
-def _forward(
-    x,
-    offsets,
-    out,
-    tuning,
-    channels,
-    groups,
-    h,
-    w,
-    height,
-    width,
-    unit_height,
-    unit_width,
-    x_b,
-    x_c,
-    x_h,
-    x_w,
-    f_b,
-    f_c,
-    f_h,
-    f_w,
-    o_b,
-    o_c,
-    o_h,
-    o_w,
-    BLOCK_C: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
+@triton.jit
+def _lower(kept, slope):
+    """The neighbour before a place, and the share of the one after; NaN for an unknown position."""
+    before = tl.floor(kept)
+    return before.to(tl.int32), tl.where(slope == slope, kept - before, slope)
+
+
+@triton.jit
+def _neighbours(
+    offsets, i, j, valid, groups, h, w, height, width, unit_height, unit_width, f_c, f_h, f_w, x_h, x_w,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Of positions: where their upper left neighbour lies, what the others share, where these exist, derivatives."""
+    at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
+    dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+    dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
+    column, slope_x = _place(j, dx, width, w, unit_width)
+    row, slope_y = _place(i, dy, height, h, unit_height)
+    left, share_x = _lower(column, slope_x)
+    top, share_y = _lower(row, slope_y)
+    right = valid & (left + 1 < w)
+    below = valid & (top + 1 < h)
+    if WIDE:
+        at = top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
+    else:
+        at = top * x_h + left * x_w
+    return at, share_x, share_y, right, below, slope_x, slope_y
+
+
+@triton.jit
+def _program_tile(
+    program, groups, height, width, TH: tl.constexpr, TW: tl.constexpr, RUN: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """Rows, columns, group and image of a program. Where channels lie last, groups of a pixel are neighbours too."""
+    if LAST:
+        group = program % groups
+        i, j, image = tile(program // groups, height, width, TH, TW, RUN)
+    else:
+        i, j, program = tile(program, height, width, TH, TW, RUN)
+        group = program % groups
+        image = program // groups
+    return i, j, group.to(tl.int64), image.to(tl.int64)
+
+
+@compiled
+def _forward_last(
+    x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, o_b, o_c, o_h, o_w,
+    ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """A tile of positions and BC channels of one group."""
+    channels = aligned(channels, ALIGN)
+    x_b = aligned(x_b, ALIGN)
+    x_h = aligned(x_h, ALIGN)
+    x_w = aligned(x_w, ALIGN)
+    o_b = aligned(o_b, ALIGN)
+    o_h = aligned(o_h, ALIGN)
+    o_w = aligned(o_w, ALIGN)
+    program = tl.program_id(0)
+    blocks = (channels + BC - 1) // BC
+    c = (program % blocks * BC + tl.arange(0, BC))[:, None]
+    i, j, group, image = _program_tile(program // blocks, groups, height, width, TH, TW, RUN, True)
+    valid = (i < height) & (j < width)
+    at, share_x, share_y, right, below, _, _ = _neighbours(
+        offsets + image * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
+        f_c, f_h, f_w, x_h, x_w, WIDE,
+    )  # fmt: skip
+    if WIDE:
+        i = i.to(tl.int64)
+        j = j.to(tl.int64)
+    stored = valid[None, :]
+    right = right[None, :]
+    below = below[None, :]
+    if not EVEN:
+        real = c < channels
+        stored &= real
+        right &= real
+        below &= real
+    share_x = share_x[None, :]
+    share_y = share_y[None, :]
+    place = x + image * x_b + group * channels * x_c + (c * x_c + at[None, :])
+    value = tl.load(place, mask=stored, other=0.0).to(tl.float32) * ((1 - share_x) * (1 - share_y))
+    value += tl.load(place + x_w, mask=right, other=0.0).to(tl.float32) * (share_x * (1 - share_y))
+    place += x_h
+    value += tl.load(place, mask=below, other=0.0).to(tl.float32) * ((1 - share_x) * share_y)
+    value += tl.load(place + x_w, mask=right & below, other=0.0).to(tl.float32) * (share_x * share_y)
+    place = out + image * o_b + group * channels * o_c + (c * o_c + (i * o_h + j * o_w)[None, :])
+    tl.store(place, value.to(out.dtype.element_ty), mask=stored)
+
+
+@compiled
+def _forward_rows(
+    x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, o_b, o_c, o_h, o_w,
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)
     blocks = (channels + BLOCK_C - 1) // BLOCK_C
     c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -72,16 +164,15 @@ def _forward(
     batch = (program // groups).to(tl.int64)
 
     valid = j < width
+    at, share_x, share_y, right, below, _, _ = _neighbours(
+        offsets + batch * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
+        f_c, f_h, f_w, x_h, x_w, True,
+    )  # fmt: skip
     stored = (c < channels)[:, None] & valid[None, :]
     c = (group * channels + c)[:, None]
-    at = offsets + batch * f_b + group * f_c + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
-    dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
-    left, share_x, _ = _position(j, dx, width, w, unit_width)
-    top, share_y, _ = _position(i, dy, height, h, unit_height)
-    at = x + batch * x_b + c * x_c + (top.to(tl.int64) * x_h + left.to(tl.int64) * x_w)[None, :]
-    right = stored & (left + 1 < w)[None, :]
-    below = stored & (top + 1 < h)[None, :]
+    at = x + batch * x_b + c * x_c + at[None, :]
+    right = stored & right[None, :]
+    below = stored & below[None, :]
     share_x = share_x[None, :]
     share_y = share_y[None, :]
     upper = tl.load(at, mask=stored, other=0.0).to(tl.float32) * (1 - share_x)
@@ -93,81 +184,294 @@ def _forward(
     tl.store(out + at, value.to(out.dtype.element_ty), mask=stored)
 
 
-@tuned([(32, 4), (64, 4), (128, 4)], ["tuning"], ["BLOCK_W"])
-@triton.jit(do_not_specialize=["tuning"])
+@compiled
 def _backward_offsets(
-    x,
-    offsets,
-    grad,
-    out,
-    tuning,
-    channels,
-    groups,
-    h,
-    w,
-    height,
-    width,
-    unit_height,
-    unit_width,
-    x_b,
-    x_c,
-    x_h,
-    x_w,
-    f_b,
-    f_c,
-    f_h,
-    f_w,
-    g_b,
-    g_c,
-    g_h,
-    g_w,
-    o_b,
-    o_c,
-    o_h,
-    o_w,
-    BLOCK_W: tl.constexpr,
-):
-    program = tl.program_id(0)
-    blocks = (width + BLOCK_W - 1) // BLOCK_W
-    j = program % blocks * BLOCK_W + tl.arange(0, BLOCK_W)
-    program //= blocks
-    i = program % height + 0 * j
-    program //= height
-    group = (program % groups).to(tl.int64)
-    batch = (program // groups).to(tl.int64)
+    x, offsets, grad, out, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """A tile of positions and all channels of one group."""
+    if LAST:
+        channels = aligned(channels, ALIGN)
+        x_b = aligned(x_b, ALIGN)
+        x_h = aligned(x_h, ALIGN)
+        x_w = aligned(x_w, ALIGN)
+        g_b = aligned(g_b, ALIGN)
+        g_h = aligned(g_h, ALIGN)
+        g_w = aligned(g_w, ALIGN)
+    i, j, group, image = _program_tile(tl.program_id(0), groups, height, width, TH, TW, RUN, LAST)
+    valid = (i < height) & (j < width)
+    at, share_x, share_y, right, below, slope_x, slope_y = _neighbours(
+        offsets + image * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
+        f_c, f_h, f_w, x_h, x_w, WIDE,
+    )  # fmt: skip
+    x += image * x_b + group * channels * x_c
+    grad += image * g_b + group * channels * g_c
+    c = tl.arange(0, BC)
+    if WIDE:
+        c = c.to(tl.int64)
+        source = i.to(tl.int64) * g_h + j.to(tl.int64) * g_w
+    else:
+        source = i * g_h + j * g_w
+    if LAST:  # a thread has few channels of its pixels: the sum over threads comes last
+        along_x = tl.zeros((BC, TH * TW), tl.float32)
+        along_y = tl.zeros((BC, TH * TW), tl.float32)
+    else:
+        along_x = tl.zeros((TH * TW,), tl.float32)
+        along_y = tl.zeros((TH * TW,), tl.float32)
+    for start in tl.range(0, channels, BC):
+        channel = (c + start)[:, None]
+        mask = valid[None, :]
+        mask_right = right[None, :]
+        mask_below = below[None, :]
+        if not EVEN:
+            real = channel < channels
+            mask &= real
+            mask_right &= real
+            mask_below &= real
+        incoming = tl.load(grad + (channel * g_c + source[None, :]), mask=mask, other=0.0).to(tl.float32)
+        place = x + (channel * x_c + at[None, :])
+        upper_left = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        upper_right = tl.load(place + x_w, mask=mask_right, other=0.0).to(tl.float32)
+        place += x_h
+        lower_left = tl.load(place, mask=mask_below, other=0.0).to(tl.float32)
+        lower_right = tl.load(place + x_w, mask=mask_right & mask_below, other=0.0).to(tl.float32)
+        first = upper_right - upper_left
+        second = lower_right - lower_left
+        more_x = incoming * (first + (second - first) * share_y[None, :])
+        first = lower_left - upper_left
+        second = lower_right - upper_right
+        more_y = incoming * (first + (second - first) * share_x[None, :])
+        if LAST:
+            along_x += more_x
+            along_y += more_y
+        else:
+            along_x += tl.sum(more_x, axis=0)
+            along_y += tl.sum(more_y, axis=0)
+    if LAST:
+        along_x = tl.sum(along_x, axis=0)
+        along_y = tl.sum(along_y, axis=0)
+    place = out + image * o_b + group * o_c + (i.to(tl.int64) * o_h + j.to(tl.int64) * o_w)
+    tl.store(place, (along_x * slope_x).to(out.dtype.element_ty), mask=valid)
+    place += tl.cast(groups, tl.int64) * o_c
+    tl.store(place, (along_y * slope_y).to(out.dtype.element_ty), mask=valid)
 
-    valid = j < width
-    row = i.to(tl.int64)
-    column = j.to(tl.int64)
-    second = tl.cast(groups, tl.int64)
-    at = offsets + batch * f_b + group * f_c + row * f_h + column * f_w
-    dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(at + second * f_c, mask=valid, other=0.0).to(tl.float32)
-    left, share_x, slope_x = _position(j, dx, width, w, unit_width)
-    top, share_y, slope_y = _position(i, dy, height, h, unit_height)
-    right = valid & (left + 1 < w)
-    below = valid & (top + 1 < h)
-    at = top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
-    sent = row * g_h + column * g_w
-    x += batch * x_b + group * channels * x_c
-    grad += batch * g_b + group * channels * g_c
-    along_x = tl.full((BLOCK_W,), 0.0, tl.float32)
-    along_y = tl.full((BLOCK_W,), 0.0, tl.float32)
-    for _ in tl.range(0, channels, loop_unroll_factor=4):
-        incoming = tl.load(grad + sent, mask=valid, other=0.0).to(tl.float32)
-        first = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-        second_x = tl.load(x + at + x_w, mask=right, other=0.0).to(tl.float32)
-        first_y = tl.load(x + at + x_h, mask=below, other=0.0).to(tl.float32)
-        second_y = tl.load(x + at + x_h + x_w, mask=right & below, other=0.0).to(tl.float32)
-        along_x += incoming * ((second_x - first) * (1 - share_y) + (second_y - first_y) * share_y)
-        along_y += incoming * ((first_y - first) * (1 - share_x) + (second_y - second_x) * share_x)
-        x += x_c
-        grad += g_c
-    along_x *= slope_x
-    along_y *= slope_y
-    at = out + batch * o_b + group * o_c + row * o_h + column * o_w
-    tl.store(at, along_x.to(out.dtype.element_ty), mask=valid)
-    tl.store(at + second * o_c, along_y.to(out.dtype.element_ty), mask=valid)
+
+FAR = tl.constexpr(1 << 29)
+"""Beyond any row or column."""
+
+
+SEARCHED = 64
+"""Boxes of tiles that are looked through at once."""
+
+
+@compiled
+def _landing(
+    offsets, places, boxes, row_boxes, groups, h, w, height, width, unit_height, unit_width,
+    f_b, f_c, f_h, f_w, tile_rows, tile_columns,
+    SH: tl.constexpr, SW: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Where one row of tiles of SH x SW positions lands: see :func:`resample_backward_x` for what it writes."""
+    K: tl.constexpr = SH * SW
+    program = tl.program_id(0)
+    tile_row = program % tile_rows
+    program //= tile_rows
+    group = (program % groups).to(tl.int64)
+    image = (program // groups).to(tl.int64)
+    offsets += image * f_b + group * f_c
+    first = program.to(tl.int64) * tile_rows + tile_row
+    places += first * tile_columns * (2 * K)
+    boxes += first * tile_columns * 4
+    k = tl.arange(0, K)
+    top = tl.full((CHUNK,), FAR, tl.int32)
+    bottom = tl.full((CHUNK,), -FAR, tl.int32)
+    for start in tl.range(0, tile_columns, CHUNK):
+        t = start + tl.arange(0, CHUNK)
+        i = tile_row * SH + (k // SW)[None, :] + 0 * t[:, None]
+        j = t[:, None] * SW + (k % SW)[None, :]
+        valid = (i < height) & (j < width)
+        at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
+        dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
+        column, slope_x = _place(j, dx, width, w, unit_width)
+        row, slope_y = _place(i, dy, height, h, unit_height)
+        known = (slope_x == slope_x) & (slope_y == slope_y)
+        exists = t < tile_columns
+        at = places + t.to(tl.int64)[:, None] * (2 * K) + k[None, :]
+        # beyond the output a position lies far from all pixels
+        tl.store(at, tl.where(valid, row, -1.0 * FAR), mask=exists[:, None])
+        tl.store(at + K, tl.where(known, column, -1.0 - column), mask=exists[:, None])
+        first_row = tl.min(tl.where(valid, tl.floor(row).to(tl.int32), FAR), axis=1)
+        last_row = tl.max(tl.where(valid, tl.where(known, tl.ceil(row), row + 1).to(tl.int32), -FAR), axis=1)
+        first_column = tl.min(tl.where(valid, tl.floor(column).to(tl.int32), FAR), axis=1)
+        last_column = tl.where(known, tl.ceil(column), column + 1).to(tl.int32)
+        last_column = tl.max(tl.where(valid, last_column, -FAR), axis=1)
+        tl.store(boxes + t, first_row, mask=exists)
+        tl.store(boxes + tile_columns + t, last_row, mask=exists)
+        tl.store(boxes + 2 * tile_columns + t, first_column, mask=exists)
+        tl.store(boxes + 3 * tile_columns + t, last_column, mask=exists)
+        top = tl.minimum(top, first_row)
+        bottom = tl.maximum(bottom, last_row)
+    row_boxes += program.to(tl.int64) * (2 * tile_rows) + tile_row
+    tl.store(row_boxes, tl.min(top, axis=0))
+    tl.store(row_boxes + tile_rows, tl.max(bottom, axis=0))
+
+
+@triton.jit
+def _span(first, last, count, other_first, other_last, other_count):
+    return tl.minimum(first, other_first), tl.maximum(last, other_last), count + other_count
+
+
+@triton.jit
+def _hit(hit, number, count):
+    """The first and last of the numbers that are hit, or ``count`` and -1, and how many are."""
+    return tl.reduce(
+        (tl.where(hit, number, count), tl.where(hit, number, -1), hit.to(tl.int32)), axis=0, combine_fn=_span
+    )
+
+
+@triton.jit
+def _weight(pixel, place, known, unknown: tl.constexpr):
+    """Bilinear weights (pixels, positions) along one axis; ``unknown`` at both neighbours of a place not known."""
+    away = pixel.to(tl.float32)[:, None] - place[None, :]
+    beside = tl.where((away > -1) & (away <= 1), unknown, 0.0)
+    return tl.where(known[None, :], tl.maximum(1.0 - tl.abs(away), 0.0), beside)
+
+
+@triton.jit
+def _add_product(weights, values, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        weights = weights.to(tl.float32)
+        values = values.to(tl.float32)
+    return tl.dot(weights, values, total, input_precision=PRECISION)
+
+
+@compiled
+def _gather(
+    places, boxes, row_boxes, grad, out, channels, groups, h, w, height, width,
+    g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w, tile_rows, tile_columns,
+    LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
+    WIDEN: tl.constexpr, CHUNK: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The gradient of TH x TW pixels of the map and BC channels of one group.
+
+    SPLIT: weights as the sum of two numbers of the gradients' dtype, so that their rounding adds nothing.
+    WIDEN: products in float32, for Triton's interpreter multiplies the bits of bfloat16.
+    """
+    K: tl.constexpr = SH * SW
+    M: tl.constexpr = TH * TW
+    g_b = aligned(g_b, ALIGN)
+    g_h = aligned(g_h, ALIGN)
+    o_b = aligned(o_b, ALIGN)
+    o_h = aligned(o_h, ALIGN)
+    if LAST:
+        channels = aligned(channels, ALIGN)
+        g_w = aligned(g_w, ALIGN)
+        o_w = aligned(o_w, ALIGN)
+    else:
+        width = aligned(width, ALIGN)
+        g_c = aligned(g_c, ALIGN)
+        o_c = aligned(o_c, ALIGN)
+    program = tl.program_id(0)
+    blocks = (channels + BC - 1) // BC
+    c = program % blocks * BC + tl.arange(0, BC)
+    i, j, group, image = _program_tile(program // blocks, groups, h, w, TH, TW, 0, LAST)
+    top = tl.min(i, axis=0)
+    left = tl.min(j, axis=0)
+    plane = image * groups + group
+    places += plane * tile_rows * tile_columns * (2 * K)
+    boxes += plane * tile_rows * 4 * tile_columns
+    row_boxes += plane * 2 * tile_rows
+
+    k = tl.arange(0, K)
+    grad += image * g_b + group * channels * g_c
+    real = c < channels
+    if WIDE:
+        c = c.to(tl.int64)
+        i = i.to(tl.int64)
+        j = j.to(tl.int64)
+        within = (k // SW).to(tl.int64) * g_h + (k % SW).to(tl.int64) * g_w
+    else:
+        within = (k // SW) * g_h + (k % SW) * g_w
+    tile_i = top + tl.arange(0, TH)
+    tile_j = left + tl.arange(0, TW)
+    total = tl.zeros((M, BC), tl.float32)
+
+    # rows of tiles of positions that land here, then of each the tiles
+    first_row = tile_rows
+    last_row = -1
+    for start in tl.range(0, tile_rows, CHUNK):
+        n = start + tl.arange(0, CHUNK)
+        above = tl.load(row_boxes + n, mask=n < tile_rows, other=FAR)
+        under = tl.load(row_boxes + tile_rows + n, mask=n < tile_rows, other=-FAR)
+        first, last, _ = _hit((above < top + TH) & (under >= top), n, tile_rows)
+        first_row = tl.minimum(first_row, first)
+        last_row = tl.maximum(last_row, last)
+    for row in range(first_row, last_row + 1):
+        row_of_boxes = boxes + tl.cast(row, tl.int64) * (4 * tile_columns)
+        first_column = tile_columns
+        last_column = -1
+        hits = 0
+        for start in tl.range(0, tile_columns, CHUNK):
+            n = start + tl.arange(0, CHUNK)
+            exists = n < tile_columns
+            y0 = tl.load(row_of_boxes + n, mask=exists, other=FAR)
+            y1 = tl.load(row_of_boxes + tile_columns + n, mask=exists, other=-FAR)
+            x0 = tl.load(row_of_boxes + 2 * tile_columns + n, mask=exists, other=FAR)
+            x1 = tl.load(row_of_boxes + 3 * tile_columns + n, mask=exists, other=-FAR)
+            hit = (y0 < top + TH) & (y1 >= top) & (x0 < left + TW) & (x1 >= left)
+            first, last, more = _hit(hit, n, tile_columns)
+            first_column = tl.minimum(first_column, first)
+            last_column = tl.maximum(last_column, last)
+            hits += more
+        gaps = hits <= last_column - first_column
+        for column in range(first_column, last_column + 1):
+            lands = first_column >= 0
+            if gaps:  # some tile between the first and the last does not land here
+                box = row_of_boxes + column
+                y0 = tl.load(box)
+                y1 = tl.load(box + tile_columns)
+                x0 = tl.load(box + 2 * tile_columns)
+                x1 = tl.load(box + 3 * tile_columns)
+                lands = (y0 < top + TH) & (y1 >= top) & (x0 < left + TW) & (x1 >= left)
+            if lands:
+                at = places + (tl.cast(row, tl.int64) * tile_columns + column) * (2 * K) + k
+                place_x = tl.load(at + K)
+                known = place_x >= 0
+                weight_y = _weight(tile_i, tl.load(at), known, 1.0)[:, None, :]
+                weight_x = _weight(tile_j, tl.where(known, place_x, -1.0 - place_x), known, float("nan"))[
+                    None, :, :
+                ]
+                weights = tl.where(weight_y > 0, weight_y * weight_x, 0.0)
+                weights = tl.reshape(weights, (M, K))
+                exists = (row * SH + k // SW < height) & (column * SW + k % SW < width)
+                if WIDE:
+                    corner = tl.cast(row, tl.int64) * SH * g_h + tl.cast(column, tl.int64) * SW * g_w
+                else:
+                    corner = row * SH * g_h + column * SW * g_w
+                if LAST:
+                    at = grad + (corner + within[:, None] + (c * g_c)[None, :])
+                    values = tl.load(at, mask=exists[:, None] & real[None, :], other=0.0)
+                else:
+                    at = grad + (corner + (c * g_c)[:, None] + within[None, :])
+                    values = tl.trans(tl.load(at, mask=real[:, None] & exists[None, :], other=0.0))
+                rounded = weights.to(values.dtype)
+                total = _add_product(rounded, values, total, PRECISION, WIDEN)
+                if SPLIT:
+                    rest = (weights - rounded.to(tl.float32)).to(values.dtype)
+                    total = _add_product(rest, values, total, PRECISION, WIDEN)
+
+    out += image * o_b + group * channels * o_c
+    at = out + ((i * o_h + j * o_w)[:, None] + (c * o_c)[None, :])
+    valid = (i < h) & (j < w)
+    tl.store(at, total.to(out.dtype.element_ty), mask=valid[:, None] & real[None, :])
+
+
+def _programs(planes: int, height: int, width: int, blocks: int, chosen: Configuration) -> int:
+    """Of tiles of all planes, one for each block of channels."""
+    return planes * blocks * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
 
 
 def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
@@ -179,31 +483,34 @@ def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_wid
     if out.numel() == 0:
         return out
     channels //= groups
+    args = (
+        x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
+        *x.stride(), *offsets.stride(), *out.stride(),
+    )  # fmt: skip
+    if is_last(x, out):
+        align = alignment(True, channels, x, out)
+        size = tile_of_last(channels, align)
+        launch(
+            _forward_last,
+            lambda chosen: _programs(
+                batch * groups, height, width, triton.cdiv(channels, chosen["BC"]), chosen
+            ),
+            out, *args, choices=[size | {"num_warps": 4}],
+            ALIGN=align, WIDE=is_wide(x, out), EVEN=channels % size["BC"] == 0,
+        )  # fmt: skip
+        return out
 
-    def programs(chosen: dict[str, Any]) -> int:
+    def programs(chosen: Configuration) -> int:
         tiles = triton.cdiv(width, chosen["BLOCK_W"]) * triton.cdiv(channels, chosen["BLOCK_C"])
         return batch * groups * height * tiles
 
     launch(
-        _forward,
-        programs,
-        out,
-        x,
-        offsets,
-        out,
-        tuning(out, channels),
-        channels,
-        groups,
-        h,
-        w,
-        height,
-        width,
-        unit_height,
-        unit_width,
-        *x.stride(),
-        *offsets.stride(),
-        *out.stride(),
-    )
+        _forward_rows, programs, out, *args,
+        choices=small([
+            {"BLOCK_C": block, "BLOCK_W": columns, "num_warps": 4}
+            for block, columns in ((8, 64), (16, 64), (8, 128), (64, 8))
+        ]),
+    )  # fmt: skip
     return out
 
 
@@ -213,27 +520,91 @@ def resample_backward_offsets(
     """Derivative of :func:`resample` in ``offsets``, of their dtype."""
     (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     out = torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
-    if out.numel():
-        launch(
-            _backward_offsets,
-            lambda chosen: batch * groups * height * triton.cdiv(width, chosen["BLOCK_W"]),
-            out,
-            x,
-            offsets,
-            grad,
-            out,
-            tuning(grad, channels // groups),
-            channels // groups,
-            groups,
-            h,
-            w,
-            height,
-            width,
-            unit_height,
-            unit_width,
-            *x.stride(),
-            *offsets.stride(),
-            *grad.stride(),
-            *out.stride(),
-        )
+    if out.numel() == 0:
+        return out
+    channels //= groups
+    last = is_last(x, grad)
+    align = alignment(True, channels, x, grad) if last else 1
+    if last:
+        size = tile_of_last(channels, align) | {"num_warps": 4}
+    else:
+        size = {"TH": 8, "TW": 32, "BC": 8, "RUN": 1, "num_warps": 8}
+    launch(
+        _backward_offsets,
+        lambda chosen: _programs(batch * groups, height, width, 1, chosen),
+        out, x, offsets, grad, out, channels, groups, h, w, height, width, unit_height, unit_width,
+        *x.stride(), *offsets.stride(), *grad.stride(), *out.stride(),
+        choices=small([size]), LAST=last, ALIGN=align, WIDE=is_wide(x, grad), EVEN=channels % size["BC"] == 0,
+    )  # fmt: skip
     return out
+
+
+def resample_backward_x(
+    offsets: Tensor, grad: Tensor, h: int, w: int, groups: int, unit_height: int, unit_width: int
+) -> Tensor:
+    """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
+
+    It is the same in every run. For it, positions are cut into tiles of ``K`` (``rows`` x ``columns`` of them), and
+    kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y, then along x,
+    there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
+    lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
+    """
+    (batch, channels), (height, width) = grad.shape[:2], offsets.shape[-2:]
+    out = torch.empty(
+        (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
+    )
+    if out.numel() == 0:
+        return out
+    channels //= groups
+    last = is_last(grad, out)
+    single = grad.dtype == torch.float32
+    align = alignment(True, channels, grad, out) if last else alignment(False, width, grad, out)
+    # fewer registers where rows are read one by one; more warps for float32 whose channels lie last
+    if last or single or align == 1:
+        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
+    else:
+        size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
+    (size,) = small([size | {"BC": min(64, max(16, triton.next_power_of_2(channels)))}])
+    rows, columns = triton.cdiv(height, size["SH"]), triton.cdiv(width, size["SW"])
+    planes, positions = batch * groups, size["SH"] * size["SW"]
+    places = torch.empty((planes, rows, columns, 2, positions), dtype=torch.float32, device=grad.device)
+    boxes = torch.empty((planes, rows, 4, columns), dtype=torch.int32, device=grad.device)
+    row_boxes = torch.empty((planes, 2, rows), dtype=torch.int32, device=grad.device)
+    launch(
+        _landing, lambda _: planes * rows, out, offsets, places, boxes, row_boxes,
+        groups, h, w, height, width, unit_height, unit_width, *offsets.stride(), rows, columns,
+        choices=[{"SH": size["SH"], "SW": size["SW"], "num_warps": 8}], CHUNK=SEARCHED,
+    )  # fmt: skip
+    bfloat16 = grad.dtype == torch.bfloat16
+    launch(
+        _gather,
+        lambda chosen: _programs(planes, h, w, triton.cdiv(channels, chosen["BC"]), chosen),
+        out, places, boxes, row_boxes, grad, out, channels, groups, h, w, height, width,
+        *grad.stride(), *out.stride(), rows, columns,
+        choices=[size], LAST=last,
+        ALIGN=align,
+        WIDE=is_wide(grad, out), PRECISION="tf32x3" if single else "ieee",
+        SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=SEARCHED,
+    )  # fmt: skip
+    return out
+
+
+def explain(x: Tensor, groups: int) -> str:
+    """Which kernels serve, and why not faster ones."""
+    last = is_last(x)
+    return described(last, alignment(True, x.shape[1] // groups, x) if last else 1)
+
+
+def cases() -> Iterator[Case]:
+    def call(dtype: torch.dtype, order: torch.memory_format, channels: int, groups: int, width: int) -> None:
+        x, grad = (torch.empty((2, channels, 200, width), dtype=dtype, memory_format=order) for _ in range(2))
+        offsets = torch.empty((2, 2 * groups, 200, width), dtype=dtype)
+        resample(x, offsets, groups, 100, 168)
+        resample_backward_offsets(x, offsets, grad, groups, 100, 168)
+        resample_backward_x(offsets, grad, 200, width, groups, 100, 168)
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for order in (torch.contiguous_format, torch.channels_last):
+            for channels, groups, width in ((256, 4, 336), (64, 4, 336), (42, 2, 335)):
+                name = f"resample {channels}x200x{width} in {groups} {dtype} {order}".replace("torch.", "")
+                yield Case(name, partial(call, dtype, order, channels, groups, width))

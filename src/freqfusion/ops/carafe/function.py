@@ -73,13 +73,47 @@ def _carafe_backward_x(
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
 def _carafe_backward_kernels(
-    x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
+    dtype = dtype or accumulation_dtype(x, grad)
     inner = kernel_size if reflect else reachable(kernel_size, 1, *x.shape[-2:])[0]
-    taps = _kernels(backend).carafe_backward_kernels(x, grad, inner, groups, reflect)
+    if backend == "triton":
+        from freqfusion.ops._triton import carafe as triton_kernels
+
+        taps = triton_kernels.carafe_backward_kernels(x, grad, inner, groups, reflect, dtype)
+        return _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(grad))
+    taps = _kernels(backend).carafe_backward_kernels(x, grad, inner, groups, reflect).to(dtype)
+    return _all_taps(taps, inner, kernel_size, groups)
+
+
+def _all_taps(taps: Tensor, inner: int, kernel_size: int, groups: int) -> Tensor:
+    """The gradient of :func:`_reaching` kernels as that of all."""
     if inner == kernel_size:
         return taps
     return spread(taps.unflatten(1, (groups, inner * inner)), inner, kernel_size, axis=2).flatten(1, 2)
+
+
+@custom_op("freqfusion::carafe_backward", mutates_args=())
+def _carafe_backward(
+    x: Tensor,
+    kernels: Tensor,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both derivatives at once; only Triton has a kernel for that."""
+    from freqfusion.ops._triton import carafe as triton_kernels
+
+    reaching, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    grad_x, taps = triton_kernels.carafe_backward(x, reaching, grad, inner, groups, reflect)
+    return grad_x, _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(kernels))
 
 
 @_carafe.register_fake
@@ -107,15 +141,30 @@ def _(
 
 @_carafe_backward_kernels.register_fake
 def _(
-    x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     shape = (x.shape[0], groups * kernel_size * kernel_size, *grad.shape[-2:])
-    return torch.empty(shape, dtype=accumulation_dtype(x, grad), device=x.device)
+    memory_format = layout(grad) if backend == "triton" else torch.contiguous_format
+    dtype = dtype or accumulation_dtype(x, grad)
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=memory_format)
 
 
-# The reassembly is linear in x and in the kernels, so the derivatives of all three operators are the three
-# operators again, and any order of differentiation works. `rest` is (kernel_size, groups,
-# reflect, backend).
+@_carafe_backward.register_fake
+def _(
+    x: Tensor, kernels: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool
+) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+    return grad_x, torch.empty_like(kernels, memory_format=layout(kernels))
+
+
+# The reassembly is linear in x and in the kernels, so the derivatives of all these operators are the first three
+# again, and any order of differentiation works. `rest` is (kernel_size, groups, reflect, backend).
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -127,9 +176,31 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _carafe_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, kernels = ctx.saved_tensors
     need_x, need_kernels = ctx.needs_input_grad[:2]
+    if ctx.rest[-1] == "triton" and need_x and need_kernels:
+        return *_carafe_backward(x, kernels, grad, *ctx.rest[:-1]), *(None for _ in ctx.rest)
     return (
         _carafe_backward_x(kernels, grad, *x.shape[-2:], *ctx.rest) if need_x else None,
-        _carafe_backward_kernels(x, grad, *ctx.rest).to(kernels.dtype) if need_kernels else None,
+        _carafe_backward_kernels(x, grad, *ctx.rest, kernels.dtype) if need_kernels else None,
+        *(None for _ in ctx.rest),
+    )
+
+
+def _save_three(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, kernels, grad, *ctx.rest = inputs
+    ctx.save_for_backward(x, kernels, grad)
+
+
+def _both_derivative(ctx: Any, to_x: Tensor, to_kernels: Tensor) -> tuple[Tensor | None, ...]:
+    x, kernels, incoming = ctx.saved_tensors
+    rest = *ctx.rest, "triton"
+    need_x, need_kernels, need_incoming = ctx.needs_input_grad[:3]
+    in_incoming = None
+    if need_incoming:
+        in_incoming = _carafe(to_x, kernels, *rest) + _carafe(x, to_kernels, *rest).to(to_x.dtype)
+    return (
+        _carafe_backward_x(to_kernels, incoming, *x.shape[-2:], *rest).to(x.dtype) if need_x else None,
+        _carafe_backward_kernels(to_x, incoming, *rest, kernels.dtype) if need_kernels else None,
+        in_incoming,
         *(None for _ in ctx.rest),
     )
 
@@ -139,7 +210,7 @@ def _backward_x_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rest = ctx.rest[2:]
     need_kernels, need_incoming = ctx.needs_input_grad[:2]
     return (
-        _carafe_backward_kernels(grad, incoming, *rest).to(kernels.dtype) if need_kernels else None,
+        _carafe_backward_kernels(grad, incoming, *rest, kernels.dtype) if need_kernels else None,
         _carafe(grad, kernels, *rest) if need_incoming else None,
         *(None for _ in ctx.rest),
     )
@@ -147,10 +218,11 @@ def _backward_x_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, incoming = ctx.saved_tensors
+    rest = ctx.rest[:-1]  # without the dtype
     need_x, need_incoming = ctx.needs_input_grad[:2]
     return (
-        _carafe_backward_x(grad, incoming, *x.shape[-2:], *ctx.rest).to(x.dtype) if need_x else None,
-        _carafe(x, grad, *ctx.rest).to(incoming.dtype) if need_incoming else None,
+        _carafe_backward_x(grad, incoming, *x.shape[-2:], *rest).to(x.dtype) if need_x else None,
+        _carafe(x, grad, *rest).to(incoming.dtype) if need_incoming else None,
         *(None for _ in ctx.rest),
     )
 
@@ -158,6 +230,7 @@ def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
 _carafe.register_autograd(_carafe_derivative, setup_context=_save)
 _carafe_backward_x.register_autograd(_backward_x_derivative, setup_context=_save)
 _carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_context=_save)
+_carafe_backward.register_autograd(_both_derivative, setup_context=_save_three)
 
 
 def carafe(

@@ -61,7 +61,7 @@ def _(
     gain: int,
 ) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
-    return grad_x, torch.empty(logits.shape, dtype=logits.dtype, device=x.device)
+    return grad_x, torch.empty_like(logits, memory_format=layout(logits))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

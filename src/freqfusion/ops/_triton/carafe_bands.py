@@ -1,0 +1,1112 @@
+"""The reassembly and its derivatives as banded products on tensor cores.
+
+Neighbouring coarse pixels share most of their windows. A program takes a tile of coarse pixels with all fine pixels
+that are centred there, M of them, and the N coarse pixels of all their windows:
+
+    forward               out[M, C] = W[M, N] X[N, C]     W has the kernels of a fine pixel at its window's places
+    gradient in kernels   S[M, N] = G[M, C] X[N, C]^T     of which the window's places are the gradient
+    gradient in x         dX[M, C] = W[M, N] G[N, C]      here M coarse pixels, N fine ones whose windows hold them
+
+W is made once a tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype of
+the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums are
+float32; nothing depends on the order of programs.
+
+The fine pixels centred at a coarse pixel are its *phases*, as in :mod:`freqfusion.ops.carafe.phases`: a tile has
+``ceil(H / h)`` rows of *slots* for each coarse row, and where the ratio is no whole number some slots stay empty.
+
+A product has zeros off the band, and zero times inf or NaN is NaN. So a bad value of ``x`` reaches all fine pixels of
+a tile whose windows' union holds it, and a bad gradient all coarse pixels of such a tile, at most 15 coarse pixels
+further than by the definition. Bad kernels and logits stay with their fine pixel in the result and in their own
+gradient.
+"""
+
+# Triton gives the arguments of a kernel their types.
+# mypy: disallow-untyped-defs=False
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from freqfusion.ops._checks import layout
+from freqfusion.ops._triton import INTERPRETED
+from freqfusion.ops._triton.carafe_sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
+from freqfusion.ops._triton.launch import Configuration, capability, launch
+from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
+
+KERNEL_SIZES = (3, 5)
+MAX_SCALE = 4
+# ------------------------------------------------------------------------------------------------ what they share
+
+
+@triton.jit
+def _slots(start, slot, coarse, fine, SCALE: tl.constexpr, EVEN: tl.constexpr):
+    """Fine rows (or columns) at the slots of a tile, the coarse ones they are centred at, which of them exist."""
+    centre = start + slot // SCALE
+    if EVEN:
+        place = start * SCALE + slot
+        exists = (place >= 0) & (place < fine)
+    else:
+        place = (centre * fine + coarse - 1) // coarse + slot % SCALE
+        end = ((centre + 1) * fine + coarse - 1) // coarse
+        exists = (centre >= 0) & (centre < coarse) & (place < end)
+    return place, centre, exists
+
+
+@triton.jit
+def _kernels_of(
+    kernels,
+    window,
+    pixel,
+    exists,
+    k_t,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """Kernels of some pixels, float32, the taps along AXIS and zeros after them; softmax of logits if NORMALIZE."""
+    tap = tl.arange(0, TAPS)
+    real = tl.expand_dims(tap < K * K, 1 - AXIS)
+    at = kernels + (tl.expand_dims(tap * k_t, 1 - AXIS) + tl.expand_dims(pixel, AXIS))
+    value = tl.load(at, mask=real & tl.expand_dims(exists, AXIS), other=0.0).to(tl.float32)
+    if NORMALIZE:
+        if WINDOWED:
+            log = tl.log(tl.load(window + tap, mask=tap < K * K, other=1.0).to(tl.float32))
+            value += tl.expand_dims(log, 1 - AXIS)
+        value = tl.where(real, value, float("-inf"))
+        value = tl.exp(value - tl.expand_dims(tl.max(value, axis=AXIS), AXIS))
+        value = value / tl.expand_dims(tl.sum(value, axis=AXIS), AXIS)
+    return value
+
+
+@triton.jit
+def _rest(weight, first):
+    """What is left of float32 weights by their rounding to ``first``, in the dtype of that."""
+    return (weight - first.to(tl.float32)).to(first.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit(
+    do_not_specialize=["channels", "groups", "h", "w", "height", "width", *stride_names("x", "k", "o")]
+)
+def carafe_band_forward(
+    x,
+    kernels,
+    window,
+    out,
+    channels,
+    groups,
+    h,
+    w,
+    height,
+    width,
+    x_b,
+    x_n,
+    x_h,
+    k_b,
+    k_n,
+    k_h,
+    o_b,
+    o_n,
+    o_h,
+    C_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+    X_LAST: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    K_LAST: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    O_LAST: tl.constexpr,
+    O_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    SCALE_Y: tl.constexpr,
+    SCALE_X: tl.constexpr,
+    EVEN: tl.constexpr,
+    REFLECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    M: tl.constexpr,
+    LEFT: tl.constexpr,
+    WW: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of TH x TW coarse pixels; its window is WW columns wide and starts LEFT of it.
+
+    Where the columns of ``x`` lie side by side, all is transposed: out[C, M] = X[C, N] W[N, M].
+    """
+    PIXELS: tl.constexpr = 0 if X_LAST else 1  # the axis of fine pixels in W, the other one is the window's
+    WINDOW: tl.constexpr = 1 - PIXELS
+    channels = channels * C_UNIT
+    w = w * W_UNIT
+    width = width * WIDTH_UNIT
+    x_b, x_c, x_h, x_w = map_strides(x_b, x_n, x_h, X_LAST, X_UNIT)
+    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
+    o_b, o_c, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
+    program = tl.program_id(0)
+    tiles = (w + TW - 1) // TW
+    j0 = program % tiles * TW
+    program //= tiles
+    tiles = (h + TH - 1) // TH
+    i0 = program % tiles * TH
+    program //= tiles
+    group = (program % groups).to(tl.int64)
+    batch = (program // groups).to(tl.int64)
+
+    m = tl.arange(0, M)
+    row, i, row_exists = _slots(i0, m // (TW * SCALE_X), h, height, SCALE_Y, EVEN)
+    column, j, column_exists = _slots(j0, m % (TW * SCALE_X), w, width, SCALE_X, EVEN)
+    exists = row_exists & column_exists
+    if M > TH * TW * SCALE_Y * SCALE_X:
+        exists = exists & (i < i0 + TH)
+    n = tl.arange(0, N)
+    down = i0 + n // WW - K // 2
+    across = j0 + n % WW - LEFT
+    dy = tl.expand_dims(down, PIXELS) - tl.expand_dims(i - K // 2, WINDOW)
+    dx = tl.expand_dims(across, PIXELS) - tl.expand_dims(j - K // 2, WINDOW)
+    on = (dy >= 0) & (dy < K) & (dx >= 0) & (dx < K)
+    tap = dy * K + dx
+    kernels += batch * k_b + group * (K * K) * k_t
+    taken = _kernels_of(
+        kernels, window, row * k_h + column * k_w, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, WINDOW
+    )
+    weight = tl.gather(taken, tl.where(on, tap, K * K), WINDOW)
+    if GAIN:
+        weight = -weight
+        # a product of its own, for GAIN minus a weight would lose the weight in half precision
+        centre = tl.where(on & (tap == K * K // 2), GAIN * 1.0, 0.0).to(x.dtype.element_ty)
+    first = weight.to(x.dtype.element_ty)
+    if SPLIT:
+        second = _rest(weight, first)
+
+    if REFLECT:
+        down = mirrored(down, h)
+        across = mirrored(across, w)
+    inside = (down >= 0) & (down < h) & (across >= 0) & (across < w) & (n < (TH + K - 1) * WW)
+    read = tl.expand_dims(down * x_h + across * x_w, WINDOW)
+    written = tl.expand_dims(row * o_h + column * o_w, WINDOW)
+    inside = tl.expand_dims(inside, WINDOW)
+    exists = tl.expand_dims(exists, WINDOW)
+    x += batch * x_b + group * channels * x_c
+    out += batch * o_b + group * channels * o_c
+    for start in tl.range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        real = tl.expand_dims(c < channels, PIXELS)
+        at = x + (tl.expand_dims(c * x_c, PIXELS) + read)
+        value = tl.load(at, mask=real & inside, other=0.0)
+        if X_LAST:
+            total = tl.dot(first, value)
+            if GAIN:
+                total = tl.dot(centre, value, total)
+            if SPLIT:
+                total = tl.dot(second, value, total)
+        else:
+            total = tl.dot(value, first)
+            if GAIN:
+                total = tl.dot(value, centre, total)
+            if SPLIT:
+                total = tl.dot(value, second, total)
+        at = out + (tl.expand_dims(c * o_c, PIXELS) + written)
+        tl.store(at, total.to(out.dtype.element_ty), mask=real & exists)
+
+
+@triton.jit(
+    do_not_specialize=["channels", "groups", "h", "w", "height", "width", *stride_names("x", "g", "k", "o")]
+)
+def carafe_band_kernels(
+    x,
+    grad,
+    logits,
+    window,
+    out,
+    applied,
+    channels,
+    groups,
+    h,
+    w,
+    height,
+    width,
+    x_b,
+    x_n,
+    x_h,
+    g_b,
+    g_n,
+    g_h,
+    k_b,
+    k_n,
+    k_h,
+    o_b,
+    o_n,
+    o_h,
+    C_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+    X_LAST: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    G_LAST: tl.constexpr,
+    G_UNIT: tl.constexpr,
+    K_LAST: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    O_LAST: tl.constexpr,
+    O_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    SCALE_Y: tl.constexpr,
+    SCALE_X: tl.constexpr,
+    EVEN: tl.constexpr,
+    REFLECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    GAIN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    M: tl.constexpr,
+    LEFT: tl.constexpr,
+    WW: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Gradient in the kernels, or in the logits if NORMALIZE; then ``applied``, of the strides of ``out``,
+    receives the normalised kernels."""
+    channels = channels * C_UNIT
+    w = w * W_UNIT
+    width = width * WIDTH_UNIT
+    x_b, x_c, x_h, x_w = map_strides(x_b, x_n, x_h, X_LAST, X_UNIT)
+    g_b, g_c, g_h, g_w = map_strides(g_b, g_n, g_h, G_LAST, G_UNIT)
+    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
+    o_b, o_t, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
+    program = tl.program_id(0)
+    tiles = (w + TW - 1) // TW
+    j0 = program % tiles * TW
+    program //= tiles
+    tiles = (h + TH - 1) // TH
+    i0 = program % tiles * TH
+    program //= tiles
+    group = (program % groups).to(tl.int64)
+    batch = (program // groups).to(tl.int64)
+
+    m = tl.arange(0, M)
+    row, i, row_exists = _slots(i0, m // (TW * SCALE_X), h, height, SCALE_Y, EVEN)
+    column, j, column_exists = _slots(j0, m % (TW * SCALE_X), w, width, SCALE_X, EVEN)
+    exists = row_exists & column_exists
+    if M > TH * TW * SCALE_Y * SCALE_X:
+        exists = exists & (i < i0 + TH)
+    n = tl.arange(0, N)
+    down = i0 + n // WW - K // 2
+    across = j0 + n % WW - LEFT
+    if REFLECT:
+        down = mirrored(down, h)
+        across = mirrored(across, w)
+    inside = (down >= 0) & (down < h) & (across >= 0) & (across < w) & (n < (TH + K - 1) * WW)
+    read = (down * x_h + across * x_w)[:, None]
+    sent = (row * g_h + column * g_w)[:, None]
+    x += batch * x_b + group * channels * x_c
+    grad += batch * g_b + group * channels * g_c
+    sums = tl.zeros((M, N), tl.float32)
+    for start in tl.range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        real = (c < channels)[None, :]
+        incoming = tl.load(grad + (sent + (c * g_c)[None, :]), mask=exists[:, None] & real, other=0.0)
+        value = tl.load(x + (read + (c * x_c)[None, :]), mask=inside[:, None] & real, other=0.0)
+        sums = tl.dot(incoming, tl.trans(value), sums, input_precision=PRECISION)
+
+    t = tl.arange(0, TAPS)
+    tap = tl.minimum(t, K * K - 1)
+    place = tl.minimum(i - i0, TH - 1) * WW + (j - j0) + (LEFT - K // 2)
+    total = tl.gather(sums, place[:, None] + (tap // K * WW + tap % K)[None, :], 1)
+    stored = (t < K * K)[None, :] & exists[:, None]
+    first = group * (K * K)
+    at = batch * o_b + first * o_t + ((t * o_t)[None, :] + (row * o_h + column * o_w)[:, None])
+    if NORMALIZE:
+        logits += batch * k_b + first * k_t
+        pixel = row * k_h + column * k_w
+        weight = _kernels_of(logits, window, pixel, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, 1)
+        tl.store(applied + at, weight.to(applied.dtype.element_ty), mask=stored)
+        total = _through_softmax(weight, total, stored, GAIN, 1)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _through_softmax(weight, total, real, GAIN: tl.constexpr, AXIS: tl.constexpr):
+    """Gradient in logits from that in normalised kernels; with a GAIN the kernels counted negatively."""
+    mean = tl.sum(tl.where(real, weight * total, 0.0), axis=AXIS)
+    total = weight * (total - tl.expand_dims(mean, AXIS))
+    if GAIN:
+        total = -total
+    return total
+
+
+@triton.jit
+def _band_of_row(
+    kernels,
+    step,
+    i0,
+    pi,
+    dx,
+    on_x,
+    column,
+    slot,
+    h,
+    height,
+    k_t,
+    k_h,
+    k_w,
+    K: tl.constexpr,
+    SCALE_Y: tl.constexpr,
+    EVEN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """What the kernels of some rows of slots, from ``step`` on, hold for the coarse pixels of a tile."""
+    row, centre, exists = _slots(i0 - K // 2, step + slot // COLUMNS, h, height, SCALE_Y, EVEN)
+    dy = pi[:, None] - (centre - K // 2)[None, :]
+    on = on_x & (dy >= 0) & (dy < K) & exists[None, :]
+    at = kernels + ((dy * K + dx) * k_t + (row * k_h + column * k_w)[None, :])
+    return tl.load(at, mask=on, other=0.0)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "channels",
+        "groups",
+        "h",
+        "w",
+        "height",
+        "width",
+        "margin",
+        *stride_names("k", "g", "o"),
+    ]
+)
+def carafe_band_x(
+    kernels,
+    grad,
+    out,
+    channels,
+    groups,
+    h,
+    w,
+    height,
+    width,
+    margin,
+    k_b,
+    k_n,
+    k_h,
+    g_b,
+    g_n,
+    g_h,
+    o_b,
+    o_n,
+    o_h,
+    C_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+    K_LAST: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    G_LAST: tl.constexpr,
+    G_UNIT: tl.constexpr,
+    O_LAST: tl.constexpr,
+    O_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    SCALE_Y: tl.constexpr,
+    SCALE_X: tl.constexpr,
+    EVEN: tl.constexpr,
+    GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    M: tl.constexpr,
+    LEFT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of TH x TW pixels of ``x`` with a ``margin`` around it gathers what the windows that hold them sent.
+
+    It walks over the rows of slots of its windows, ROWS a step, COLUMNS wide from LEFT coarse pixels before it. With
+    a GAIN the kernels count negatively, and each pixel receives GAIN times what lies at its own phases.
+    """
+    channels = channels * C_UNIT
+    w = w * W_UNIT
+    width = width * WIDTH_UNIT
+    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
+    g_b, g_c, g_h, g_w = map_strides(g_b, g_n, g_h, G_LAST, G_UNIT)
+    o_b, o_c, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
+    program = tl.program_id(0)
+    blocks = (channels + BLOCK_C - 1) // BLOCK_C
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    program //= blocks
+    blocks = (w + 2 * margin + TW - 1) // TW
+    j0 = program % blocks * TW
+    program //= blocks
+    blocks = (h + 2 * margin + TH - 1) // TH
+    i0 = program % blocks * TH
+    program //= blocks
+    group = (program % groups).to(tl.int64)
+    batch = (program // groups).to(tl.int64)
+
+    m = tl.arange(0, M)
+    oi = i0 + m // TW
+    oj = j0 + m % TW
+    owned = (oi < h + 2 * margin) & (oj < w + 2 * margin)
+    if M > TH * TW:
+        owned = owned & (m < TH * TW)
+    real = (c < channels)[None, :]
+    i0 -= margin
+    j0 -= margin
+    pi = i0 + m // TW
+    pj = j0 + m % TW
+    kernels += batch * k_b + group * (K * K) * k_t
+    grad += batch * g_b + group * channels * g_c
+    at_channel = (c * g_c)[None, :]
+
+    total = tl.zeros((M, BLOCK_C), tl.float32)
+    if GAIN:
+        for y in tl.static_range(SCALE_Y):
+            own_row, _, row_exists = _slots(pi, y + 0 * m, h, height, SCALE_Y, EVEN)
+            for x in tl.static_range(SCALE_X):
+                own_column, _, own_exists = _slots(pj, x + 0 * m, w, width, SCALE_X, EVEN)
+                own_exists = owned & row_exists & own_exists
+                here = grad + ((own_row * g_h + own_column * g_w)[:, None] + at_channel)
+                total += GAIN * tl.load(here, mask=own_exists[:, None] & real, other=0.0).to(tl.float32)
+
+    slot = tl.arange(0, ROWS * COLUMNS)
+    column, centre, column_exists = _slots(j0 - LEFT, slot % COLUMNS, w, width, SCALE_X, EVEN)
+    if G_LAST and COLUMNS > (TW + 2 * (K // 2)) * SCALE_X:
+        column_exists = column_exists & (centre < j0 + TW + K // 2)
+    dx = pj[:, None] - (centre - K // 2)[None, :]
+    on_x = (dx >= 0) & (dx < K) & column_exists[None, :]
+    at_column = (column * g_w)[:, None] + at_channel
+    ahead = _band_of_row(
+        kernels, 0, i0, pi, dx, on_x, column, slot, h, height, k_t, k_h, k_w, K, SCALE_Y, EVEN, COLUMNS
+    )
+    for step in tl.range(0, (TH + 2 * (K // 2)) * SCALE_Y, ROWS):
+        row, _, exists = _slots(i0 - K // 2, step + slot // COLUMNS, h, height, SCALE_Y, EVEN)
+        incoming = tl.load(
+            grad + ((row * g_h)[:, None] + at_column),
+            mask=(exists & column_exists)[:, None] & real,
+            other=0.0,
+        )
+        weight = ahead
+        ahead = _band_of_row(  # a step early
+            kernels,
+            step + ROWS,
+            i0,
+            pi,
+            dx,
+            on_x,
+            column,
+            slot,
+            h,
+            height,
+            k_t,
+            k_h,
+            k_w,
+            K,
+            SCALE_Y,
+            EVEN,
+            COLUMNS,
+        )
+        if GAIN:
+            weight = -weight
+        first = weight.to(incoming.dtype)
+        total = tl.dot(first, incoming, total, input_precision=PRECISION)
+        if SPLIT:
+            total = tl.dot(_rest(weight, first), incoming, total, input_precision=PRECISION)
+    at = out + batch * o_b + group * channels * o_c + ((oi * o_h + oj * o_w)[:, None] + (c * o_c)[None, :])
+    tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
+
+
+@triton.jit(
+    do_not_specialize=["channels", "groups", "h", "w", "margin", *stride_names("x", "g", "k", "o", "d")]
+)
+def carafe_band_resident(
+    x,
+    grad,
+    kernels,
+    window,
+    out,
+    raw,
+    channels,
+    groups,
+    h,
+    w,
+    margin,
+    x_b,
+    x_n,
+    x_h,
+    g_b,
+    g_n,
+    g_h,
+    k_b,
+    k_n,
+    k_h,
+    o_b,
+    o_n,
+    o_h,
+    d_b,
+    d_n,
+    d_h,
+    C_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    X_LAST: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    G_LAST: tl.constexpr,
+    G_UNIT: tl.constexpr,
+    K_LAST: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    O_LAST: tl.constexpr,
+    O_UNIT: tl.constexpr,
+    D_LAST: tl.constexpr,
+    D_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    REFLECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    GAIN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    M: tl.constexpr,
+    LEFT: tl.constexpr,
+    WW: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Both gradients at equal sizes, from one reading of ``x`` and ``grad``: ``out`` in x, ``raw`` in the kernels.
+
+    A tile owns TH x TW pixels of ``x`` with a ``margin`` around it, as in :func:`carafe_band_x`. It writes the
+    gradient of the taps that lie there, so those outside of ``x`` are never written.
+    """
+    channels = channels * C_UNIT
+    w = w * W_UNIT
+    x_b, x_c, x_h, x_w = map_strides(x_b, x_n, x_h, X_LAST, X_UNIT)
+    g_b, g_c, g_h, g_w = map_strides(g_b, g_n, g_h, G_LAST, G_UNIT)
+    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
+    o_b, o_c, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
+    d_b, d_t, d_h, d_w = map_strides(d_b, d_n, d_h, D_LAST, D_UNIT)
+    program = tl.program_id(0)
+    tiles = (w + 2 * margin + TW - 1) // TW
+    j0 = program % tiles * TW
+    program //= tiles
+    tiles = (h + 2 * margin + TH - 1) // TH
+    i0 = program % tiles * TH
+    program //= tiles
+    group = (program % groups).to(tl.int64)
+    batch = (program // groups).to(tl.int64)
+
+    m = tl.arange(0, M)
+    oi = i0 + m // TW
+    oj = j0 + m % TW
+    owned = (oi < h + 2 * margin) & (oj < w + 2 * margin) & (m < TH * TW)
+    pi = oi - margin
+    pj = oj - margin
+    n = tl.arange(0, N)
+    row = i0 - margin + n // WW - K // 2
+    column = j0 - margin + n % WW - LEFT
+    exists = (row >= 0) & (row < h) & (column >= 0) & (column < w) & (n < (TH + K - 1) * WW)
+    if G_LAST:
+        exists = exists & (n % WW < LEFT + TW + K // 2)
+    dy = pi[:, None] - (row - K // 2)[None, :]
+    dx = pj[:, None] - (column - K // 2)[None, :]
+    on = (dy >= 0) & (dy < K) & (dx >= 0) & (dx < K) & owned[:, None] & exists[None, :]
+    tap = dy * K + dx
+    first = group * (K * K)
+    kernels += batch * k_b + first * k_t
+    taken = _kernels_of(
+        kernels, window, row * k_h + column * k_w, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, 0
+    )
+    weight = tl.gather(taken, tl.where(on, tap, K * K), 0)
+    if GAIN:
+        weight = -weight
+    rounded = weight.to(grad.dtype.element_ty)
+    if SPLIT:
+        second = _rest(weight, rounded)
+
+    in_x = owned & (pi >= 0) & (pi < h) & (pj >= 0) & (pj < w)
+    loaded = in_x
+    down = pi
+    across = pj
+    if REFLECT:
+        loaded = owned
+        down = mirrored(pi, h)
+        across = mirrored(pj, w)
+    read = (down * x_h + across * x_w)[:, None]
+    sent = (row * g_h + column * g_w)[:, None]
+    here = (pi * g_h + pj * g_w)[:, None]
+    written = (oi * o_h + oj * o_w)[:, None]
+    x += batch * x_b + group * channels * x_c
+    grad += batch * g_b + group * channels * g_c
+    out += batch * o_b + group * channels * o_c
+    sums = tl.zeros((M, N), tl.float32)
+    for start in tl.range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        real = (c < channels)[None, :]
+        at_channel = (c * g_c)[None, :]
+        incoming = tl.load(grad + (sent + at_channel), mask=exists[:, None] & real, other=0.0)
+        value = tl.load(x + (read + (c * x_c)[None, :]), mask=loaded[:, None] & real, other=0.0)
+        total = tl.zeros((M, BLOCK_C), tl.float32)
+        if GAIN:
+            centre = tl.load(grad + (here + at_channel), mask=in_x[:, None] & real, other=0.0)
+            total += GAIN * centre.to(tl.float32)
+        sums = tl.dot(value, tl.trans(incoming), sums)
+        total = tl.dot(rounded, incoming, total)
+        if SPLIT:
+            total = tl.dot(second, incoming, total)
+        at = out + (written + (c * o_c)[None, :])
+        tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
+    at = raw + batch * d_b + first * d_t + (tap * d_t + (row * d_h + column * d_w)[None, :])
+    tl.store(at, sums.to(raw.dtype.element_ty), mask=on)
+
+
+@triton.jit(do_not_specialize=["groups", "height", "width", *stride_names("k", "d", "o")])
+def carafe_softmax_backward(
+    logits,
+    window,
+    raw,
+    out,
+    groups,
+    height,
+    width,
+    k_b,
+    k_n,
+    k_h,
+    d_b,
+    d_n,
+    d_h,
+    o_b,
+    o_n,
+    o_h,
+    K_LAST: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    D_LAST: tl.constexpr,
+    D_UNIT: tl.constexpr,
+    O_LAST: tl.constexpr,
+    O_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    GAIN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradient in logits from ``raw``, that in the normalised kernels."""
+    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
+    d_b, d_t, d_h, d_w = map_strides(d_b, d_n, d_h, D_LAST, D_UNIT)
+    o_b, o_t, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
+    program = tl.program_id(0)
+    blocks = (height * width + BLOCK - 1) // BLOCK
+    pixel = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    program //= blocks
+    first = (program % groups).to(tl.int64) * (K * K)
+    batch = (program // groups).to(tl.int64)
+
+    row = pixel // width
+    column = pixel % width
+    exists = row < height
+    tap = tl.arange(0, TAPS)
+    stored = (tap < K * K)[:, None] & exists[None, :]
+    logits += batch * k_b + first * k_t
+    weight = _kernels_of(logits, window, row * k_h + column * k_w, exists, k_t, K, TAPS, True, WINDOWED, 0)
+    at = raw + batch * d_b + first * d_t + ((tap * d_t)[:, None] + (row * d_h + column * d_w)[None, :])
+    total = tl.load(at, mask=stored, other=0.0)
+    total = _through_softmax(weight, total, stored, GAIN, 0)
+    at = out + batch * o_b + first * o_t + ((tap * o_t)[:, None] + (row * o_h + column * o_w)[None, :])
+    tl.store(at, total.to(out.dtype.element_ty), mask=stored)
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+def _options(warps: int, stages: int) -> Configuration:
+    return {"num_warps": warps, "num_stages": stages}
+
+
+def _has_wgmma(x: Tensor) -> bool:
+    """Whether products take their operands from shared memory; the older instructions hold them in registers."""
+    return 90 <= capability(x.device) < 120
+
+
+def _channel_block(channels: int, most: int) -> int:
+    return min(most, max(32, triton.next_power_of_2(channels)))
+
+
+def _window_of(rows: int, columns: int, left: int, width: int, sizes: Sizes) -> Configuration:
+    """Tiles that own the fine pixels of some coarse ones: what follows from their number and their window."""
+    height = rows + sizes.kernel_size - 1
+    return {
+        "TH": rows,
+        "TW": columns,
+        "M": max(16, triton.next_power_of_2(rows * columns * sizes.scale_y * sizes.scale_x)),
+        "LEFT": left,
+        "WW": width,
+        "N": triton.next_power_of_2(height * width),
+    }
+
+
+def _fine_tile(sizes: Sizes, last: bool, most_rows: int = 4) -> Configuration:
+    """Eight fine columns wide where channels lie side by side, else sixteen, from an even place."""
+    radius = sizes.kernel_size // 2
+    rows = max(1, min(most_rows, 8 // sizes.scale_y))
+    columns = max(1, (8 if last else 16) // sizes.scale_x)
+    left = radius if last else 2 * radius
+    width = left + columns + radius
+    return _window_of(rows, columns, left, width if last else -(-width // 4) * 4, sizes)
+
+
+@lru_cache(256)
+def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
+    block = _channel_block(sizes.channels, 64)
+    stages = 1 if block < 64 else 3 if last else 2
+    tile = _fine_tile(sizes, last) | {"BLOCK_C": block}
+    return [tile | _options(4, stages), tile | _options(8, 2), tile | _options(4, 1)]
+
+
+@lru_cache(256)
+def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[Configuration]:
+    radius = sizes.kernel_size // 2
+    scale = max(sizes.scale_y, sizes.scale_x)
+    if not last:
+        columns = 8 if scale <= 2 else 2 if wide else 4
+        rows = (4 if scale <= 2 else 2) if not wide else 2 if wgmma else 1
+        tile = _window_of(rows, columns, 4, 16, sizes)
+    elif scale == 1 and not wide:
+        tile = _window_of(8 - 2 * radius, 16 - 2 * radius, radius, 16, sizes)
+    else:
+        tile = _fine_tile(sizes, last, 4 if wgmma or not wide else 4 // scale)
+    large = tile["M"] * tile["N"] >= 2**14
+    tile["BLOCK_C"] = _channel_block(sizes.channels, 32 if wide or (large and not last) else 64)
+    first = _options(8 if large or (wide and wgmma) else 4, 2 if wide or (large and last) else 3)
+    return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
+
+
+@lru_cache(256)
+def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
+    radius = sizes.kernel_size // 2
+    if last:
+        left, width = radius, 16
+        while width // sizes.scale_x - 2 * radius < 4:
+            width *= 2
+        columns = width // sizes.scale_x - 2 * radius
+        rows = 2 if wide and columns > 8 else 4
+    else:
+        left, rows, columns = 4, 4 if wide else 8, 8
+        width = triton.next_power_of_2((left + columns + radius) * sizes.scale_x)
+    owned = max(16, triton.next_power_of_2(rows * columns))
+    most = 64 if wide else 256 if owned <= 32 else 128
+    tile = {
+        "TH": rows,
+        "TW": columns,
+        "M": owned,
+        "LEFT": left,
+        "ROWS": max(1, 32 // width),
+        "COLUMNS": width,
+        "BLOCK_C": _channel_block(sizes.channels, most),
+    }
+    return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
+
+
+@lru_cache(256)
+def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configuration]:
+    radius = sizes.kernel_size // 2
+    left = radius if last else 2
+    if wgmma:
+        rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64
+    else:
+        rows, columns, block = 6 - 2 * radius if last else 2, 16 - radius - left, 32
+    tile = _window_of(rows, columns, left, 16, sizes) | {"BLOCK_C": _channel_block(sizes.channels, block)}
+    warps = 4 if last else 8
+    return [tile | _options(warps, 3), tile | _options(12 - warps, 3), tile | _options(4, 2)]
+
+
+# ------------------------------------------------------------------------------------------------------- launching
+
+
+def why_not(
+    kernel_size: int, maps: tuple[Tensor, ...], coarse: tuple[int, int], fine: tuple[int, int]
+) -> str:
+    """Why banded products cannot serve, or ``""``.
+
+    Args:
+        kernel_size: of the reassembly.
+        maps: the wide ones, ``x`` or its gradient or both.
+        coarse: sides of ``x``.
+        fine: sides of the result.
+    """
+    first = maps[0]
+    if kernel_size not in KERNEL_SIZES:
+        return f"banded products are for kernels of {' and '.join(map(str, KERNEL_SIZES))}, got {kernel_size}"
+    if max(-(-fine[0] // coarse[0]), -(-fine[1] // coarse[1])) > MAX_SCALE:
+        return f"banded products are for ratios up to {MAX_SCALE}"
+    if any(x.dtype != first.dtype for x in maps):
+        return "the maps differ in dtype"
+    if any(dense(x) is None for x in maps):
+        return "neither channels nor columns lie side by side in memory"
+    if any(span(x) >= 2**31 for x in maps):
+        return "one image spans 2**31 values or more"
+    if INTERPRETED:
+        wrong = first.dtype == torch.bfloat16
+        return "Triton's interpreter does not multiply matrices of bfloat16" if wrong else ""
+    if torch.version.hip or capability(first.device) < 80:
+        return "the device has no tensor cores of compute capability 8.0 or newer"
+    return ""
+
+
+def _splits(x: Tensor, kernels: Tensor, normalize: bool, gain: int) -> bool:
+    """Whether weights are sums of two numbers of the dtype of the map, for they have more digits than it.
+
+    Not if the gain's product is the larger part of the result.
+    """
+    return (normalize or kernels.dtype == torch.float32) and x.dtype != torch.float32 and not gain
+
+
+def forward(
+    x: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    normalize: bool,
+    gain: int,
+) -> Tensor:
+    """As :func:`freqfusion.ops._triton.carafe_sums.forward`, in half precision."""
+    sizes = sizes_of(x, kernels, kernel_size, groups)
+    out = torch.empty(
+        (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
+    )
+    kernels = small(kernels)
+    x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
+    numbers, units = sizes.arguments((x_map,), (k_map, o_map))
+    launch(
+        carafe_band_forward,
+        lambda chosen: sizes.tiles(x.shape[0], chosen),
+        out,
+        x,
+        kernels,
+        window,
+        out,
+        *numbers,
+        *x_map.strides,
+        *k_map.strides,
+        *o_map.strides,
+        choices=_forward_choices(sizes, x_map.last),
+        **units,
+        **x_map.constants("X"),
+        **k_map.constants("K"),
+        **o_map.constants("O"),
+        **sizes.ratio,
+        K=kernel_size,
+        TAPS=sizes.taps,
+        REFLECT=reflect,
+        NORMALIZE=normalize,
+        WINDOWED=window is not None,
+        GAIN=gain,
+        SPLIT=_splits(x, kernels, normalize, gain),
+    )
+    return out
+
+
+def backward_kernels(
+    x: Tensor,
+    grad: Tensor,
+    logits: Tensor | None,
+    window: Tensor | None,
+    out: Tensor,
+    applied: Tensor | None,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+) -> None:
+    """As :func:`freqfusion.ops._triton.carafe_sums.backward_kernels`."""
+    sizes = sizes_of(x, grad, kernel_size, groups)
+    logits = None if logits is None else small(logits)
+    x_map, g_map, o_map = dense_map(x, groups), dense_map(grad, groups), dense_map(out)
+    k_map = o_map if logits is None else dense_map(logits)
+    numbers, units = sizes.arguments((x_map,), (g_map, k_map, o_map))
+    wide = x.dtype == torch.float32
+    launch(
+        carafe_band_kernels,
+        lambda chosen: sizes.tiles(x.shape[0], chosen),
+        out,
+        x,
+        grad,
+        logits,
+        window,
+        out,
+        applied,
+        *numbers,
+        *x_map.strides,
+        *g_map.strides,
+        *k_map.strides,
+        *o_map.strides,
+        choices=_kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
+        **units,
+        **x_map.constants("X"),
+        **g_map.constants("G"),
+        **k_map.constants("K"),
+        **o_map.constants("O"),
+        **sizes.ratio,
+        K=kernel_size,
+        TAPS=sizes.taps,
+        REFLECT=reflect,
+        NORMALIZE=logits is not None,
+        WINDOWED=window is not None,
+        GAIN=gain,
+        PRECISION="tf32x3" if wide else "ieee",
+    )
+
+
+def backward_x(
+    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool, gain: int
+) -> Tensor:
+    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_x`, with a ``gain`` of :func:`forward`."""
+    margin = kernel_size // 2 if reflect else 0
+    out = padded_gradient(grad, h, w, margin)
+    sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])
+    kernels = small(kernels)
+    k_map, g_map, o_map = dense_map(kernels), dense_map(grad, groups), dense_map(out, groups)
+    numbers, units = sizes.arguments((o_map,), (k_map, g_map))
+    wide = grad.dtype == torch.float32
+
+    def programs(chosen: Configuration) -> int:
+        return sizes.tiles(grad.shape[0], chosen, margin) * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
+
+    launch(
+        carafe_band_x,
+        programs,
+        out,
+        kernels,
+        grad,
+        out,
+        *numbers,
+        margin,
+        *k_map.strides,
+        *g_map.strides,
+        *o_map.strides,
+        choices=_x_choices(sizes, g_map.last, wide),
+        **units,
+        **k_map.constants("K"),
+        **g_map.constants("G"),
+        **o_map.constants("O"),
+        **sizes.ratio,
+        K=kernel_size,
+        GAIN=gain,
+        SPLIT=_splits(grad, kernels, False, gain),
+        PRECISION="tf32x3" if wide else "ieee",
+    )
+    return folded(out, grad, margin)
+
+
+def backward_both(
+    x: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    grad: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    normalize: bool,
+    gain: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients in ``x`` and in the kernels or logits, of their dtypes, at equal sizes in half precision."""
+    h, w = x.shape[-2:]
+    margin = kernel_size // 2 if reflect else 0
+    out = padded_gradient(grad, h, w, margin)
+    sizes = sizes_of(x, grad, kernel_size, groups)
+    raw = torch.empty(
+        kernels.shape,
+        dtype=torch.float32 if normalize else kernels.dtype,
+        device=x.device,
+        memory_format=layout(kernels),
+    )
+    if not reflect:
+        raw.zero_()  # taps outside of x have no gradient
+    kernels = small(kernels)
+    x_map, g_map, k_map = dense_map(x, groups), dense_map(grad, groups), dense_map(kernels)
+    o_map, d_map = dense_map(out, groups), dense_map(raw)
+    numbers, units = sizes.arguments((x_map, g_map, k_map, o_map, d_map), ())
+    constants: dict[str, Any] = {
+        "K": kernel_size,
+        "TAPS": sizes.taps,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+    }
+    launch(
+        carafe_band_resident,
+        lambda chosen: sizes.tiles(x.shape[0], chosen, margin),
+        out,
+        x,
+        grad,
+        kernels,
+        window,
+        out,
+        raw,
+        *numbers[:4],
+        margin,
+        *x_map.strides,
+        *g_map.strides,
+        *k_map.strides,
+        *o_map.strides,
+        *d_map.strides,
+        choices=_resident_choices(sizes, x_map.last and g_map.last, _has_wgmma(x)),
+        C_UNIT=units["C_UNIT"],
+        W_UNIT=units["W_UNIT"],
+        **x_map.constants("X"),
+        **g_map.constants("G"),
+        **k_map.constants("K"),
+        **o_map.constants("O"),
+        **d_map.constants("D"),
+        REFLECT=reflect,
+        NORMALIZE=normalize,
+        SPLIT=_splits(grad, kernels, normalize, gain),
+        **constants,
+    )
+    grad_kernels = through_softmax(kernels, window, raw, kernel_size, groups, gain) if normalize else raw
+    return folded(out, grad, margin), grad_kernels
+
+
+def through_softmax(
+    logits: Tensor, window: Tensor | None, raw: Tensor, kernel_size: int, groups: int, gain: int
+) -> Tensor:
+    """Gradient in logits from ``raw``, that in the normalised kernels, float32."""
+    out = torch.empty_like(raw, dtype=logits.dtype)
+    height, width = logits.shape[-2:]
+    k_map, d_map, o_map = dense_map(logits), dense_map(raw), dense_map(out)
+    launch(
+        carafe_softmax_backward,
+        lambda chosen: logits.shape[0] * groups * triton.cdiv(height * width, chosen["BLOCK"]),
+        out,
+        logits,
+        window,
+        raw,
+        out,
+        groups,
+        height,
+        width,
+        *k_map.strides,
+        *d_map.strides,
+        *o_map.strides,
+        choices=[{"BLOCK": 128 if kernel_size == 3 else 64} | _options(4, 1)],
+        **k_map.constants("K"),
+        **d_map.constants("D"),
+        **o_map.constants("O"),
+        K=kernel_size,
+        TAPS=triton.next_power_of_2(kernel_size**2 + 1),
+        WINDOWED=window is not None,
+        GAIN=gain,
+    )
+    return out
