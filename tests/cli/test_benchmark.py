@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -52,6 +53,7 @@ def test_explain_knows_the_dtype(capsys):
         (["--shrink", "0"], 2, "--shrink is 0, expected a whole number of at least 1"),
         (["--training", "resnet"], 1, "there is no network 'resnet' here; choose among segnext_t, "),
         (["--threads", "-1"], 2, "--threads is -1, expected a whole number of at least 1"),
+        (["--kernels", "90"], 1, "--kernels takes a compute capability such as sm_90, got '90'"),
         (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
     ],
 )
@@ -131,3 +133,24 @@ def test_training_steps_have_a_table(capsys, tmp_path, monkeypatch):
     assert all(record["images_per_second"] > 0 for record in content["training"])
     assert "| segnext_t | 1x64x64 | NHWC | freqfusion |" in (tmp_path / "benchmark.md").read_text()
     assert "Training steps" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_are_compiled_without_a_gpu(capsys, monkeypatch):
+    from freqfusion.ops._triton import INTERPRETED, registry
+
+    if INTERPRETED:
+        pytest.skip("kernels are interpreted here")
+    first = next(registry.cases())
+    monkeypatch.setattr(registry, "cases", lambda: iter([first, first]))
+    assert main(["benchmark", "--kernels", "sm_80"]) == 0
+    header, *lines, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["registers", "spilled", "shared", "warps", "seconds", "kernel,", "case"]
+    assert lines  # a case that comes twice is printed once
+    assert len(lines) == len(set(lines))
+    assert last == f"{len(lines)} kernels for sm_80, none of them with spilled registers"
+    for line in lines:
+        registers, spilled, shared, warps, _, *name = line.split()
+        assert 8 <= int(registers) <= 255
+        assert (int(spilled), int(shared) <= 163 * 1024, int(warps) <= 16) == (0, True, True)
+        assert " ".join(name).endswith(first.name)

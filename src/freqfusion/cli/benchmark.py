@@ -77,6 +77,12 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--explain", action="store_true", help="only say which backend runs and why the others cannot"
     )
+    parser.add_argument(
+        "--kernels",
+        metavar="sm_NN",
+        help="only compile every Triton kernel for a compute capability such as sm_90, without a GPU, and print what each "
+        "takes: registers, spilled bytes, shared memory",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
     return parser
 
@@ -84,6 +90,8 @@ def _parser() -> CommandParser:
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)
+    if args.kernels is not None:
+        return _print_kernels(args.kernels)
     import torch  # with all that follows not before, so that --help is answered at once
 
     from freqfusion.analysis.cost import choose_device
@@ -132,3 +140,31 @@ def _explain(cases: Sequence["Case"], device: "torch.device", dtype: "torch.dtyp
             for backend, reason in explanation.cannot.items():
                 if backend != explanation.backend:
                     yield f"    {backend} " + (f"cannot run because {reason}" if reason else "could run too")
+
+
+def _print_kernels(target: str) -> int:
+    """A line for every kernel of every representative call; 1 if one spills."""
+    capability = target.removeprefix("sm_")
+    if not capability.isdecimal() or target == capability:
+        raise ValueError(f"--kernels takes a compute capability such as sm_90, got {target!r}")
+    require("triton", "dev")
+    from freqfusion.ops._triton import INTERPRETED
+    from freqfusion.ops._triton.registry import cases, compile_case
+
+    if INTERPRETED:
+        raise ValueError("kernels are interpreted while TRITON_INTERPRET is set; unset it to compile them")
+    spilling, seen = 0, set()
+    print(f"{'registers':>9} {'spilled':>8} {'shared':>8} {'warps':>5} {'seconds':>7}  kernel, case")
+    for case in cases():
+        for usage in compile_case(case, int(capability)):
+            if usage.key in seen:
+                continue
+            seen.add(usage.key)
+            spilling += usage.stack > 0
+            print(
+                f"{usage.registers:>9} {usage.stack:>8} {usage.shared:>8} {usage.warps:>5} {usage.seconds:>7.1f}  "
+                f"{usage.kernel}, {usage.case}",
+                flush=True,
+            )
+    print(f"{len(seen)} kernels for {target}, {spilling or 'none'} of them with spilled registers")
+    return int(spilling > 0)
