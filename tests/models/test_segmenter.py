@@ -317,8 +317,9 @@ def test_autocast(swin_unet: EncoderDecoder) -> None:
     assert_close("bfloat16 autocast", half.float(), swin_unet(IMAGE), 5e-2)
 
 
-def test_compile() -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_compile(decoder: str) -> None:
     torch._dynamo.reset()
-    model = make_model("convnext_atto", "progressive").eval()
+    model = make_model("convnext_atto", decoder).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close("compiled", compiled(IMAGE), model(IMAGE), 1e-4)
