@@ -27,7 +27,7 @@ class _Encoder(nn.Module, EncoderMixin):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = [x]
-        for stage, channels in zip(self.stages, self._out_channels[1:], strict=False):
+        for stage, channels in zip(self.stages, self._out_channels[1 : self._depth + 1], strict=True):
             x = stage(x).relu()
             maps.append(x[:, :channels])
         return maps

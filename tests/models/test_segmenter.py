@@ -99,6 +99,36 @@ def test_a_network_that_needs_whole_branches() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
+@pytest.mark.parametrize(
+    ("name", "alike", "multiple"),
+    [
+        ("resnet18", "resnet18", 1),
+        ("dla34", "dla34", 32),
+        ("swin_base_patch4_window7_224_in22k", "swin_tiny_patch4_window7_224", 4),
+        ("swin_tiny_patch4_window7_224.ms_in1k", "swin_tiny_patch4_window7_224", 4),
+    ],
+    ids=["no", "DLA", "Swin, deprecated name", "Swin, tag"],
+)
+def test_what_a_network_needs_in_every_release_of_timm(
+    monkeypatch: pytest.MonkeyPatch, name: str, alike: str, multiple: int
+) -> None:
+    """Most releases take no single name of a file."""
+    timm = pytest.importorskip("timm")
+    original = timm.models.is_model_in_modules
+
+    def strict(name: str, files: tuple[str, ...]) -> bool:
+        assert isinstance(files, (tuple, list, set))
+        return bool(original(name, files))
+
+    monkeypatch.setattr(timm.models, "is_model_in_modules", strict)
+    encoder = make_encoder(name, **SMALL.get(alike, {}))
+    assert encoder.multiple == multiple
+    assert encoder.fixed_size is None
+    assert sizes_of(encoder(torch.rand(1, 3, 70, 90)))[-1] == (3, 3)
+
+
+@torch.no_grad()
 def test_a_network_of_one_size() -> None:
     image = torch.randn(1, 3, 96, 64)
     options = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32)}
@@ -287,8 +317,9 @@ def test_autocast(swin_unet: EncoderDecoder) -> None:
     assert_close("bfloat16 autocast", half.float(), swin_unet(IMAGE), 5e-2)
 
 
-def test_compile() -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_compile(decoder: str) -> None:
     torch._dynamo.reset()
-    model = make_model("convnext_atto", "progressive").eval()
+    model = make_model("convnext_atto", decoder).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close("compiled", compiled(IMAGE), model(IMAGE), 1e-4)

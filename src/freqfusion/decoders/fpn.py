@@ -79,7 +79,7 @@ class FPN(nn.Module):
         for fusion, fine in zip(self.fusions, reversed(laterals[:-1]), strict=True):
             _, hr_feat, lr_feat = fusion(hr_feat=fine, lr_feat=merged[0])
             merged.insert(0, hr_feat + lr_feat)
-        outputs = [output(x) for output, x in zip(self.outputs, merged, strict=False)]
+        outputs = [output(x) for output, x in zip(self.outputs, merged[: len(self.outputs)], strict=True)]
         if self.top_level == "pool":
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
         return outputs

@@ -54,8 +54,7 @@ class NMF2D(nn.Module):
             ``(B, C, H, W)`` with the dtype of ``x``.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
-        device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # "meta" has none
-        with torch.autocast(device, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # "meta" has none
             matrix = x.to(dtype).flatten(2)
             if bases is None:
                 bases = self._start(matrix)

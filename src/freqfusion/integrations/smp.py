@@ -319,16 +319,17 @@ class UpgradedSegformerDecoder(_Decoder, SegformerDecoder):
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         levels = len(features)
-        maps = [mlp(x) for mlp, x in zip(self.mlp_stage, reversed(features), strict=False)]  # coarsest first
+        coarsest_first = features[::-1][: len(self.mlp_stage)]
+        maps = [mlp(x) for mlp, x in zip(self.mlp_stage, coarsest_first, strict=True)]
         coarse, finer = maps[: levels - 2], maps[levels - 2 :]
         size = coarse[-1].shape[-2:]
         plain = torch.cat([resize(x, size, "bilinear") for x in coarse], dim=1)
         x = coarse[0]
         for level, fine in zip(range(levels - 2, 1, -1), coarse[1:], strict=True):
             x = torch.cat(self.fusions[str(level)](fine, x), dim=1)
-        coarsest_first = x.unflatten(1, (len(coarse), -1)).flip(1).flatten(1, 2)
+        x = x.unflatten(1, (len(coarse), -1)).flip(1).flatten(1, 2)  # coarsest first
         finer = [resize(x, size, "bilinear") for x in finer]
-        return self.fuse_stage(torch.cat([self.gate(plain, coarsest_first), *finer], dim=1))
+        return self.fuse_stage(torch.cat([self.gate(plain, x), *finer], dim=1))
 
 
 @register_host

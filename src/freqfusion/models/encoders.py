@@ -93,8 +93,8 @@ class TimmEncoder(nn.Module):
         timm = require("timm", "vision")
         if not timm.is_model(name):
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists what there is")
-        file = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
-        options = {**(FREE_SIZE if file in SWIN else {}), **(options or {})}
+        is_of = timm.models.is_model_in_modules  # most releases refuse a single string, all take a tuple
+        options = {**(FREE_SIZE if is_of(name, SWIN) else {}), **(options or {})}
         self.network = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
         layout = getattr(self.network, "output_fmt", "NCHW")  # MobileNets do not say
         layout = getattr(layout, "value", layout)  # an enumeration in timm
@@ -116,9 +116,9 @@ class TimmEncoder(nn.Module):
                 "plain vision transformer"
             )
         self.name = name
-        free = file in SWIN and not options["strict_img_size"]
+        free = is_of(name, SWIN) and not options["strict_img_size"]
         self.fixed_size = None if free else _fixed_size(self.network.pretrained_cfg, options.get("img_size"))
-        self.multiple = SIDE_MULTIPLES.get(file, 1)
+        self.multiple = next((side for file, side in SIDE_MULTIPLES.items() if is_of(name, (file,))), 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``(B, 3, H, W)`` to maps ``(B, out_channels[i], H_i, W_i)``.
