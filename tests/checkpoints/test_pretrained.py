@@ -323,6 +323,19 @@ def test_what_is_set_by_attribute_is_kept(name: str, attributes: dict[str, Any],
         assert type(holder) is type(value), path
 
 
+def test_arrays_set_where_numbers_were_are_kept(tmp_path: Path) -> None:
+    """Thresholds searched for with numpy, means measured with torch."""
+    np = pytest.importorskip("numpy")
+    model = detector("fasterrcnn_resnet50_fpn", num_classes=3)
+    model.roi_heads.score_thresh = np.linspace(0, 1, 5)[1]
+    model.roi_heads.detections_per_img = np.int64(7)
+    model.transform.image_mean = torch.tensor([0.25, 0.5, 0.75])
+    model.transform.image_std = [np.float64(0.5)] * 3
+    again: Any = from_pretrained(save_pretrained(model, tmp_path))
+    assert (again.roi_heads.score_thresh, again.roi_heads.detections_per_img) == (0.25, 7)
+    assert (again.transform.image_mean, again.transform.image_std) == ([0.25, 0.5, 0.75], [0.5] * 3)
+
+
 def test_start_weights_are_not_written_and_their_norms_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,8 @@ def find_attributes(model: nn.Module, made: nn.Module, maker: str) -> dict[str, 
             if name not in vars(other) or name in _OWN or _OF_TRAINING.fullmatch(name):
                 continue
             before = vars(other)[name]
+            if _is_plain(before) and before not in (None, [], ()):  # there what forward keeps would stand
+                value = _without_arrays(value)
             if _is_plain(value) and _is_plain(before):
                 if _listed(value) != _listed(before):
                     attributes.setdefault(path, {})[name] = _listed(value)
@@ -133,6 +135,13 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Arrays, tensors and the numbers of numpy as plain lists and numbers."""
+    if isinstance(value, (list, tuple)):
+        return [_without_arrays(x) for x in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _listed(value: Any) -> Any:
