@@ -80,8 +80,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--kernels",
         metavar="sm_NN",
-        help="only compile every Triton kernel for a compute capability such as sm_90, without a GPU, and print what each "
-        "takes: registers, spilled bytes, shared memory",
+        help="only compile every Triton kernel for a compute capability such as sm_90, without a GPU, and print what "
+        "each takes: registers, spilled bytes, shared memory",
     )
     parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
     return parser
