@@ -400,9 +400,8 @@ def check_units(boxes: Sequence[Sequence[float]], path: Path) -> None:
         boxes: all of a file or set, as x, y, width, height.
         path: of the file, for the error.
     """
-    ends = [(x + width, y + height) for x, y, width, height in boxes]
-    whole = all(float(number).is_integer() for box in boxes for number in box)
-    if boxes and not whole and max(max(end) for end in ends) <= 1:
+    within = all(max(x + width, y + height) <= 1 for x, y, width, height in boxes)
+    if within and not all(float(number).is_integer() for box in boxes for number in box):
         raise BadSampleError(
             f"{path}: all of its boxes lie within the first pixel, from 0 to 1: they seem to be shares of the "
             "picture's width and height. Multiply them by these: boxes are in pixels."
