@@ -21,8 +21,8 @@ class VOCBoxes(BoxFiles):
     ``ImageSets/Main/<split>.txt``, ``Annotations/NAME.xml`` and ``JPEGImages/NAME.jpg`` (or ``.jpeg``, ``.png``) in
     ``root``, ``root/VOC2012`` or ``root/VOCdevkit/VOC2012``. Corners are 1-based and inclusive: the box is
     ``(xmin - 1, ymin - 1, xmax, ymax)``, clipped to the picture. Difficult objects count as crowds, which are neither
-    trained on nor scored. Boxes of no width or height are left out with one warning. The image ids are the places in
-    the split's list, from 1. Everingham et al., "The Pascal visual object classes (VOC) challenge", IJCV 2010.
+    trained on nor scored. Boxes of no width or height are left out with one warning. The image ids are the
+    names in the split's list. Everingham et al., "The Pascal visual object classes (VOC) challenge", IJCV 2010.
 
     Args:
         root: folder of the data.
@@ -55,12 +55,12 @@ class VOCBoxes(BoxFiles):
         tops = (self.root, self.root / "VOC2012", self.root / "VOCdevkit" / "VOC2012")
         top = next((top for top in tops if (top / "ImageSets").is_dir()), self.root)
         list_path = top / "ImageSets" / "Main" / f"{self.split}.txt"
-        names = self.read_lines(list_path)
-        annotations: list[tuple[int, str, _Annotation]] = []
-        for number, name in enumerate(names, 1):
+        names = list(dict.fromkeys(self.read_lines(list_path)))
+        annotations: list[tuple[str, _Annotation]] = []
+        for name in names:
             try:
                 path = self.file(top / "Annotations", name, ".xml", endings=(".xml",), any_case=True)
-                annotations.append((number, name, self._read_xml(path)))
+                annotations.append((name, self._read_xml(path)))
             except BadSampleError as error:
                 self.leave_out(error)
         if names and not annotations:
@@ -68,8 +68,8 @@ class VOCBoxes(BoxFiles):
                 f"{list_path}: none of its samples can be used; see the warnings, or leave out skip_bad to see the "
                 "first error."
             )
-        labels = self._labels_of({entry.name for _, _, found in annotations for entry in found.objects})
-        empty = [path for _, _, found in annotations for path in [found.path] * found.empty]
+        labels = self._labels_of({entry.name for _, found in annotations for entry in found.objects})
+        empty = [path for _, found in annotations for path in [found.path] * found.empty]
         if empty:
             _log.warning(
                 "%s: left out %d box(es) of no width or height, the first of %s",
@@ -78,12 +78,12 @@ class VOCBoxes(BoxFiles):
                 empty[0],
             )
         pictures = []
-        for number, name, found in annotations:
+        for name, found in annotations:
             path = self.file(top / "JPEGImages", name, ".jpg", any_case=True)
             objects = tuple(
                 Object(labels[entry.name], entry.bbox, None, entry.is_difficult) for entry in found.objects
             )
-            pictures.append(BoxPicture(number, name, path, found.size, objects))
+            pictures.append(BoxPicture(name, name, path, found.size, objects))
         check_units([found.bbox for picture in pictures for found in picture.objects], list_path)
         return pictures
 
