@@ -37,8 +37,6 @@ class HostCase:
     limit: str = ""
     channels: int = 3
     """Of the image."""
-    fullgraph: bool = True
-    """Whether the host itself compiles without a graph break."""
     compiles: str = ""
     """Compile this submodule instead of the model."""
     pickles: bool = True

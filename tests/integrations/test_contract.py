@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from freqfusion import downgrade_, find_sites, from_pretrained, list_fusions, save_pretrained, upgrade_
 from freqfusion.integrations import Junction, Upgraded
@@ -38,7 +39,9 @@ def assert_equal(one: list[torch.Tensor], other: list[torch.Tensor], tolerance: 
     assert one
     assert [x.shape for x in one] == [x.shape for x in other]
     for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=False)
+        finite = b[b.isfinite()].double().abs()
+        largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=False)
 
 
 @torch.no_grad()
@@ -150,8 +153,18 @@ def test_compile(case: HostCase) -> None:
     model, image = shake(upgrade_(case.model())), case.image()
     expected = case.run(model, image)
     torch._dynamo.reset()
-    model.get_submodule(case.compiles).compile(backend="eager", fullgraph=case.fullgraph)
-    assert_equal(case.run(model, image), expected, 1e-5)
+    try:
+        model.get_submodule(case.compiles).compile(backend="eager", fullgraph=True)
+        found = case.run(model, image)
+    except TorchDynamoException:  # some releases of a host cannot be compiled in one graph
+        host = case.model()
+        host.get_submodule(case.compiles).compile(backend="eager", fullgraph=True)
+        with pytest.raises(TorchDynamoException):
+            case.run(host, image)
+        torch._dynamo.reset()
+        model.get_submodule(case.compiles).compile(backend="eager")
+        found = case.run(model, image)
+    assert_equal(found, expected, 1e-5)
 
 
 @torch.no_grad()

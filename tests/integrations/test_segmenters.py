@@ -22,6 +22,7 @@ from freqfusion import FreqFusion, downgrade_, save_pretrained
 from freqfusion.checkpoints.hosts import create_host, load_backbone_
 from freqfusion.integrations.segmenters import as_segmenter, build_host, list_hosts
 from freqfusion.models import predict_logits
+from host_cases.transformers import sizes_of_beit
 from support import load_golden, value_by_rule
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
@@ -46,6 +47,7 @@ BEIT = (
     "transformers:BeitForSemanticSegmentation?hidden_size=32&num_attention_heads=2&num_hidden_layers=4"
     "&intermediate_size=32&out_indices=[1,2,3,4]&image_size=64&use_relative_position_bias=True"
 )
+ONE_SIZE = pytest.mark.skipif(bool(sizes_of_beit()), reason="BEiT of this release takes one size alone")
 TINY: dict[str, dict[str, Any]] = {
     "segformer_b0": {**MIT, "decoder_hidden_size": 16},
     "upernet_swin_t": {**UPERNET, "auxiliary_in_channels": 32, "backbone_config": SWIN},
@@ -212,7 +214,7 @@ def test_options_of_the_upgrade() -> None:
 
 
 @pytest.mark.parametrize("fusion", ["freqfusion", "plain"])
-@pytest.mark.parametrize("name", [*TINY, BEIT, "smp:PAN?encoder_name=resnet18"])
+@pytest.mark.parametrize("name", [*TINY, pytest.param(BEIT, marks=ONE_SIZE), "smp:PAN?encoder_name=resnet18"])
 @torch.no_grad()
 def test_scores_at_any_size(name: str, fusion: str) -> None:
     fusion = {SMP: "nearest"}.get(name, "bilinear") if fusion == "plain" else fusion
@@ -226,7 +228,7 @@ def test_scores_at_any_size(name: str, fusion: str) -> None:
     torch.testing.assert_close(averaged.sum(1), torch.ones(1, 33, 50))
 
 
-@pytest.mark.parametrize("name", ["segformer_b0", "upernet_swin_t", SMP, BEIT])
+@pytest.mark.parametrize("name", ["segformer_b0", "upernet_swin_t", SMP, pytest.param(BEIT, marks=ONE_SIZE)])
 @torch.no_grad()
 def test_scores_are_the_hosts(name: str) -> None:
     """At the size of the image; where the host needs another, at that of the padded image, cropped."""
@@ -338,7 +340,7 @@ def test_the_loss_is_the_criterions(name: str) -> None:
     torch.testing.assert_close(segmenter.training_loss(images, mask, cross_entropy), expected)
 
 
-@pytest.mark.parametrize("name", ["upernet_swin_t", "upernet_convnext_t", BEIT])
+@pytest.mark.parametrize("name", ["upernet_swin_t", "upernet_convnext_t", pytest.param(BEIT, marks=ONE_SIZE)])
 def test_the_auxiliary_head_counts_as_published(name: str) -> None:
     """The library's own loss for the same truth."""
     host = tiny(name).eval()

@@ -81,7 +81,7 @@ def test_without_gates_the_hosts_own_interpolation_gives_the_hosts_outputs(
     name: str, method: str, options: dict[str, Any]
 ) -> None:
     case: HostCase = CASES[name]
-    model, image = case.model(), case.image(case.odd_size)
+    model, image = case.model(), case.image(case.odd_size or case.size)
     expected = case.run(model, image)
     upgrade_(model, method, init="paper", **options)
     for one, other in zip(case.run(model, image), expected, strict=True):
@@ -97,9 +97,10 @@ def test_segformer_is_a_cascade_with_the_channels_in_the_order_of_the_host() -> 
     assert sites == {"fusions.2": (16, 16), "fusions.1": (16, 32), "fusions.0": (16, 48)}
 
     levels = [torch.randn(2, c, n, n + 2) for c, n in zip((8, 16, 24, 32), (16, 8, 5, 3), strict=True)]
+    projections = head.linear_projections if hasattr(head, "linear_projections") else head.linear_c
     c1, c2, c3, c4 = (
         F.conv2d(level, mlp.proj.weight[..., None, None], mlp.proj.bias)
-        for level, mlp in zip(levels, head.linear_projections, strict=True)
+        for level, mlp in zip(levels, projections, strict=True)
     )
 
     def enlarge(x: Tensor, *finer: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class _View:
     """A module with some attributes replaced, as the ``self`` of its class's forward. Leaves the module alone."""
 
     def __init__(self, module: Any, **replaced: Any) -> None:
-        self.__dict__.update(replaced, _module=module)
+        for name, value in {**replaced, "_module": module}.items():
+            setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
