@@ -145,7 +145,7 @@ def test_options_of_another_task(
     words = ["predict", str(data), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
     for option, message in (
         (["--window", "64"], "--window does not apply to this network's task, objects and segments"),
-        (["--sizes", "64", "0"], "--sizes are lengths in pixels, at least 1, got 0"),
+        (["--sizes", "64", "0"], "--sizes is [64, 0], expected one or more whole numbers of at least 1"),
         (["--score", "7"], "--score must be from 0 to 1, got 7"),
     ):
         assert main([*words, *option]) == 2

@@ -271,7 +271,7 @@ def test_sizes_and_mirrored_passes_are_merged(tmp_path: Path) -> None:
     "options, message",
     [
         ({"num_classes": 0}, "num_classes is 0, expected at least 1"),
-        ({"network_options": {"colour": 1}}, "the options {'colour': 1} do not fit 'faster_rcnn_r50'"),
+        ({"network_options": {"colour": 1}}, "network_options {'colour': 1} do not fit 'faster_rcnn_r50'"),
         ({"network": "segnext_t"}, "unknown detector 'segnext_t'"),
         ({"network": "torchvision:resnet9"}, "torchvision has no model 'resnet9'"),
         ({"upgrade_options": {"init": "paper"}}, "upgrade_options are for detectors of torchvision"),
