@@ -427,7 +427,8 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
         fusions = [module for module in segmenter.modules() if isinstance(module, FreqFusion)]
         assert {fusion.use_checkpoint for fusion in fusions} == {checkpointing}
         flags = [getattr(module, "gradient_checkpointing", False) for module in segmenter.modules()]
-        assert any(flags) == checkpointing
+        supported = any(getattr(m, "supports_gradient_checkpointing", False) for m in segmenter.modules())
+        assert any(flags) == (checkpointing and supported)  # SegFormer: not in every release
         torch.manual_seed(1)  # of drop path and random points
         segmenter.training_loss(images, mask, cross_entropy).backward()
         gradients.append({key: x.grad for key, x in segmenter.named_parameters() if x.grad is not None})

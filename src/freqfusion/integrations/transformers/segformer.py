@@ -42,7 +42,7 @@ class UpgradedSegformerDecodeHead(Upgraded, SegformerDecodeHead):
         return (tuple(torch.randn(1, c, n, n + 3) for c, n in zip(channels, sizes, strict=True)),)
 
     def forward(self, encoder_hidden_states: Any, **kwargs: Any) -> Tensor:
-        # called linear_c up to transformers 5.0 at least
+        # called linear_c up to transformers 5.8 at least
         projections: Any = self.linear_projections if hasattr(self, "linear_projections") else self.linear_c
         maps = [_project(level, mlp) for level, mlp in zip(encoder_hidden_states, projections, strict=True)]
         x = maps[-1]
