@@ -39,9 +39,7 @@ def assert_equal(one: list[torch.Tensor], other: list[torch.Tensor], tolerance: 
     assert one
     assert [x.shape for x in one] == [x.shape for x in other]
     for a, b in zip(one, other, strict=True):
-        finite = b[b.isfinite()].double().abs()
-        largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=False)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=False)
 
 
 @torch.no_grad()
@@ -164,7 +162,9 @@ def test_compile(case: HostCase) -> None:
         torch._dynamo.reset()
         model.get_submodule(case.compiles).compile(backend="eager")
         found = case.run(model, image)
-    assert_equal(found, expected, 1e-5)
+    for a, b in zip(found, expected, strict=True):  # compiled sums round otherwise: 8e-5 of 48 with torch 2.8
+        largest = max(1.0, float(b[b.isfinite()].abs().max())) if b.isfinite().any() else 1.0
+        assert_equal([a], [b], 1e-5 * largest)
 
 
 @torch.no_grad()
