@@ -30,7 +30,7 @@ def test_create_dataset_passes_options_on() -> None:
     dataset = create_dataset("synthetic", None, "val", length=3, size=(8, 10), seed=4)
     assert len(dataset) == 3
     assert dataset[2]["mask"].shape == (8, 10)
-    with pytest.raises(TypeError, match="lenght"):
+    with pytest.raises(ValueError, match="no option lenght"):
         create_dataset("synthetic", None, "val", lenght=3)
 
 

@@ -89,21 +89,7 @@ def test_nothing_else_calls_the_sampler_of_torch() -> None:
         for path in SOURCES.rglob("*.py")
         if re.search(r"F\.grid_sample\(|functional\.grid_sample\(|aten\.grid_sampler\w*\(", path.read_text())
     ]
-    # the derivative in x for the backend without a kernel for it; guarded, as the tests here show
-    assert sorted(callers) == ["ops/_sampling.py", "ops/resample.py"]
-
-
-def test_derivative_for_triton_survives() -> None:
-    run("""
-from freqfusion.ops.resample import _grid_sampled_backward_x, resample
-torch.manual_seed(0)
-x, offsets = torch.randn(1, 4, 9, 9, requires_grad=True), torch.randn(1, 2, 40, 40)
-offsets[0, 0, 3, 4], offsets[0, 1, 5, 6] = float("nan"), float("-inf")
-grad = torch.randn(1, 4, 40, 40)
-(expected,) = torch.autograd.grad(resample(x, offsets, backend="torch"), x, grad)
-actual = _grid_sampled_backward_x(x.detach(), offsets, grad, 1, 9, 9)
-assert expected.isnan().any() and torch.allclose(actual, expected, equal_nan=True)
-""")
+    assert callers == ["ops/_sampling.py"]
 
 
 def _results(backend: str, x: Tensor, offsets: Tensor, groups: int, squared: bool) -> list[Tensor]:

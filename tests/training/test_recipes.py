@@ -253,7 +253,9 @@ def test_the_recipes_as_released_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", released_recipes())
-def test_a_recipe_as_released_builds_the_released_network(path: Path) -> None:
+def test_a_recipe_as_released_builds_the_released_network(path: Path, monkeypatch) -> None:
+    # parameters are counted without values, which upgrade_ refuses
+    monkeypatch.setattr("freqfusion.integrations.upgrade._check_values", lambda model: None)
     model = yaml.safe_load(path.read_text())["model"]
     name, options = model["network"], model.get("network_options", {})
     with torch.device("meta"):

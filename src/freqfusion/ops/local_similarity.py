@@ -86,7 +86,7 @@ def _local_similarity(
 
         similarity, saved = kernels.local_similarity(x, inner, dilation, EPSILON, _planes(window))
         return _spread(similarity, inner, window), saved
-    return _spread(_native.local_similarity(x, inner, dilation), inner, window), x.new_empty(0)
+    return _spread(_native.local_similarity(x, inner, dilation), inner, window), x.new_empty((0,))
 
 
 def _planes(window: int) -> int:
@@ -119,7 +119,7 @@ def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[T
         return similarity, similarity.new_empty(
             (x.shape[0], _planes(window), *x.shape[-2:]), dtype=torch.float32
         )
-    return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device), x.new_empty(0)
+    return torch.empty(shape, dtype=accumulation_dtype(x), device=x.device), x.new_empty((0,))
 
 
 @_local_similarity_backward.register_fake
