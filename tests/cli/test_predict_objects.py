@@ -146,7 +146,7 @@ def test_options_of_another_task(
     for option, message in (
         (["--window", "64"], "--window does not apply to this network's task, objects and segments"),
         (["--sizes", "64", "0"], "--sizes is [64, 0], expected one or more whole numbers of at least 1"),
-        (["--score", "7"], "--score must be from 0 to 1, got 7"),
+        (["--score", "7"], "--score is 7.0, expected a number of at least 0 and at most 1"),
     ):
         assert main([*words, *option]) == 2
         assert message in capsys.readouterr().err
