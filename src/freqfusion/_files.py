@@ -37,5 +37,5 @@ def read_text(path: Path) -> str:
         if "\0" in text:
             raise ValueError("it holds characters of the code 0")
     except ValueError as error:
-        raise ValueError(f"{path}: is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+        raise ValueError(f"{path}: is not UTF-8 text ({error}). Save it as UTF-8.") from error
     return text

@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
             f"{path} nests lists in lists, expected at most {MAX_DEPTH}: it is damaged"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): copy it again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): copy it again") from error
     check_plain(content, path)
     return content
 

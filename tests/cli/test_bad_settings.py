@@ -137,14 +137,14 @@ def test_a_typo_names_the_nearest_option(tmp_path, capsys):
         ("text", "holds str"),
         ("model: [1, 2]", "model is '[1, 2]'"),
         ("trainer:", "trainer is 'None'"),
-        ("[" * 3000 + "]" * 3000, "is no YAML"),
-        ("model: {lr: ", "is no YAML"),
+        ("[" * 3000 + "]" * 3000, "is not valid YAML"),
+        ("model: {lr: ", "is not valid YAML"),
         (
             "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [PLACE]]",
-            "is no YAML",
+            "is not valid YAML",
         ),
-        ("model: !!python/object/apply:os.system ['touch PLACE']", "is no YAML"),
-        (b"\xff\xfem\x00", "no text in UTF-8"),
+        ("model: !!python/object/apply:os.system ['touch PLACE']", "is not valid YAML"),
+        (b"\xff\xfem\x00", "not UTF-8 text"),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "compare"])

@@ -367,7 +367,7 @@ def test_classes_in_another_encoding_are_named(tmp_path: Path, encoding: str) ->
     semantic_files("folder", tmp_path, ".png", ".png")
     text = "fond\n道路\n" if encoding == "shift_jis" else "fond\nvoie ferrée\n"
     (tmp_path / "classes.txt").write_bytes(text.encode(encoding))
-    with pytest.raises(ValueError, match=r"classes\.txt: is no text in UTF-8 .*Save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"classes\.txt: is not UTF-8 text .*Save it as UTF-8"):
         create_dataset("folder", tmp_path, "train")
 
 
@@ -384,7 +384,7 @@ def test_lists_in_other_encodings(tmp_path: Path, name: str) -> None:
         path.write_bytes(encoded(names, encoding))
         assert len(create(name, tmp_path, "train")) == 1
     path.write_bytes("é\n".encode("cp1252"))
-    with pytest.raises(ValueError, match=r"train\.txt: is no text in UTF-8 .*Save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"train\.txt: is not UTF-8 text .*Save it as UTF-8"):
         create(name, tmp_path, "train")
 
 

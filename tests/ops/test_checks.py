@@ -52,10 +52,10 @@ def test_whole_numbers(call: str, value: object) -> None:
         NUMBERS[call](value)
 
 
-@pytest.mark.parametrize("value", [1, np.int64(1), np.uint8(1)], ids=repr)
+@pytest.mark.parametrize("value", [np.int64(1), np.uint8(1)], ids=repr)
 @pytest.mark.parametrize("call", [call for call in NUMBERS if call.endswith(("groups", "dilation", "]"))])
 def test_integers_of_numpy(call: str, value: int) -> None:
-    NUMBERS[call](value)
+    assert torch.equal(NUMBERS[call](value), NUMBERS[call](1))
 
 
 def test_window_sides_of_numpy() -> None:

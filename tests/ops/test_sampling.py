@@ -36,7 +36,12 @@ for size in (1, 7, 64):
     offsets = torch.randn(2, 4, size, size)
     offsets.view(-1)[::5] = float({value!r})
     offsets = offsets.to(torch.{dtype}).requires_grad_()
-    resample(x, offsets, 2, backend="torch").sum().backward()
+    out = resample(x, offsets, 2, backend="torch")
+    out.sum().backward()
+    unknown = offsets.detach().unflatten(1, (2, 2)).isnan().any(1)  # (B, groups, H, W)
+    assert torch.equal(out.detach().unflatten(1, (2, 4)).isnan().all(2), unknown)
+    assert torch.equal(offsets.grad.unflatten(1, (2, 2)).isnan().all(1), unknown)
+    assert x.grad.isnan().any() == unknown.any()
 """)
 
 

@@ -80,7 +80,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
 
     Raises:
         ImportError: if safetensors is not installed.
-        ValueError: if it is not known how the model is made, or ``host`` makes another one: with other weights, or
+        ValueError: if it cannot be told how the model is made, or ``host`` makes another one: with other weights, or
             with layers that differ in more than plain values.
     """
     safetensors = require("safetensors.torch", "hub")
@@ -162,7 +162,7 @@ def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
         host: likewise.
 
     Raises:
-        ValueError: if it is not known how the model is made, or if that makes another one.
+        ValueError: if it cannot be told how the model is made, or if that makes another one.
     """
     spec = ModelSpec.parse(host) if host is not None else _describe(model)
     if spec.is_known:

@@ -67,7 +67,7 @@ def find_attributes(model: nn.Module, made: nn.Module, maker: str) -> dict[str, 
                     attributes.setdefault(path, {})[name] = _listed(value)
             elif _is_other(value, before):
                 raise ValueError(
-                    f"{'.'.join(filter(None, (path, name)))} is not what {maker} makes, and is no plain value that "
+                    f"{'.'.join(filter(None, (path, name)))} is not what {maker} makes, and not a plain value that "
                     "could be written down: name a constructor of your own, host='my_package.models:build'"
                 )
     return attributes
@@ -77,7 +77,7 @@ def restore_settings(model: nn.Module, settings: Mapping[str, Any], source: str)
     """Set a model that was made anew as :func:`freeze_as` and :func:`find_attributes` found it. In place.
 
     Raises:
-        ValueError: for settings that do not fit the model, or that are no plain values.
+        ValueError: for settings that do not fit the model, or that are not plain values.
     """
     frozen, attributes = settings.get(FROZEN, []), settings.get(ATTRIBUTES, {})
     try:
@@ -115,7 +115,7 @@ def _freeze(model: nn.Module, paths: list[str]) -> None:
     for path in paths:
         norm = model.get_submodule(path)
         if type(norm) is not nn.BatchNorm2d:
-            raise KeyError(f"{path} is no batch norm")
+            raise KeyError(f"{path} is not a batch norm")
         from torchvision.ops import FrozenBatchNorm2d
 
         parent, _, name = path.rpartition(".")

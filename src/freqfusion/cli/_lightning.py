@@ -130,7 +130,7 @@ class CommandLine(LightningCLI):
                 "--stop_at_nan",
                 type=bool,
                 default=True,
-                help="End the run when the loss or a weight is no finite number any more; false goes on with a "
+                help="End the run when the loss or a weight is no longer finite; false goes on with a "
                 "warning.",
             )
         else:
@@ -312,9 +312,9 @@ def _read_recipe(path: str) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
+        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except (RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         held = "is empty" if recipe is None else f"holds {type(recipe).__name__} {str(recipe)[:40]!r}"
         raise UsageError(f"{path} {held}, expected settings such as 'model:' with 'lr: 0.001' below it")

@@ -5,10 +5,14 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
 from freqfusion._optional import IMPORT_VARIABLE
+
+OUT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory"
+"""How torch says it, on any device."""
 
 
 def list_commands() -> dict[str, str]:
@@ -127,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        if os.environ.get("FREQFUSION_DEBUG") or not (isinstance(error, MemoryError) or "memory" in reason):
+        short = isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, reason)
+        if os.environ.get("FREQFUSION_DEBUG") or not short:
             raise
         print(f"freqfusion {name}: error: there is not enough memory for that: {reason}", file=sys.stderr)
         return 1

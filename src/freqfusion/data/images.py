@@ -152,7 +152,7 @@ def _note_depth(path: Path, bits: int) -> None:
     """Say so if few of the 16 bits that a picture stores are used."""
     if bits <= 14:
         warnings.warn(
-            f"{path.parent}: holds 16-bit pictures of which {bits} bits are used. Values are scaled by 255 / 65535, "
+            f"{path.parent}: holds 16-bit pictures that use only {bits} bits. Values are scaled by 255 / 65535, "
             f"alike in all pictures, which leaves about {max(2 ** (bits - 8), 1)} of 256 grey levels. Multiply them "
             "by one power of two (16 for 12 bits) in all pictures, those to train on and those to predict.",
             stacklevel=2,

@@ -226,7 +226,7 @@ def _places(model: nn.Module) -> Iterator[_Place]:
                 joints = upgraded.joints(seen)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path or 'the model'}: it is not known where fusions fit in this {type(module).__name__} "
+                    f"{path or 'the model'}: cannot tell where fusions fit in this {type(module).__name__} "
                     f"({error}); {_CHANGED}"
                 ) from error
             yield _Place(path, module, seen, upgraded, joints, next(near, torch.empty(0)))

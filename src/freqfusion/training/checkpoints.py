@@ -281,7 +281,7 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _save(trainer: L.Trainer, path: Path) -> bool:
-        """Write a checkpoint unless the weights are no numbers any more, which would take the place of good ones."""
+        """Write a checkpoint unless the weights are no longer finite, which would take the place of good ones."""
         greatest = greatest_weight(trainer.lightning_module)
         if not math.isfinite(trainer.strategy.reduce(greatest, reduce_op="sum")):
             return False

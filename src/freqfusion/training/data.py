@@ -234,7 +234,7 @@ def check_classes(dataset: SampleFiles[Any], trained_on: bool) -> None:
     hides = isinstance(dataset, FileDataset) and dataset.values.get(255) == 255 and 255 in occurring
     if hides:
         text += (
-            " The value 255 does occur, which means that there is no truth; if it is an object, as in masks of 0 and "
+            " The value 255 does occur, which means no truth; if it is an object, as in masks of 0 and "
             "255, store the index of its class instead."
         )
     found = len(known & occurring)

@@ -25,7 +25,7 @@ def greatest_weight(module: nn.Module) -> Tensor:
 
 
 class FiniteNumbers(Callback):
-    """Ends a run whose loss or weights are no finite numbers any more: nothing good would come of it.
+    """Ends a run whose loss or weights are no longer finite: nothing good would come of it.
 
     Args:
         checkpoints: what keeps the last good weights, if there is something.

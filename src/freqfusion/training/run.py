@@ -28,7 +28,7 @@ def create_trainer(
         out: The run folder; made where it is missing.
         checkpoint_steps: Optimiser steps between two of ``last.ckpt``.
         log_steps: Optimiser steps over which the training loss is averaged into one row of ``metrics.csv``.
-        stop_at_nan: End the run when the loss or a weight is no finite number any more; ``last.ckpt`` is then of
+        stop_at_nan: End the run when the loss or a weight is no longer finite; ``last.ckpt`` is then of
             before.
         **options: Further arguments of ``lightning.Trainer``; callbacks and plugins are added to ours.
 

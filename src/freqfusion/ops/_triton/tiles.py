@@ -64,7 +64,7 @@ def described(last: bool, align: int) -> str:
     if not last:
         return "rows (the channels of a pixel do not lie side by side)"
     if align < 4:
-        return "channels one by one (their number or a stride is no multiple of 4)"
+        return "channels one by one (their number or a stride is not a multiple of 4)"
     return "channels side by side"
 
 
