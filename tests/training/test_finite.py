@@ -49,6 +49,24 @@ def test_going_on_is_an_option_that_keeps_good_weights_too(tmp_path, monkeypatch
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
+def test_two_classes_are_judged_with_weights_that_are_nan():
+    """A run that goes on is judged to its end; Dice, sensitivity and AUC say that nothing was found."""
+    from freqfusion.training import SegmentationModule
+
+    module = SegmentationModule(num_classes=2, network="fpn_small", fusion="bilinear").eval()
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, math.nan)
+    mask = torch.zeros(1, 32, 32, dtype=torch.long)
+    mask[:, 8:20, 4:30] = 1
+    module.validation_step({"image": torch.zeros(1, 3, 32, 32), "mask": mask, "name": ["a"]}, 0)
+    assert {name: float(value) for name, value in module.binary.compute().items()} == {
+        "dice": 0.0,
+        "sensitivity": 0.0,
+        "specificity": 1.0,
+        "auc": 0.5,
+    }
+
+
 def test_greatest_weight():
     layer = nn.Linear(2, 1)
     nn.init.constant_(layer.weight, -3.0)

@@ -186,7 +186,8 @@ class SegmentationModule(TaskModule):
         scores = self.predict(batch["image"])
         self.metrics.update(scores.argmax(dim=1), batch["mask"])
         if self.binary is not None:
-            self.binary.update(scores.softmax(dim=1)[:, 1], batch["mask"])
+            found = scores.softmax(dim=1)[:, 1].nan_to_num(0.0)  # weights that turned NaN find nothing
+            self.binary.update(found, batch["mask"])
         self.mean_loss.update(self.loss(scores, batch["mask"]), weight=len(batch["name"]))
 
     def _sum_up(self, stage: str) -> None:
