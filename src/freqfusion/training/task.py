@@ -63,7 +63,8 @@ def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module 
 
 def misfit(name: str, options: Mapping[str, Any] | None, error: Exception) -> str:
     """What to say of options that do not fit a network."""
-    return f"network_options {options} do not fit {name!r}: {' '.join(str(error).split())}"
+    reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    return f"network_options {options} do not fit {name!r}: {' '.join(reason.split())}"
 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -116,6 +116,16 @@ def test_evaluation(kind: str, top_level: str) -> None:
             assert int(result["segments"].max()) == len(result["segment_labels"])
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_weights_that_are_nan_find_nothing(kind: str) -> None:
+    model = create_small(kind).eval()
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    with torch.no_grad():
+        results = model([torch.rand(3, *size) for size in IMAGES])
+    assert [tuple(result["boxes"].shape) for result in results] == [(0, 4)] * len(IMAGES)
+
+
 def test_half_precision_keeps_boxes_exact() -> None:
     """Under autocast boxes are computed in single precision: bfloat16 has steps of 4 pixels at 1000."""
     model = create_small("mask_rcnn", box_score_thresh=0.0).eval()

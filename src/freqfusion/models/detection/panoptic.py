@@ -269,7 +269,8 @@ class PanopticFPN(RCNN):
         """Detections to be merged, with masks: non-maximum suppression is over all classes together."""
         heads = self.roi_heads
         scores, changes = heads.classify(features, proposals)
-        boxes = heads.box_coder.decode(changes, proposals)
+        # torchvision leaves the boxes of no proposals flat: there are none where weights turned NaN
+        boxes = heads.box_coder.decode(changes, proposals).reshape(*scores.shape, 4)
         probabilities = scores.softmax(-1)
         counts = [len(x) for x in proposals]
         instances = []
