@@ -355,7 +355,7 @@ DAMAGES = {
     shrink_mask: r"labels.frame_1\.png: is 3x3 pixels, but its picture .*frame_1\.png is 4x3\. Give them one size",
     mislabel: r"labels.frame_1\.png: holds the label values 12, 14, 16, 18, 20, 40, but CamVid has only 0\.\.11",
     mislabel_deeply: r"labels.frame_1\.png: holds the label values 256\.\.267, but CamVid has only 0\.\.11",
-    colour_mask: r"labels.frame_1\.png: is a picture of mode RGB, expected one class index a pixel",
+    colour_mask: r"labels.frame_1\.png: is a picture of mode RGB, expected one class index per pixel",
 }
 
 

@@ -107,7 +107,7 @@ def read_features(paths: Sequence[Path], classes: Path | None = None) -> SavedFe
 
     Args:
         paths: ``.npy``, ``.npz`` and ``.safetensors`` files.
-        classes: a text file with one class name a line.
+        classes: a text file with one class name per line.
 
     Raises:
         FileNotFoundError: for a file that is not there.

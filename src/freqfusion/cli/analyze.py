@@ -47,7 +47,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--split", help="part of the data [the one judged in training, or val]")
     parser.add_argument(
-        "--classes", type=Path, help="with --features: a text file with one class name a line"
+        "--classes", type=Path, help="with --features: a text file with one class name per line"
     )
     parser.add_argument("--limit", type=whole_number, help="take only so many images, evenly spread [all]")
     parser.add_argument("--pictures", type=whole_number, default=6, help="images of them in the explorer [6]")

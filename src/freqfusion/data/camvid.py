@@ -17,7 +17,7 @@ class CamVid(FileDataset):
     """
 
     layout: ClassVar[str] = (
-        "CamVid expects ROOT/<split>.txt with one name a line, ROOT/<split>/images/NAME.jpg (or .png) and "
+        "CamVid expects ROOT/<split>.txt with one name per line, ROOT/<split>/images/NAME.jpg (or .png) and "
         "ROOT/<split>/labels/NAME.png; or the SegNet authors' ROOT/<split>/NAME.png and "
         "ROOT/<split>annot/NAME.png."
     )

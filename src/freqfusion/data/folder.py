@@ -18,12 +18,12 @@ class ImageFolder(FileDataset):
     ``root/<split>/images`` and ``root/<split>/masks``, or, for data without splits, ``root/images`` and
     ``root/masks`` (every split is then the whole folder, and a warning says so). A mask is a PNG, or another
     lossless format, whose values are class indices, 255 where there is no truth. ``root/classes.txt`` holds
-    one class a line in the order of the indices, each with an optional colour: ``name`` or
+    one class per line in the order of the indices, each with an optional colour: ``name`` or
     ``name red green blue``. For arguments and errors see :class:`~freqfusion.data.base.FileDataset`.
     """
 
     layout: ClassVar[str] = (
-        "A folder dataset expects ROOT/classes.txt with one class a line (NAME or NAME RED GREEN BLUE), and "
+        "A folder dataset expects ROOT/classes.txt with one class per line (NAME or NAME RED GREEN BLUE), and "
         "ROOT/<split>/images and ROOT/<split>/masks (or ROOT/images and ROOT/masks) with files of the same "
         "names."
     )

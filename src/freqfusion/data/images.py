@@ -213,7 +213,7 @@ def decode_mask(path: Path, brightness: bool = False) -> Decoded:
     def convert(picture: Image.Image, layout: str) -> Any:
         if len(picture.getbands()) != 1 or picture.mode == "F":
             raise BadSampleError(
-                f"{path}: is a picture of mode {picture.mode}, expected one class index a pixel. "
+                f"{path}: is a picture of mode {picture.mode}, expected one class index per pixel. "
                 "Save it as an 8-bit greyscale or palette PNG whose values are the class indices."
             )
         if picture.mode == "P" and (brightness or layout.startswith("GIF")):
@@ -233,7 +233,7 @@ def read_mask(path: str | Path, *, brightness: bool = False) -> Tensor:
     """Read a label map as the values stored in the file. EXIF orientation is applied, as to images.
 
     Args:
-        path: a picture with one value a pixel.
+        path: a picture with one value per pixel.
         brightness: of a palette picture give the brightness of its colours, not the indices: of a map in black and
             white, which may have either at index 0. Of a GIF, which numbers its greys anew, it is always that.
 
@@ -241,6 +241,6 @@ def read_mask(path: str | Path, *, brightness: bool = False) -> Tensor:
         ``(H, W)`` int64.
 
     Raises:
-        BadSampleError: if the file is missing, broken or holds colours instead of one value a pixel.
+        BadSampleError: if the file is missing, broken or holds colours instead of one value per pixel.
     """
     return decode_mask(Path(path), brightness).pixels

@@ -48,7 +48,7 @@ class IndexNet(Fusion):
         self.holistic = kind == "holistic"
         if not self.holistic and hr_channels != lr_channels:
             raise ValueError(
-                f"kind={kind!r} predicts one map a channel and needs hr_channels == lr_channels, got "
+                f"kind={kind!r} predicts one map per channel and needs hr_channels == lr_channels, got "
                 f'{hr_channels} and {lr_channels}; use kind="holistic"'
             )
 
