@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def profile(folder: Path) -> int:
     return 0
 
 
-def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeats: int) -> dict[str, object]:
+def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeats: int) -> dict[str, Any]:
     kept = 0
 
     def run() -> None:
@@ -158,14 +159,14 @@ def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeat
     }
 
 
-def _print(record: dict[str, object]) -> None:
+def _print(record: dict[str, Any]) -> None:
     print(_title(record), flush=True)
-    for name, kernel in list(record["kernels"].items())[:15]:  # type: ignore[attr-defined]
+    for name, kernel in list(record["kernels"].items())[:15]:
         print(f"  {kernel['us']:9.1f} us  {kernel['launches']:5.1f}x  {name[:90]}", flush=True)
 
 
-def _title(record: dict[str, object]) -> str:
-    kept = f", outputs and kept {record['kept_bytes'] / 2**20:.0f} MiB" if record["kept_bytes"] else ""  # type: ignore[operator]
+def _title(record: dict[str, Any]) -> str:
+    kept = f", outputs and kept {record['kept_bytes'] / 2**20:.0f} MiB" if record["kept_bytes"] else ""
     return (
         f"FreqFusion, {record['dtype']}, {record['layout']}, {record['pass']}: {record['us']:.0f} us in "
         f"{record['launches']:.0f} launches{kept}"
