@@ -345,7 +345,7 @@ def test_parts_that_are_not_the_hosts_get_one_line() -> None:
     pair = Pair()
     pair.block = nn.Identity()
     with pytest.raises(
-        ValueError, match=r"not known where fusions fit in this Pair \(.*subscriptable\).*upgrade first"
+        ValueError, match=r"cannot tell where fusions fit in this Pair \(.*subscriptable\).*upgrade first"
     ):
         upgrade_(pair)
     pair.block = nn.Sequential(nn.Conv2d(8, 8, 1))

@@ -364,7 +364,7 @@ def test_explains_which_kernels_serve() -> None:
     with use_backend("triton"):
         assert explain("resample", last, offsets, groups=2).kernels == "channels side by side"
         assert "do not lie side by side" in explain("resample", x, offsets, groups=2).kernels
-        assert "no multiple of 4" in explain("resample", odd, offsets, groups=2).kernels
+        assert "not a multiple of 4" in explain("resample", odd, offsets, groups=2).kernels
         assert explain("local_similarity", x).kernels.startswith("window 3x3: tiles of rows;")
         assert explain("local_similarity", last).kernels.startswith("window 3x3: channels side by side;")
         large = torch.zeros(1, 1, 1, 1, device=DEVICE).expand(1, 4097, 1, 1)
