@@ -51,7 +51,7 @@ class UnusedParameter(Upsample):
 class NotANumber(Upsample):
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
         fused = super().fuse(hr_feat, lr_feat)
-        return fused._replace(lr_feat=fused.lr_feat / torch.zeros(()))
+        return FusedFeatures(fused.lowpass_kernel, fused.hr_feat, fused.lr_feat / torch.zeros(()))
 
 
 class ForgetsItsState(Upsample):
@@ -61,7 +61,7 @@ class ForgetsItsState(Upsample):
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
         fused = super().fuse(hr_feat, lr_feat)
-        return fused._replace(lr_feat=fused.lr_feat * (1 + self.factor))
+        return FusedFeatures(fused.lowpass_kernel, fused.hr_feat, fused.lr_feat * (1 + self.factor))
 
 
 class BreaksTheGraph(Upsample):

@@ -266,7 +266,7 @@ class Wrong(nn.Module):
 
     def __init__(self, shift: float) -> None:
         super().__init__()
-        self.shift = shift
+        self.register_buffer("shift", torch.tensor(shift))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return 100 * image, image + self.shift if torch.compiler.is_exporting() else image + 0

@@ -358,11 +358,13 @@ def test_second_derivatives() -> None:
         (lambda x, kernels: carafe(x, kernels, 3), (x, kernels)),
         (lambda x, logits: carafe_from_logits(x, logits, 3, gain=2), (x, kernels)),
         (lambda x: local_similarity(x, dilation=1), (x,)),
-        (lambda x, offsets: resample(x, offsets), (x, offsets)),
+        (resample, (x, offsets)),
     ):
         found = []
         for name, dtype, device in (("triton", F32, DEVICE), ("torch", torch.float64, "cpu")):
             leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
+            if (operator, name) == (resample, "torch"):
+                operator = resample_naive  # the sampler of torch 2.8 has no second derivative
             with use_backend(name):
                 first = torch.autograd.grad(operator(*leaves).square().sum(), leaves, create_graph=True)
                 found.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves))
@@ -398,7 +400,7 @@ def test_freqfusion_filters_from_logits_in_one_pass(monkeypatch: pytest.MonkeyPa
     fusion = FreqFusion(4, 4, compressed_channels=8, lowpass_kernel=3).to(DEVICE)
     with use_backend("triton"), torch.no_grad():
         fusion(hr_feat=torch.rand(1, 4, 2, 2, device=DEVICE), lr_feat=torch.rand(1, 4, 1, 1, device=DEVICE))
-    assert calls == [(3, 1, False, 2), (3, 1, False, 0), (3, 1, False, 2)]  # the last is the gain
+    assert calls == [(3, 1, False, 2), (3, 1, False, 0), (3, 1, False, 0), (3, 1, False, 2)]  # the last is the gain
 
 
 def test_compiles_to_one_graph_for_all_sizes() -> None:

@@ -92,7 +92,8 @@ def assert_agrees(
         (F16, 2, 1, (1, 2), (3, 8), 3, "zeros", None, "in kernels: bands"),  # twelve phases
         (F16, 2, 1, (1, 1), (1, 1), 3, "reflect", None, "both gradients: bands"),
         (F32, 5, 1, (5, 4), (5, 4), 3, "zeros", 2, "forward: registers"),
-        (F32, 5, 1, (2, 6), (4, 12), 5, "zeros", None, "forward: registers"),
+        (F32, 8, 1, (2, 6), (4, 12), 5, "zeros", None, "forward: registers"),
+        (F32, 5, 1, (2, 6), (4, 12), 5, "zeros", None, "gradient in x: bands"),
         (F32, 2, 2, (3, 5), (6, 10), 3, "zeros", 1, "forward: registers"),
         (F32, 3, 1, (2, 7), (2, 7), 5, "zeros", None, "forward: registers"),
         (F32, 4, 2, (3, 4), (5, 7), 3, "reflect", 1, "gradient in x: bands"),
@@ -163,7 +164,7 @@ def test_images_beyond_32_bit_offsets_are_left_to_plain_sums() -> None:
     x = torch.empty(1, 64, 8192, 8192, dtype=F16, device="meta")
     assert x.numel() > 2**31
     for chosen in (
-        kernels.for_forward(x, (8192, 8192), 3, False),
+        kernels.for_forward(x, (8192, 8192), 3, 1, False, False),
         kernels.for_gradient_in_x(x, (8192, 8192), 3),
         kernels.for_gradient_in_kernels(x, x, 3),
     ):
@@ -171,7 +172,7 @@ def test_images_beyond_32_bit_offsets_are_left_to_plain_sums() -> None:
     # a batch of them is another matter: offsets of images are 64 bit
     batch = torch.empty(64, 64, 1024, 1024, dtype=F16, device="meta", memory_format=torch.channels_last)
     assert batch.numel() > 2**31
-    assert str(kernels.for_forward(batch, (1024, 1024), 3, False)) == "bands"
+    assert str(kernels.for_forward(batch, (1024, 1024), 3, 1, False, False)) == "bands"
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

@@ -157,7 +157,15 @@ def export_program(
             data = Path(package).read_bytes()
     else:
         buffer = io.BytesIO()
-        torch.export.save(program, buffer)
+        try:
+            torch.export.save(program, buffer)
+        except ValueError as error:
+            if "JSON" not in str(error):
+                raise
+            raise ValueError(
+                f"torch {torch.__version__} cannot save this model: it computes with a constant that is infinite or "
+                "NaN. A newer torch can: `python -m pip install -U torch`"
+            ) from error
         data = buffer.getvalue()
         module = torch.export.load(io.BytesIO(data)).module()
         checks = job.compare(lambda inputs: module(*inputs))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.fusion.interpolate import crop
 from freqfusion.ops import carafe, normalize_kernels
-from freqfusion.ops._checks import check_kernel_size, checked_options
+from freqfusion.ops._checks import check_kernel_size, checked_options, is_exporting
 
 
 class AdaptivePool(nn.AdaptiveAvgPool2d):
@@ -21,7 +21,7 @@ class AdaptivePool(nn.AdaptiveAvgPool2d):
     output_size: int
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             return super().forward(input)
         rows, columns = (self._averages(length, input) for length in input.shape[-2:])
         return rows @ input @ columns.mT

@@ -113,12 +113,12 @@ class OffsetGenerator(nn.Module):
         if self.direct_scale is None or self.hr_direct_scale is None:
             return (to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)) * 0.25
         if self.direction_feat == "sim_concat":
-            coarse, coarse_scale = _convolve_both(lr_feat, self.offset, self.direct_scale)
-            fine, fine_scale = _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale)
+            coarse = _convolve_both(lr_feat, self.offset, self.direct_scale)
+            fine = _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale)
+            direction, magnitude = (to_fine(coarse) + fine).chunk(2, dim=1)
         else:
-            coarse, coarse_scale = self.offset(lr_direction), self.direct_scale(lr_feat)
-            fine, fine_scale = self.hr_offset(hr_direction), self.hr_direct_scale(hr_feat)
-        direction, magnitude = to_fine(coarse) + fine, to_fine(coarse_scale) + fine_scale
+            direction = to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)
+            magnitude = to_fine(self.direct_scale(lr_feat)) + self.hr_direct_scale(hr_feat)
         return direction * magnitude.sigmoid()
 
     def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ class FreqFusion(Fusion):
         if self.content_encoder2 is not None:
             highpass_logits = self.content_encoder2(hr)  # of the map before it is sharpened
             hr = self._sharpen(hr, highpass_logits, residual=True)
-            coarse_lowpass, coarse_highpass = _convolve_both(lr, self.content_encoder, self.content_encoder2)
+            coarse_lowpass, coarse_highpass = self._coarse_logits(lr, self.content_encoder2)
         else:
             coarse_lowpass = self.content_encoder(lr)
         lowpass_logits = self.content_encoder(hr)
@@ -360,9 +360,19 @@ class FreqFusion(Fusion):
         lowpass_logits = lowpass_logits + initial
         lowpass = self._lowpass_kernels(lowpass_logits)
         if highpass_logits is not None:
-            coarse = self._reassemble(coarse_highpass, lowpass, self.lowpass_kernel)
+            coarse = self._filter(
+                coarse_highpass, lowpass_logits, self.lowpass_kernel, self.hamming_lowpass, normalized=lowpass
+            )
             highpass_logits = highpass_logits + coarse
         return hr, lowpass, highpass_logits
+
+    def _coarse_logits(self, lr: Tensor, highpass_encoder: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Of the low-pass and of the high-pass."""
+        if _nhwc.wanted(lr):  # results that begin at aligned places are worth a second pass over a small map
+            return self.content_encoder(lr), highpass_encoder(lr)
+        both = _convolve_both(lr, self.content_encoder, highpass_encoder)
+        lowpass, highpass = both.split((self.content_encoder.out_channels, highpass_encoder.out_channels), 1)
+        return lowpass, highpass
 
     def _kernels_from_both(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor | None]:
         """Plain initial fusion: logits of both resolutions, the coarse ones by nearest interpolation."""
@@ -391,9 +401,19 @@ class FreqFusion(Fusion):
         window = hamming if hamming.numel() > 1 else None
         return normalize_kernels(logits, kernel_size, self.up_group, window)
 
-    def _filter(self, x: Tensor, logits: Tensor, kernel_size: int, hamming: Tensor, gain: int = 0) -> Tensor:
+    def _filter(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        kernel_size: int,
+        hamming: Tensor,
+        gain: int = 0,
+        normalized: Tensor | None = None,
+    ) -> Tensor:
         window = hamming if hamming.numel() > 1 else None
-        return carafe_from_logits(x, logits, kernel_size, self.up_group, window, gain, self.padding_mode)
+        return carafe_from_logits(
+            x, logits, kernel_size, self.up_group, window, gain, self.padding_mode, normalized
+        )
 
     def _reassemble(self, x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
         return carafe(x, kernels, kernel_size, self.up_group, self.padding_mode)
@@ -417,14 +437,12 @@ def _compress(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     return compressed
 
 
-def _convolve_both(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Both convolutions of ``x``, which have all but their channels in common, in one pass over it."""
+def _convolve_both(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+    """Channels of both convolutions of ``x``, which have all but their channels in common, in one pass over it."""
     if not (_is_plain(first) and _is_plain(second)):
-        return first(x), second(x)
+        return torch.cat((first(x), second(x)), dim=1)
     weight, bias = torch.cat((first.weight, second.weight)), torch.cat((_bias(first), _bias(second)))
-    both = F.conv2d(x, weight, bias, padding=first.padding, dilation=first.dilation)
-    one, other = both.split((first.out_channels, second.out_channels), dim=1)
-    return one, other
+    return F.conv2d(x, weight, bias, padding=first.padding, dilation=first.dilation)
 
 
 def _is_plain(convolution: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.ops._checks import checked_options, refuse_torchscript
+from freqfusion.ops._checks import checked_options, is_exporting, refuse_torchscript
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
@@ -26,7 +26,7 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     height, width = size
     if _has_size(x, (height, width)):
         return x
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return x[..., :height, :width]
     # a slice of a size that is known only at run time would tie the program to the traced one's being a whole map
     rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
@@ -35,7 +35,7 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _has_size(x: Tensor, size: tuple[int, ...]) -> bool:
     """Whether ``x`` has that size; under export, whether it has it at every size that the program is for."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return x.shape[-2:] == size
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
 

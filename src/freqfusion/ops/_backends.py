@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
-from freqfusion.ops._checks import check_map, refuse_torchscript
+from freqfusion.ops._checks import check_map, is_exporting, refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -104,7 +104,7 @@ def use_backend(name: str) -> Iterator[None]:
 def needs_composite(*tensors: Tensor) -> bool:
     """Whether only torch's own operators will do: under export, and for forward-mode and other transforms."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return is_exporting()
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return forward_ad._current_level >= 0 or any(wrapped(tensor) for tensor in tensors)
 

@@ -152,6 +152,11 @@ TORCHSCRIPT = (
 )
 
 
+def is_exporting() -> bool:
+    """``torch.compiler.is_exporting``, which torch 2.8 takes for True in all that it compiles."""
+    return torch.compiler._is_exporting_flag
+
+
 def refuse_torchscript() -> None:
     """Raise while ``torch.jit.trace`` runs, or what is built on it, such as torch's older exporter to ONNX."""
     if torch.jit.is_tracing():

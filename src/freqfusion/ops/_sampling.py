@@ -18,8 +18,13 @@ def finite(grid: Tensor) -> tuple[Tensor, Tensor]:
         The grid, infinities replaced by places beyond the border, and ``(B, 1, H, W)`` of ones and NaN.
     """
     unknown = grid.isnan().any(dim=-1)[:, None]
-    factor = torch.ones_like(grid[..., 0])[:, None].masked_fill(unknown, torch.nan)
-    return grid.nan_to_num(nan=-1.0, posinf=3.0, neginf=-3.0), factor
+    return grid.nan_to_num(nan=-1.0, posinf=3.0, neginf=-3.0), one_unless(unknown, grid.dtype)
+
+
+def one_unless(unknown: Tensor, dtype: torch.dtype) -> Tensor:
+    """One where a position is known, else NaN. As 0 / 0, for torch 2.8 cannot save a program with a NaN in it."""
+    known = (~unknown).to(dtype)
+    return known / known
 
 
 def grid_sample(x: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:

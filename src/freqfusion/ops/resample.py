@@ -18,7 +18,7 @@ from freqfusion.ops._checks import (
     check_pair,
     layout,
 )
-from freqfusion.ops._sampling import grid_sample
+from freqfusion.ops._sampling import grid_sample, one_unless
 
 
 def resample_naive(
@@ -50,7 +50,7 @@ def resample_naive(
     upper = at(top, left) * (1 - weight_x) + at(top, right) * weight_x
     lower = at(bottom, left) * (1 - weight_x) + at(bottom, right) * weight_x
     out = upper * (1 - weight_y) + lower * weight_y
-    out = out * torch.ones_like(weight_x).masked_fill(unknown, torch.nan)
+    out = out * one_unless(unknown, dtype)
     return out.reshape(batch, channels, height, width).to(x.dtype)
 
 

@@ -33,10 +33,10 @@ class Chosen(NamedTuple):
 
 
 def for_forward(
-    x: Tensor, fine: tuple[int, int], kernel_size: int, reflect: bool, normalize: bool = False
+    x: Tensor, fine: tuple[int, int], kernel_size: int, groups: int, reflect: bool, normalize: bool
 ) -> Chosen:
     """Which kernels reassemble ``x`` to a map with sides ``fine``, from logits if ``normalize``."""
-    in_registers = registers.why_not(kernel_size, x, fine, reflect, normalize)
+    in_registers = registers.why_not(kernel_size, groups, x, fine, reflect, normalize)
     if x.dtype == torch.float32:
         return Chosen(sums, in_registers) if in_registers else Chosen(registers, "")
     # where columns lie side by side the small window makes short rows, which tensor cores wait for
@@ -82,7 +82,7 @@ def explain(x: Tensor, kernels: Tensor, groups: int, reflect: bool, normalize: b
     grad = torch.empty(
         (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
-    forward = for_forward(x, (grad.shape[2], grad.shape[3]), kernel_size, reflect, normalize)
+    forward = for_forward(x, (grad.shape[2], grad.shape[3]), kernel_size, groups, reflect, normalize)
     if _is_resident(x, grad, kernel_size):
         return f"forward: {forward}; both gradients: bands"
     in_x = for_gradient_in_x(grad, (x.shape[2], x.shape[3]), kernel_size)
@@ -116,7 +116,7 @@ def _forward(
         shape = (*x.shape[:2], *kernels.shape[-2:])
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     fine = kernels.shape[2], kernels.shape[3]
-    chosen = for_forward(x, fine, kernel_size, reflect, normalize).kernels
+    chosen = for_forward(x, fine, kernel_size, groups, reflect, normalize).kernels
     if chosen is registers:
         return registers.forward(x, kernels, window, kernel_size, groups, normalize, gain)
     forward = bands.forward if chosen is bands else sums.forward
@@ -225,6 +225,8 @@ _CASES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int], int, int | N
     "low-pass 3x3": (256, 1, (200, 336), (200, 336), 3, 0, False),
     "5x5 at equal sizes": (256, 1, (200, 336), (200, 336), 5, None, False),
     "low-pass 5x5 of 25 channels to twice the size": (25, 1, (100, 168), (200, 336), 5, 0, False),
+    "5x5 of 9 channels to twice the size": (9, 1, (100, 168), (200, 336), 5, None, False),
+    "5x5 of 42 channels to twice the size": (42, 1, (100, 168), (200, 336), 5, None, False),
     "5x5 at equal sizes, mirrored": (64, 2, (50, 84), (50, 84), 5, 0, True),
     "3x3 to 57 of 29 rows": (64, 2, (29, 43), (57, 85), 3, 0, True),
     "5x5 to four times the size": (128, 1, (25, 42), (100, 168), 5, None, False),

@@ -36,6 +36,7 @@ from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.carafe_sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
 from freqfusion.ops._triton.launch import Configuration, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
+from freqfusion.ops._triton.normalize_kernels import normalize_kernels_backward
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 4
@@ -335,18 +336,11 @@ def carafe_band_kernels(
         pixel = row * k_h + column * k_w
         weight = _kernels_of(logits, window, pixel, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, 1)
         tl.store(applied + at, weight.to(applied.dtype.element_ty), mask=stored)
-        total = _through_softmax(weight, total, stored, GAIN, 1)
+        mean = tl.sum(tl.where(stored, weight * total, 0.0), axis=1)
+        total = weight * (total - mean[:, None])
+        if GAIN:
+            total = -total
     tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
-
-
-@triton.jit
-def _through_softmax(weight, total, real, GAIN: tl.constexpr, AXIS: tl.constexpr):
-    """Gradient in logits from that in normalised kernels; with a GAIN the kernels counted negatively."""
-    mean = tl.sum(tl.where(real, weight * total, 0.0), axis=AXIS)
-    total = weight * (total - tl.expand_dims(mean, AXIS))
-    if GAIN:
-        total = -total
-    return total
 
 
 @triton.jit
@@ -668,63 +662,10 @@ def carafe_band_resident(
             total = tl.dot(second, incoming, total)
         at = out + (written + (c * o_c)[None, :])
         tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
+    if GAIN:
+        sums = -sums
     at = raw + batch * d_b + first * d_t + (tap * d_t + (row * d_h + column * d_w)[None, :])
     tl.store(at, sums.to(raw.dtype.element_ty), mask=on)
-
-
-@triton.jit(do_not_specialize=["groups", "height", "width", *stride_names("k", "d", "o")])
-def carafe_softmax_backward(
-    logits,
-    window,
-    raw,
-    out,
-    groups,
-    height,
-    width,
-    k_b,
-    k_n,
-    k_h,
-    d_b,
-    d_n,
-    d_h,
-    o_b,
-    o_n,
-    o_h,
-    K_LAST: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    D_LAST: tl.constexpr,
-    D_UNIT: tl.constexpr,
-    O_LAST: tl.constexpr,
-    O_UNIT: tl.constexpr,
-    K: tl.constexpr,
-    TAPS: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    GAIN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Gradient in logits from ``raw``, that in the normalised kernels."""
-    k_b, k_t, k_h, k_w = map_strides(k_b, k_n, k_h, K_LAST, K_UNIT)
-    d_b, d_t, d_h, d_w = map_strides(d_b, d_n, d_h, D_LAST, D_UNIT)
-    o_b, o_t, o_h, o_w = map_strides(o_b, o_n, o_h, O_LAST, O_UNIT)
-    program = tl.program_id(0)
-    blocks = (height * width + BLOCK - 1) // BLOCK
-    pixel = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    program //= blocks
-    first = (program % groups).to(tl.int64) * (K * K)
-    batch = (program // groups).to(tl.int64)
-
-    row = pixel // width
-    column = pixel % width
-    exists = row < height
-    tap = tl.arange(0, TAPS)
-    stored = (tap < K * K)[:, None] & exists[None, :]
-    logits += batch * k_b + first * k_t
-    weight = _kernels_of(logits, window, row * k_h + column * k_w, exists, k_t, K, TAPS, True, WINDOWED, 0)
-    at = raw + batch * d_b + first * d_t + ((tap * d_t)[:, None] + (row * d_h + column * d_w)[None, :])
-    total = tl.load(at, mask=stored, other=0.0)
-    total = _through_softmax(weight, total, stored, GAIN, 0)
-    at = out + batch * o_b + first * o_t + ((tap * o_t)[:, None] + (row * o_h + column * o_w)[None, :])
-    tl.store(at, total.to(out.dtype.element_ty), mask=stored)
 
 
 # ------------------------------------------------------------------------------------------------ configurations
@@ -1075,38 +1016,6 @@ def backward_both(
         SPLIT=_splits(grad, kernels, normalize, gain),
         **constants,
     )
-    grad_kernels = through_softmax(kernels, window, raw, kernel_size, groups, gain) if normalize else raw
-    return folded(out, grad, margin), grad_kernels
-
-
-def through_softmax(
-    logits: Tensor, window: Tensor | None, raw: Tensor, kernel_size: int, groups: int, gain: int
-) -> Tensor:
-    """Gradient in logits from ``raw``, that in the normalised kernels, float32."""
-    out = torch.empty_like(raw, dtype=logits.dtype)
-    height, width = logits.shape[-2:]
-    k_map, d_map, o_map = dense_map(logits), dense_map(raw), dense_map(out)
-    launch(
-        carafe_softmax_backward,
-        lambda chosen: logits.shape[0] * groups * triton.cdiv(height * width, chosen["BLOCK"]),
-        out,
-        logits,
-        window,
-        raw,
-        out,
-        groups,
-        height,
-        width,
-        *k_map.strides,
-        *d_map.strides,
-        *o_map.strides,
-        choices=[{"BLOCK": 128 if kernel_size == 3 else 64} | _options(4, 1)],
-        **k_map.constants("K"),
-        **d_map.constants("D"),
-        **o_map.constants("O"),
-        K=kernel_size,
-        TAPS=triton.next_power_of_2(kernel_size**2 + 1),
-        WINDOWED=window is not None,
-        GAIN=gain,
-    )
-    return out
+    if normalize:
+        raw = normalize_kernels_backward(kernels, window, raw, kernel_size**2)
+    return folded(out, grad, margin), raw

@@ -273,7 +273,9 @@ def _choices(kernel_size: int, scale: int, last: bool) -> list[Configuration]:
     return [tile | options for tile in tiles]
 
 
-def why_not(kernel_size: int, x: Tensor, fine: tuple[int, int], reflect: bool, normalize: bool) -> str:
+def why_not(
+    kernel_size: int, groups: int, x: Tensor, fine: tuple[int, int], reflect: bool, normalize: bool
+) -> str:
     """Why these kernels cannot serve, or ``""``; ``fine`` are the sides of the result."""
     h, w = x.shape[-2:]
     scale = max(1, fine[0] // h)
@@ -287,8 +289,11 @@ def why_not(kernel_size: int, x: Tensor, fine: tuple[int, int], reflect: bool, n
         return "they are for maps of the same and of twice the size"
     if w < kernel_size:
         return "the map is narrower than a window"
-    if dense(x) is None:
+    found = dense(x, groups)
+    if found is None:
         return "neither channels nor columns lie side by side in memory"
+    if found.last and found.unit < 4 and (kernel_size, scale) == (5, 2):
+        return "registers would spill: the channels of a group, or a stride, are not a multiple of 4"
     if span(x) >= 2**31:
         return "one image spans 2**31 values or more"
     return ""

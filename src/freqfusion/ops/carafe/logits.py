@@ -120,6 +120,7 @@ def carafe_from_logits(
     window: Tensor | None = None,
     gain: int = 0,
     padding_mode: str = "zeros",
+    normalized: Tensor | None = None,
 ) -> Tensor:
     """:func:`freqfusion.ops.carafe` of ``x`` by the normalised ``logits``, or what that leaves of ``x``.
 
@@ -132,6 +133,7 @@ def carafe_from_logits(
         window: with ``kernel_size**2`` positive entries, a constant; or None.
         gain: 0 for the low-pass itself, else for ``gain`` times the centre of the window minus the low-pass.
         padding_mode: as of :func:`freqfusion.ops.carafe`.
+        normalized: the normalised ``logits`` where the caller has them, for a low-pass without a kernel of its own.
 
     Returns:
         ``(B, C, H, W)`` of the dtype of ``x``.
@@ -144,5 +146,7 @@ def carafe_from_logits(
     """
     if choose("carafe_from_logits", None, x, logits) == "triton":
         return _from_logits(x, logits, window, kernel_size, groups, padding_mode == "reflect", gain)
-    kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
+    kernels = normalized
+    if kernels is None:
+        kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
     return carafe(x, kernels, kernel_size, groups, padding_mode)
