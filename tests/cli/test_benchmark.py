@@ -141,9 +141,10 @@ def test_training_steps_have_a_table(capsys, tmp_path, monkeypatch):
 def test_kernels_are_compiled_without_a_gpu():
     code = """
 from freqfusion.cli.main import main
-from freqfusion.ops._triton import registry
-first = next(registry.cases())
-registry.cases = lambda: iter([first, first])  # a case that comes twice is printed once
+from freqfusion.benchmarks import kernels
+first = next(kernels.cases())
+kernels.cases = lambda: iter([first, first])  # a case that comes twice is printed once
+kernels.first_step = lambda *args: kernels.compile_case(first, 80) * 2
 main(["benchmark", "--kernels", "sm_80"])
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -151,6 +152,13 @@ main(["benchmark", "--kernels", "sm_80"])
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     header, *lines, last = done.stdout.splitlines()
+    lines, steps = lines[:-4], lines[-4:]
+    assert [step.split(", ")[1] for step in steps] == [
+        "bfloat16 NHWC", "bfloat16 NCHW", "float32 NHWC", "float32 NCHW"
+    ]  # fmt: skip
+    assert steps[0].startswith(
+        f"{2 * len(lines)} launches of {len(lines)} kernels in a first step of FreqFusion"
+    )
     assert header.split() == ["registers", "spilled", "shared", "warps", "seconds", "kernel,", "case"]
     assert lines
     assert len(lines) == len(set(lines))

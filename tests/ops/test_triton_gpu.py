@@ -145,3 +145,70 @@ def test_in_a_cuda_graph() -> None:
         expected = fusion(hr_feat=hr, lr_feat=lr)
     for name, actual, wanted in zip(("kernels", "hr", "lr"), captured, expected, strict=True):
         assert_close(name, actual, wanted, 1e-4)
+
+
+def module_and_maps(dtype: torch.dtype) -> tuple[FreqFusion, Tensor, Tensor]:
+    """FreqFusion, and maps of an odd size."""
+    torch.manual_seed(0)
+    fusion = FreqFusion(64, 32).cuda().to(dtype)
+    hr, lr = (
+        torch.randn(2, channels, *size, device="cuda").to(dtype)
+        for channels, size in ((64, (57, 83)), (32, (29, 42)))
+    )
+    return fusion, hr.requires_grad_(), lr.requires_grad_()
+
+
+def fused_and_gradients(
+    call: Callable[..., tuple[Tensor, ...]], fusion: FreqFusion, hr: Tensor, lr: Tensor
+) -> list[Tensor]:
+    _, fine, coarse = call(hr, lr)
+    total = fine.float().square().mean() + coarse.float().square().mean()
+    grads = torch.autograd.grad(total, (hr, lr, fusion.content_encoder.weight))
+    return [tensor.detach().float().clone() for tensor in (fine, coarse, *grads)]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_module(mode: str, dtype: torch.dtype) -> None:
+    fusion, hr, lr = module_and_maps(dtype)
+    expected = fused_and_gradients(fusion, fusion, hr, lr)
+    compiled = torch.compile(fusion, mode=mode, fullgraph=True)
+    for _ in range(3):  # CUDA graphs are recorded at the second call and replayed at the third
+        torch.compiler.cudagraph_mark_step_begin()
+        actual = fused_and_gradients(compiled, fusion, hr, lr)
+    for number, (value, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(f"tensor {number}", value, wanted, 5e-3 if dtype == torch.float32 else 5e-2)
+
+
+def test_graphed_callable() -> None:
+    fusion, hr, lr = module_and_maps(torch.float32)
+    expected = fused_and_gradients(fusion, fusion, hr, lr)
+    samples = tuple(torch.randn_like(tensor).requires_grad_() for tensor in (hr, lr))
+    graphed = torch.cuda.make_graphed_callables(fusion, samples)
+    actual = fused_and_gradients(graphed, fusion, hr, lr)
+    for number, (value, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(f"tensor {number}", value, wanted, 5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_trains_under_autocast(dtype: torch.dtype) -> None:
+    """float32 parameters and inputs, the loss scaled for float16: gradients of float32 that are close to its own."""
+    fusion, hr, lr = module_and_maps(torch.float32)
+    expected = fused_and_gradients(fusion, fusion, hr, lr)
+    optimizer = torch.optim.SGD(fusion.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    before = fusion.content_encoder.weight.detach().clone()
+    with torch.autocast("cuda", dtype):
+        _, fine, coarse = fusion(hr, lr)
+        total = fine.float().square().mean() + coarse.float().square().mean()
+    scaler.scale(total).backward()
+    scaler.unscale_(optimizer)
+    assert fusion.content_encoder.weight.grad is not None
+    assert fusion.content_encoder.weight.grad.dtype == torch.float32
+    scale = scaler.get_scale()
+    actual = [fine, coarse, hr.grad / scale, lr.grad / scale, fusion.content_encoder.weight.grad]
+    for number, (value, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(f"tensor {number}", value.detach().float(), wanted, 5e-2)
+    scaler.step(optimizer)
+    scaler.update()
+    assert not torch.equal(fusion.content_encoder.weight, before)

@@ -149,22 +149,19 @@ def _print_kernels(target: str) -> int:
         raise ValueError(f"--kernels takes a compute capability such as sm_90, got {target!r}")
     require("triton", "dev")
     from freqfusion.ops._triton import INTERPRETED
-    from freqfusion.ops._triton.registry import cases, compile_case
 
     if INTERPRETED:
         raise ValueError("kernels are interpreted while TRITON_INTERPRET is set; unset it to compile them")
-    spilling, seen = 0, set()
-    print(f"{'registers':>9} {'spilled':>8} {'shared':>8} {'warps':>5} {'seconds':>7}  kernel, case")
-    for case in cases():
-        for usage in compile_case(case, int(capability)):
-            if usage.key in seen:
-                continue
-            seen.add(usage.key)
-            spilling += usage.stack > 0
-            print(
-                f"{usage.registers:>9} {usage.stack:>8} {usage.shared:>8} {usage.warps:>5} {usage.seconds:>7.1f}  "
-                f"{usage.kernel}, {usage.case}",
-                flush=True,
-            )
-    print(f"{len(seen)} kernels for {target}, {spilling or 'none'} of them with spilled registers")
+    from freqfusion.benchmarks import kernels
+
+    count = spilling = 0
+    print(kernels.HEADING)
+    for line, spills in kernels.table(int(capability)):
+        print(line, flush=True)
+        count += 1
+        spilling += spills
+    for line, spills in kernels.first_steps(int(capability)):
+        print(line, flush=True)
+        spilling += spills
+    print(f"{count} kernels for {target}, {spilling or 'none'} of them with spilled registers")
     return int(spilling > 0)
