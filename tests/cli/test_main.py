@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -112,3 +113,28 @@ print("torch" in sys.modules, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**environment, **given}
     )
     assert result.stdout.splitlines()[-1] == f"False {expected}"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+@pytest.mark.parametrize("given, kept", [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_for_the_next_step(given, kept):
+    code = """
+import resource
+from freqfusion.cli.main import main
+main(["--help"])
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    parts = [bytearray(2**20) for _ in range(200)]
+    for part in parts:
+        part[::4096] = bytes(256)
+    del part, parts
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **given}, check=True
+    )
+    faults = int(result.stdout.split()[-1])  # of 51,200 pages
+    assert faults < 1000 if kept else faults > 10_000

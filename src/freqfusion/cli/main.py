@@ -1,6 +1,7 @@
 """The command ``freqfusion``: finds the command asked for and gives it the rest of the line."""
 
 import ast
+import ctypes
 import difflib
 import importlib
 import importlib.util
@@ -13,6 +14,8 @@ from freqfusion._optional import IMPORT_VARIABLE
 
 OUT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory"
 """How torch says it, on any device."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's ``malloc.h``."""
 
 
 def list_commands() -> dict[str, str]:
@@ -95,6 +98,20 @@ def calm_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def keep_memory() -> None:
+    """Let glibc keep up to 256 MiB that were freed, for the next step, where the user has not set it up.
+
+    It would give them back after each step and get them anew, cleared page by page: a fifth of the time of a small
+    network on a CPU. Maps of more than 32 MiB, glibc's own limit, are still given back at once.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, size in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**28)):
+            mallopt(option, size)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
@@ -106,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     calm_threads()
+    keep_memory()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
