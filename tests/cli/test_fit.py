@@ -232,3 +232,19 @@ def test_skip_bad_is_short_for_the_setting_of_the_data(monkeypatch):
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
     assert CommandLine("fit", "", ["--skip-bad"]).config["data.skip_bad"] is True
     assert CommandLine("fit", "", []).config["data.skip_bad"] is False
+
+
+def test_words_come_over_all_files_wherever_they_stand(tmp_path, monkeypatch):
+    from freqfusion.cli._lightning import CommandLine
+
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
+    first, last = tmp_path / "first.yaml", tmp_path / "last.yaml"
+    first.write_text("task: masks\nmodel:\n  lr: 0.5\n  weight_decay: 0.25\n")
+    last.write_text("model:\n  lr: 0.125\n")
+    line = ["--model.fusion", "carafe", f"--config={first}", "--model.weight_decay=0.75", "-c", str(last)]
+    for words in (line, line[2:] + line[:2]):
+        command = CommandLine("fit", "", words)
+        model = command.config["model"]
+        assert (model.fusion, model.weight_decay, model.lr) == ("carafe", 0.75, 0.125)
+        assert command.task == "masks"
+        assert command.out.name == "last"

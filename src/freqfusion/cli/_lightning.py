@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,11 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, description: str, argv: list[str]) -> None:
         _be_quiet()
-        argv = ["--data.skip_bad=true" if word == "--skip-bad" else word for word in argv]
+        argv = [_ALIASES.get(word, word) for word in argv]
         if command == "fit":
             argv = _with_settings_of_run(argv)
+        configs, words = _split("--config", argv)  # the words come over all files, wherever they stand
+        argv = [word for config in configs for word in ("--config", config)] + words
         self.command = command
         path = _value_of("--checkpoint", argv)
         self.checkpoint = None if path is None else _read_whole(path)
@@ -232,6 +233,7 @@ _OUT_HELP = {
     "validate": "Folder of the results [that of the checkpoint].",
     "test": "Folder of the results [that of the checkpoint].",
 }
+_ALIASES = {"--skip-bad": "--data.skip_bad=true", "-c": "--config"}
 _OF_FIT = ("resume", "checkpoint_steps", "log_steps", "stop_at_nan")
 """Options of ``fit`` alone."""
 _OF_JUDGING = (
@@ -364,15 +366,23 @@ def _settings_in(content: dict[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def _values_of(option: str, argv: list[str]) -> list[str]:
-    """All values of one option, before the parser exists."""
-    values = []
-    for word, following in zip_longest(argv, argv[1:]):
-        if word == option and following is not None:
+def _split(option: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """All values of one option, before the parser exists, and the other words."""
+    values, others = [], []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        following = value if name == option and equals else next(words, None) if word == option else None
+        if following is None:
+            others.append(word)
+        else:
             values.append(following)
-        elif word.startswith(f"{option}="):
-            values.append(word.partition("=")[2])
-    return values
+    return values, others
+
+
+def _values_of(option: str, argv: list[str]) -> list[str]:
+    """All values of one option."""
+    return _split(option, argv)[0]
 
 
 def _value_of(option: str, argv: list[str]) -> str | None:
