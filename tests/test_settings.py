@@ -26,7 +26,7 @@ def test_no_number_may_be_infinite_or_nan(group):
             [(0, 4), (4, 16385), (4,), (4, 4, 4), 4, "4", (True, 4)],
         ),
         ("data", "workers", [0, 256], [-1, 257, 1.5, False]),
-        ("semantic", "lr", [1e-9, 1e30], [0, -1, "1", [1]]),
+        ("semantic", "lr", [1e-9, 1e30], [0, -1, 1e38, "1", [1]]),
         ("semantic", "betas", [(0, 0.999)], [(0, 1), (0.9,)]),
         ("semantic", "window", [1, (3, 4)], [0, (3,), (0, 3)]),
         ("semantic", "boundary_width", [3, 0.02], [0, 0.0, 1.5, -1]),

@@ -104,13 +104,13 @@ _FACTORS = Bound(0, 100, above=True, counts=PAIR)
 _MANY = range(101)
 
 _MODEL = {
-    "backbone_lr_factor": Bound(0, above=True),
+    "backbone_lr_factor": Bound(0, 1e6, above=True),
     "betas": Bound(0, 1, below=True, counts=PAIR),
     "boundary_width": Bound(0, SIDE, above=True, share=True),
     "class_weights": Bound(0, counts=range(1, 65537)),
     "gamma": Bound(0, 1, above=True),
-    "head_lr_factor": Bound(0),
-    "lr": Bound(0, above=True),
+    "head_lr_factor": Bound(0, 1e6),
+    "lr": Bound(0, 1e30, above=True),
     "lr_batch_size": _whole(1),
     "max_detections": _whole(1, 100_000),
     "milestones": Bound(0, counts=_MANY, unit="epochs"),

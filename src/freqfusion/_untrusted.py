@@ -27,6 +27,7 @@ MAX_JSON_BYTES = 2**24
 MAX_DEPTH = 32
 """Of lists and dicts in one another."""
 MAX_VALUES = 2**20
+MAX_CLASSES = 2**14
 MAX_NUMBER = 2**21
 """Of an argument, or of a list of them together: more than any width, depth or size that a network has."""
 ROOM = 2**26
@@ -103,6 +104,8 @@ def check_arguments(arguments: Any, source: str | Path, library: str = "") -> No
                 f"{source} sets {name}={_short(value)}, which would fetch or open something outside; its weights are "
                 "in the file, so that is not needed, and it was not loaded"
             )
+        if name in ("num_classes", "num_labels") and type(value) is int and value > MAX_CLASSES:
+            raise ValueError(f"{source} sets {name}={value}, expected at most {MAX_CLASSES:,}")
         numbers = [x for x in (value if isinstance(value, (list, tuple)) else [value]) if type(x) is int]
         if sum(map(abs, numbers)) > MAX_NUMBER:
             raise ValueError(f"{source} sets {name}={_short(value)}, expected at most {MAX_NUMBER:,} in all")
@@ -210,7 +213,7 @@ def _inner(value: Any) -> list[Any]:
 
 
 def _entries(arguments: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]]:
-    """Every key with its value and the dict that holds it, at any depth; values in lists have the list's key."""
+    """Every key with its value and the dict that holds it, at any depth; in lists the key has [] after it."""
     left: list[tuple[str, Any, Mapping[Any, Any]]] = [("", arguments, {})]
     while left:
         name, value, siblings = left.pop()
@@ -220,7 +223,7 @@ def _entries(arguments: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]]:
         if isinstance(value, Mapping):
             left += [(str(key), x, value) for key, x in value.items()]
         elif isinstance(value, (list, tuple, set)):
-            left += [(name, x, siblings) for x in value]
+            left += [(f"{name}[]", x, siblings) for x in value]
 
 
 def _reaches_out(name: str, value: Any, siblings: Mapping[Any, Any], library: str) -> bool:
@@ -230,13 +233,16 @@ def _reaches_out(name: str, value: Any, siblings: Mapping[Any, Any], library: st
 
 def _names_outside(name: str, value: Any, siblings: Mapping[Any, Any], library: str) -> bool:
     """Whether an argument of this name and value makes a constructor fetch or open something."""
-    bare = name.lower().lstrip("_").removesuffix("_internal")
+    alone = not name.endswith("[]")
+    bare = name.lower().rstrip("[]").lstrip("_").removesuffix("_internal")
     if bare in _ATTENTION:
         kinds = value.values() if isinstance(value, Mapping) else [value]
         return any(kind is not None and kind not in _OWN_ATTENTION for kind in kinds)
     if not value:
         return False
-    if bare in (*START_WEIGHTS, *_ASKS) or "pretrained" in bare:
+    if bare in START_WEIGHTS or re.fullmatch(r"(use_)?pretrained(_backbone)?", bare):
+        return isinstance(value, (str, Mapping)) or (alone and not isinstance(value, (list, tuple)))
+    if bare in _ASKS or "pretrained" in bare:
         return isinstance(value, (str, Mapping)) or value is True
     if library == "transformers" and bare == "backbone" and isinstance(value, str):
         return siblings.get("model_type") != "timm_backbone" and not siblings.get("use_timm_backbone")

@@ -99,7 +99,10 @@ REACHING: list[tuple[str, str, dict[str, Any], str]] = [
     ("freqfusion", "unet_local-dir:/etc", {"num_classes": 2}, "plain name"),
     ("torchvision", "fasterrcnn_resnet50_fpn", {"weights": "DEFAULT"}, "weights"),
     ("torchvision", "fasterrcnn_resnet50_fpn", {"weights_backbone": "IMAGENET1K_V1"}, "weights_backbone"),
+    ("torchvision", "fasterrcnn_resnet50_fpn", {"weights": 1}, "weights"),
     ("smp", "Unet", {"encoder_weights": "imagenet"}, "encoder_weights"),
+    ("transformers", "SegformerForSemanticSegmentation", {"num_labels": 2_000_000}, "num_labels"),
+    ("monai", "FlexibleUNet", {"in_channels": 3, "out_channels": 2, "pretrained": 1}, "pretrained"),
     ("smp", "Unet", {"encoder_name": "tu-hf-hub:someone/net"}, "encoder_name"),
     ("smp", "Unet", {"encoder_name": "tu-local-dir:/etc"}, "encoder_name"),
     *(

@@ -398,3 +398,57 @@ def test_other_hosts_keep_it_too(spec: str, attribute: str, tmp_path: Path) -> N
     setattr(model.get_submodule(parent), name, 0.75)
     again = from_pretrained(save_pretrained(model, tmp_path))
     assert getattr(again.get_submodule(parent), name) == 0.75
+
+
+@pytest.mark.parametrize(
+    "path, name, value",
+    [
+        ("", "stem", {"stride": [0, 0]}),
+        ("", "stem", {"stride": "x"}),
+        ("", "stem", {"dilation": [0, 0]}),
+        ("", "stem", {"groups": 7}),
+        ("", "stem", {"padding": [100000, 100000]}),
+        ("", "stem", {"padding_mode": "foo"}),
+        ("", "norm", {"eps": None}),
+        ("", "norm", {"eps": "small"}),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    saved: Path, spec: str, path: str, name: str, value: dict[str, Any]
+) -> None:
+    file = saved / "freqfusion.json"
+    config = json.loads(file.read_text()) | {"settings": {"attributes": {name: value}}}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"freqfusion\.json: its settings do not fit the model"):
+        from_pretrained(saved, host=spec)
+
+
+def test_convolutions_that_were_dilated_are_kept(spec: str, tmp_path: Path) -> None:
+    model = load_model(spec).eval()
+    model.down.stride, model.down.dilation, model.down.padding = (1, 1), (2, 2), (2, 2)
+    again = from_pretrained(save_pretrained(model, tmp_path / "saved"), host=spec)
+    assert torch.equal(again(IMAGE), model(IMAGE))
+
+
+@pytest.mark.parametrize("classes", [[1, {}, None], ["a"] * (2**14 + 1)])
+def test_names_of_classes_are_texts(saved: Path, spec: str, classes: list[Any]) -> None:
+    file = saved / "freqfusion.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"classes": classes}))
+    with pytest.raises(ValueError, match="classes must be at most 16384 texts"):
+        from_pretrained(saved, host=spec)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda part: part.register_forward_hook(lambda module, inputs, output: 2 * output),
+        lambda part: part.register_forward_pre_hook(lambda module, inputs: inputs),
+        lambda part: vars(part).update(forward=lambda x: x),
+    ],
+)
+def test_hooks_cannot_be_written_down(spec: str, tmp_path: Path, hook: Any) -> None:
+    model = load_model(spec)
+    hook(model.stem)
+    with pytest.raises(ValueError, match="stem has a hook or a forward set on the instance"):
+        save_pretrained(model, tmp_path / "saved", host=spec)
+    assert not (tmp_path / "saved").exists()

@@ -50,6 +50,8 @@ SEMANTIC = [
     ("--model.scales", "[1e9]", 2),
     ("--model.lr", ".nan", 2),
     ("--model.lr", "0", 2),
+    ("--model.lr", "1e38", 2),
+    ("--model.head_lr_factor", "1e300", 2),
     ("--model.poly_power", "-1", 2),
     ("--model.test_size", "100000", 2),
     ("--model.network_options", "{channels: -8}", 1),

@@ -677,7 +677,10 @@ def test_boxes_keep_a_size_in_single_precision(tmp_path: Path) -> None:
     assert top < bottom <= HEIGHT
 
 
-NO_MASK: list[Any] = [[], [[]], [[], []], None, {}, "", ...]
+NO_MASK: list[Any] = [
+    *([], [[]], [[], []], [None], [[None]], None, {}, "", "null", "[]", ...),
+    *({"size": [HEIGHT, WIDTH], "counts": []}, {"size": None, "counts": None}),
+]
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -1133,3 +1136,10 @@ def test_a_picture_of_void_alone(tmp_path: Path) -> None:
     assert not sample["segments"].any()
     assert sample["labels"].shape == sample["iscrowd"].shape == (0,)
     assert dataset.ground_truth()["annotations"] == []
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    content = annotations()
+    change("images.0.file_name", "\ud800.png")(content)
+    with pytest.raises(BadSampleError, match=r"has the file_name .*, which is not text"):
+        CocoInstances(make_coco(tmp_path, content), "train")

@@ -290,3 +290,26 @@ def test_memory_is_asked_for_only_where_it_is_there(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("freqfusion.data.images._free_memory", lambda: 35 * 12 - 1)
     with pytest.raises(BadSampleError, match=r"a\.png: needs more memory than there is"):
         read_image(path)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_colours_of_many_bits_in_a_ppm(tmp_path: Path, plain: bool) -> None:
+    def write(name: str, pixels: np.ndarray) -> Path:
+        path = tmp_path / name
+        body = " ".join(map(str, pixels.flat)).encode() if plain else pixels.astype(">u2").tobytes()
+        path.write_bytes(b"P%d 2 1 65535\n" % (3 if plain else 6) + body + b"\n" * plain)
+        return path
+
+    pixels = np.array([0, 2048, 4095, 4095, 0, 0])
+    with pytest.warns(UserWarning, match="that use only 12 bits"):
+        assert int(read_image(write("a.ppm", pixels)).max()) == 16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert int(read_image(write("b.ppm", pixels * 16)).max()) == 255
+
+
+@pytest.mark.parametrize("brightness", [False, True])
+def test_a_jpeg_is_no_mask(tmp_path: Path, brightness: bool) -> None:
+    Image.fromarray(np.array([[0, 7], [7, 0]], np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(BadSampleError, match=r"a\.jpg: is a JPEG, which changes labels .* 8-bit PNG"):
+        read_mask(tmp_path / "a.jpg", brightness=brightness)

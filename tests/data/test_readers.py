@@ -194,6 +194,13 @@ def test_pascal_voc(tmp_path: Path, inner: str) -> None:
         FileNotFoundError, match=r"train\.txt: no such file\. Pascal VOC expects ROOT/ImageSets"
     ):
         PascalVOC(tmp_path, "train")
+    write(tmp_path / "secret.jpg", picture(shape=(1, 3)))
+    for name in ("../../secret", str(tmp_path.resolve() / "secret")):
+        (top / "ImageSets/Segmentation/train.txt").write_text(name)
+        with pytest.raises(
+            ValueError, match="secret' is listed as a sample, expected the name of a file below"
+        ):
+            PascalVOC(tmp_path, "train")
 
 
 # CamVid

@@ -164,6 +164,18 @@ def test_bases_are_not_in_the_state_dict() -> None:
     assert list(NMF2D(32, 4).state_dict()) == []
 
 
+@pytest.mark.parametrize("of_meta", [False, True])
+def test_bases_come_back_where_values_were_lost(of_meta: bool) -> None:
+    """No state dict has them."""
+    expected = NMF2D(8, 4)
+    with torch.device("meta" if of_meta else "cpu"):
+        module = NMF2D(8, 4)
+    for emptied in (module.to_empty(device="cpu"), NMF2D(8, 4).to("meta").to_empty(device="cpu")):
+        assert torch.equal(emptied.eval_bases, expected.eval_bases)
+    assert torch.equal(expected.half().float().eval_bases, module.eval_bases)
+    assert NMF2D(8, 4).to("meta").eval_bases.is_meta
+
+
 def test_plain_head_resizes_all_maps_at_once() -> None:
     head = make_small_head()
     assert not any(key.startswith("freqfusions") for key in head.state_dict())

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -313,25 +312,6 @@ def test_exports(hr_size: tuple[int, int], lr_size: tuple[int, int]) -> None:
     assert not [node for node in exported.graph.nodes if "freqfusion" in str(node.target)]
     for actual, expected in zip(exported.module()(hr, lr), module(hr, lr), strict=True):
         assert relative_error(actual.detach(), expected.detach()) < 1e-5
-
-
-def test_converts_to_onnx_with_free_sizes(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    module = shake(FreqFusion(8, 8, compressed_channels=8)).eval()
-    height, width = (torch.export.Dim(name, min=2, max=512) for name in ("height", "width"))
-    sizes = ({2: 2 * height, 3: 2 * width}, {2: height, 3: width})
-    traced = random_maps((16, 20), (8, 10), (8, 8))
-    program = torch.onnx.export(module, traced, dynamo=True, dynamic_shapes=sizes, verbose=False)
-    assert program is not None
-    program.save(tmp_path / "fusion.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "fusion.onnx")
-    names = [value.name for value in session.get_inputs()]
-    for lr_size in ((8, 10), (11, 7)):  # the traced size and another one
-        hr, lr = random_maps((2 * lr_size[0], 2 * lr_size[1]), lr_size, (8, 8))
-        outputs = session.run(None, {name: x.numpy() for name, x in zip(names, (hr, lr), strict=True)})
-        for actual, expected in zip(outputs, module(hr, lr), strict=True):
-            assert relative_error(torch.from_numpy(actual), expected) < 1e-4
 
 
 def test_official_readme_usage() -> None:

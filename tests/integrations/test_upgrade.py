@@ -206,6 +206,7 @@ def test_wrapped_models_are_refused() -> None:
             "inside a TopLevelTraced",
         ),
         (lambda net: Net(nn.DataParallel(net)), r"necks\.0 is a DataParallel"),
+        (lambda net: torch.optim.swa_utils.AveragedModel(net), "inside a AveragedModel"),
         (lambda net: net.compile() or net, "inside a Net that is compiled; upgrade first"),
         (
             lambda net: vars(net).update(_is_accelerate_prepared=True) or net,

@@ -104,3 +104,52 @@ def test_weights_of_another_network(run, tmp_path):
 def test_wrong_interval(tmp_path):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Checkpoints(tmp_path, every_steps=0)
+
+
+def test_a_byte_that_flipped_is_found(run):
+    folder, _ = run
+    data = bytearray((folder / "last.ckpt").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    (folder / "flipped.ckpt").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"flipped\.ckpt cannot be read.*damaged: .* does not fit its checksum"
+    ):
+        load_checkpoint(folder / "flipped.ckpt")
+
+
+@pytest.mark.parametrize("name", ["optimizer_states", "lr_schedulers", "loops", "callbacks"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_a_run_goes_on_from_whole_states_alone(run, name, value):
+    folder, _ = run
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    if value is None:
+        del content[name]
+    else:
+        content[name] = value
+    torch.save(content, folder / "changed.ckpt")
+    with pytest.raises(ValueError, match=rf"changed\.ckpt is damaged: it (lacks|has 'str' for) {name}"):
+        AtomicCheckpointIO().load_checkpoint(folder / "changed.ckpt")
+    load_checkpoint(folder / "changed.ckpt")  # the network is whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"palette": [["a", "b", "c"]]},
+        {"palette": [[0, 0, 256]]},
+        {"datamodule_hyper_parameters": "x"},
+        {"category_ids": "x"},
+        {"category_ids": [None]},
+    ],
+)
+def test_odd_entries_are_named(run, change):
+    folder, _ = run
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    if "palette" in change:
+        change = {"palette": change["palette"] * len(content["palette"])}
+    torch.save({**content, **change}, folder / "changed.ckpt")
+    with pytest.raises(
+        ValueError, match=r"changed\.ckpt is damaged: its (classes and palette|settings of the data)"
+    ):
+        load_checkpoint(folder / "changed.ckpt")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
 from freqfusion._untrusted import (
+    MAX_CLASSES,
     building,
     check_arguments,
     check_plain,
@@ -247,6 +248,9 @@ def _check_description(description: Mapping[str, Any], source: str) -> None:
         if key in ("versions", "sha256"):  # of the file, not of the model
             continue
         _check_part(description, key, kind, source)
+    classes = description.get("classes", [])
+    if len(classes) > MAX_CLASSES or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{source} was changed: classes must be at most {MAX_CLASSES} texts. Copy it again")
     spec = ModelSpec(**description["host"])
     if spec.is_known:
         check_spec(spec, source)

@@ -56,6 +56,11 @@ def find_attributes(model: nn.Module, made: nn.Module, maker: str) -> dict[str, 
                 f"{path or 'the model'} is a {type(part).__name__}, but {maker} makes a {type(other).__name__}: name "
                 "a constructor of your own that makes what you have, host='my_package.models:build'"
             )
+        if isinstance(part, nn.Module) and _is_hooked(part) and not _is_hooked(other):
+            raise ValueError(
+                f"{path or 'the model'} has a hook or a forward set on the instance, which a file cannot hold: "
+                "take it away, or name a constructor of your own that sets it, host='my_package.models:build'"
+            )
         for name, value in vars(part).items():
             if name not in vars(other) or name in _OWN or _OF_TRAINING.fullmatch(name):
                 continue
@@ -88,8 +93,10 @@ def restore_settings(model: nn.Module, settings: Mapping[str, Any], source: str)
             for name, value in values.items():
                 own = vars(places[path])
                 known = name in own and name not in _OWN and not _OF_TRAINING.fullmatch(name)
-                if not (known and _is_plain(own[name]) and _is_plain(value)):
-                    raise KeyError(f"{path}.{name}")
+                if not (known and _is_plain(own[name]) and _fits(value, own[name])):
+                    raise KeyError(f"{path}.{name} = {value!r}"[:80])
+                if isinstance(places[path], nn.modules.conv._ConvNd) and not _convolves(name, value):
+                    raise KeyError(f"{path}.{name} = {value!r}"[:80])
                 own[name] = _like(value, own[name])
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{source}: its settings do not fit the model it names ({error})") from error
@@ -104,6 +111,10 @@ def _places(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 continue
             if type(value).__module__.startswith("torchvision.") and hasattr(value, "__dict__"):
                 yield f"{path}:{name}", value
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
@@ -135,6 +146,30 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _fits(value: Any, before: Any) -> bool:
+    """Whether a plain value is of the kind of the one whose place it takes; lists may be of another length."""
+    if before is None:
+        return _is_plain(value)
+    if isinstance(before, (list, tuple)):
+        listed = isinstance(value, (list, tuple))
+        return listed and all(_is_plain(x) if not before else _fits(x, before[0]) for x in value)
+    if isinstance(before, dict):
+        kept = isinstance(value, dict) and value.keys() == before.keys()
+        return kept and all(_fits(x, before[key]) for key, x in value.items())
+    numbers = (int, float)
+    return type(value) is type(before) or (type(value) in numbers and type(before) in numbers)
+
+
+def _convolves(name: str, value: Any) -> bool:
+    """Whether an attribute of a convolution is one that its weights leave open, and of a size that there is."""
+    if name == "padding_mode":
+        return value in ("zeros", "reflect", "replicate", "circular")
+    if name not in ("stride", "dilation", "padding", "output_padding"):
+        return name != "groups"
+    least = 0 if "padding" in name else 1
+    return value in ("same", "valid") or all(type(x) is int and least <= x <= 1024 for x in value)
 
 
 def _without_arrays(value: Any) -> Any:

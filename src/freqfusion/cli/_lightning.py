@@ -181,9 +181,11 @@ class CommandLine(LightningCLI):
         if self.command == "fit" and self.ckpt_path is not None:
             changed = _changes(_read(str(self.ckpt_path)), self.config)
             if changed:
+                settings = self.ckpt_path.parent / CONFIG
+                lost = "" if settings.is_file() else f"; {settings}, which has them, is missing"
                 raise UsageError(
                     f"the run of {self.ckpt_path} was started with other settings, and goes on with those: "
-                    f"{'; '.join(changed)}. Leave the changes out, or start a new run with another --out"
+                    f"{'; '.join(changed)}. Leave the changes out, or start a new run with another --out{lost}"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

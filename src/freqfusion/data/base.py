@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -209,8 +209,10 @@ class SampleFiles(Dataset[Sample], Generic[Entry]):
             any_case: take a file whose name differs in case alone, where there is no better one.
 
         Raises:
-            ValueError: if there are several.
+            ValueError: if there are several, or the name leads out of the folder.
         """
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(f"{name!r} is listed as a sample, expected the name of a file below {folder}")
         beside = [path for path in self._beside(folder, name) if path.suffix.lower() in endings]
         found = [path for path in beside if _normal(path.stem) == _normal(name)] or (
             beside if any_case else []

@@ -537,8 +537,10 @@ def _file_name(entry: Entry) -> str:
     if type(value) is not str or not PurePosixPath(value).name:
         raise _WrongError(f"has the file_name {_short(value)}, expected the name of a file")
     path = PurePosixPath(value)
-    if any(len(part.encode()) > 255 for part in path.parts):
+    if any(len(part.encode(errors="replace")) > 255 for part in path.parts):
         raise _WrongError(f"has the file_name {_short(value)}, longer than a file's name can be")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise _WrongError(f"has the file_name {_short(value)}, which is not text")
     if path.is_absolute() or ".." in path.parts:
         raise _WrongError(f"has the file_name {value!r}, expected a path below the folder of the files")
     return value
@@ -591,8 +593,15 @@ def _bbox(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float
 
 
 def _has_mask(value: Any) -> bool:
-    """Whether it is more than one of the ways in which tools write that there is no mask: null, [], [[]], {}, ""."""
-    return any(part != [] for part in value) if type(value) is list else bool(value)
+    """Whether it is more than one of the ways in which tools write that there is no mask.
+
+    These are null, [], [[]], [null], {}, an RLE whose counts are null or [], and the texts "", "null" and "[]".
+    """
+    if type(value) is list:
+        return any(map(_has_mask, value)) if all(type(x) in (list, type(None)) for x in value) else True
+    if type(value) is dict:
+        return bool(value) and value.get("counts", "") not in (None, [])
+    return bool(value) and value not in ("null", "[]")
 
 
 def _may_be_empty(segmentation: "list[array[float]] | Entry", size: tuple[int, int]) -> bool:
@@ -624,7 +633,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> "list[array[float]] | En
                 f"has the segmentation {_short(value)}, a polygon where a list of polygons is expected; put it into "
                 "a list of its own: [[x, y, x, y, ...]]"
             )
-        return [_polygon(polygon, size) for polygon in value if polygon != []]
+        return [_polygon(polygon, size) for polygon in value if _has_mask(polygon)]
     if type(value) is not dict:
         raise _WrongError(f"has the segmentation {_short(value)}, expected polygons or an RLE")
     stated, counts = value.get("size"), value.get("counts")

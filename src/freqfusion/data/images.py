@@ -1,6 +1,7 @@
 """Reading pictures and label maps of every common kind into tensors."""
 
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -183,8 +184,13 @@ def decode_image(path: Path) -> Decoded:
         if "transparency" in picture.info:
             picture = picture.convert("RGBA")
         pixels = np.array(picture.convert("RGB"))
+        top = int(pixels.max())
         if ";16" in layout:  # of 16-bit colours Pillow gives the upper 8
-            _note_depth(path, 8 + int(pixels.max()).bit_length())
+            _note_depth(path, 8 + top.bit_length())
+        elif re.search(
+            r"'ppm(_plain)?'.*\b65535\b", layout
+        ):  # it rounds those of a PPM, which says its largest value
+            _note_depth(path, (257 * top - 128).bit_length())
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     return _decoded(path, convert)
@@ -211,6 +217,11 @@ def decode_mask(path: Path, brightness: bool = False) -> Decoded:
     """Read a label map, ``(H, W)`` int64; see :func:`read_mask`."""
 
     def convert(picture: Image.Image, layout: str) -> Any:
+        if layout.startswith(("JPEG ", "MPO ")):
+            raise BadSampleError(
+                f"{path}: is a JPEG, which changes labels at their borders. Save it as an 8-bit PNG whose values are "
+                "the class indices; a JPEG in black and white has to be made black and white again first."
+            )
         if len(picture.getbands()) != 1 or picture.mode == "F":
             raise BadSampleError(
                 f"{path}: is a picture of mode {picture.mode}, expected one class index per pixel. "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from freqfusion.decoders._blocks import create_fitting_fusion
 from freqfusion.decoders.progressive import cascade_channels, fuse_cascade
 from freqfusion.ops._checks import NotScriptable, refuse_torchscript
+from freqfusion.ops._constants import Constants
 
 TRAIN_STEPS = 6
 EVAL_STEPS = 7
@@ -23,7 +24,7 @@ BASES_SEED = 0
 NORM_GROUPS = 32
 
 
-class NMF2D(nn.Module):
+class NMF2D(Constants, nn.Module):
     """Non-negative matrix factorisation of a feature map by multiplicative updates (the Hamburger core).
 
     Each image, as a matrix of ``C`` rows and ``H * W`` columns, is replaced by its best approximation of
@@ -40,7 +41,7 @@ class NMF2D(nn.Module):
         super().__init__()
         generator = torch.Generator(device="cpu").manual_seed(BASES_SEED)
         bases = torch.rand(1, channels, rank, generator=generator, device="cpu")
-        self.register_buffer("eval_bases", F.normalize(bases, dim=1), persistent=False)
+        self.register_constant("eval_bases", F.normalize(bases, dim=1))
         self.eval_bases: Tensor
 
     def forward(self, x: Tensor, bases: Tensor | None = None) -> Tensor:

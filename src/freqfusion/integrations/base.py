@@ -164,10 +164,11 @@ class Upgraded(nn.Module):
         """Channels of a gate over all joints of the module; 0 for none. See :attr:`Joint.gated`."""
         return 0
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)
-        if any(parameter.is_meta for parameter in self.fusions.parameters()):
-            self.fusions.without_values = True  # type: ignore[assignment]  # to_empty() gives them none either
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        emptied = getattr(fn, "__qualname__", "").startswith("Module.to_empty.")
+        if emptied or any(parameter.is_meta for parameter in self.fusions.parameters()):
+            self.fusions.without_values = True  # type: ignore[assignment]
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

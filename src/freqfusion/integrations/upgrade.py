@@ -274,6 +274,7 @@ _WRAPPERS = (
     "OptimizedModule",
     "ScriptModule",
     "_FabricModule",
+    "AveragedModel",
 )
 
 

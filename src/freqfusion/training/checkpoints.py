@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from freqfusion._optional import IMPORT_VARIABLE
-from freqfusion._untrusted import building, check_plain
+from freqfusion._untrusted import MAX_CLASSES, building, check_plain
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
@@ -46,7 +46,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return read_checkpoint(path)
+        content = read_checkpoint(path)
+        for name, kind in _OF_TRAINING.items():
+            if not isinstance(content.get(name), kind):
+                held = f"has {type(content[name]).__name__!r} for" if name in content else "lacks"
+                raise ValueError(
+                    f"{path} is damaged: it {held} {name}, without which a run cannot go on; copy it again"
+                )
+        return content
+
+
+_OF_TRAINING: dict[str, type] = {
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+}
+"""What a checkpoint holds for a run that goes on."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -81,7 +97,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 _PARTS: dict[str, type] = {"state_dict": dict, "hyper_parameters": dict, "classes": list, "palette": list}
 """What a checkpoint holds at least."""
-MAX_CLASSES = 2**14
 
 
 def _check(content: dict[str, Any], path: Path) -> None:
@@ -97,10 +112,14 @@ def _check(content: dict[str, Any], path: Path) -> None:
             )
     if not (
         all(isinstance(name, str) for name in content["classes"])
-        and all(isinstance(x, (list, tuple)) and len(x) == 3 for x in content["palette"])
+        and all(map(_is_colour, content["palette"]))
         and len(content["classes"]) == len(content["palette"])
     ):
         raise ValueError(f"{path} is damaged: its classes and palette must be names and as many RGB colours")
+    data = content.get("datamodule_hyper_parameters", {})
+    ids = content.get("category_ids", [])
+    if not (isinstance(data, dict) and isinstance(ids, list) and all(type(number) is int for number in ids)):
+        raise ValueError(f"{path} is damaged: its settings of the data or its category_ids have another form")
     settings = content["hyper_parameters"]
     count, classes = settings.get("num_classes"), len(content["classes"])
     if count != classes or classes > MAX_CLASSES:
@@ -128,6 +147,11 @@ def _check(content: dict[str, Any], path: Path) -> None:
             f"{path} says that its network is made by {spec.source}:{spec.name}, code that is not run because a file "
             f"names it; if you trust it, add --import {spec.source}"
         )
+
+
+def _is_colour(value: Any) -> bool:
+    three = isinstance(value, (list, tuple)) and len(value) == 3
+    return three and all(type(level) is int and 0 <= level <= 255 for level in value)
 
 
 def task_of(content: dict[str, Any]) -> str:
@@ -203,6 +227,10 @@ def _around_pretrained(folder: str) -> TaskModule:
         if task == MaskModule.task:
             things = [index < len(COCO_THINGS) for index in range(num_classes)]
             options |= {"output": published, "things": things}
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f"{folder} names {len(classes)} classes for a network of {num_classes}; copy it again"
+        )
     module_class: Any = TASKS[task][0]
     module: TaskModule = module_class(network=f"{PRETRAINED}{folder}", num_classes=num_classes, **options)
     if classes is not None:

@@ -298,3 +298,14 @@ def test_upgraded_torchvision_detector_keeps_its_contract() -> None:
         before = host([image])[0]
         after = freqfusion.upgrade_(host)([image])[0]
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_numbers_of_classes_come_back_where_values_were_lost() -> None:
+    """No state dict has them."""
+    things = [True, False, True, False]
+    expected = create_detector("panoptic_fpn_r18", 4, things=things)
+    with torch.device("meta"):
+        model = create_detector("panoptic_fpn_r18", 4, things=things)
+    model.to_empty(device="cpu")
+    for name in ("thing_labels", "stuff_labels", "thing_numbers", "semantic_numbers"):
+        assert torch.equal(getattr(model, name), getattr(expected, name)), name

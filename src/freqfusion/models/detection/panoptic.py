@@ -14,6 +14,7 @@ from freqfusion.models.detection.backbone import PyramidBackbone
 from freqfusion.models.detection.heads import Features
 from freqfusion.models.detection.proposals import at_least_single
 from freqfusion.models.detection.rcnn import RCNN
+from freqfusion.ops._constants import Constants
 
 IGNORE_INDEX = 255
 OUTPUT_STRIDE = 4
@@ -121,7 +122,7 @@ def merge_panoptic(
     return segments, torch.cat((labels[kept], found)), torch.cat((scores[kept], scores.new_ones(len(found))))
 
 
-class PanopticFPN(RCNN):
+class PanopticFPN(Constants, RCNN):
     """Mask R-CNN for the things, a semantic branch for the stuff, and their merge.
 
     Called as :class:`RCNN`, with labels from 1 to K in the numbering of all classes, of which targets' boxes and
@@ -191,7 +192,7 @@ class PanopticFPN(RCNN):
             ),
             ("semantic_numbers", [numbers[label] for label in range(IGNORE_INDEX + 1)]),
         ):
-            self.register_buffer(name, torch.tensor(table), persistent=False)
+            self.register_constant(name, torch.tensor(table, device="cpu"))
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses by name in training, else a dict for each image; see the class."""
