@@ -404,12 +404,15 @@ def test_values_on_the_meta_device_are_missed() -> None:
     assert type(part.necks[0]) is Neck
 
 
-@pytest.mark.parametrize("assign", [False, True])
-def test_fusions_that_lost_their_values_are_missing_from_the_hosts_checkpoint(assign: bool) -> None:
+@pytest.mark.parametrize("of_meta, assign", [(True, False), (True, True), (False, False)])
+def test_fusions_that_lost_their_values_are_missing_from_the_hosts_checkpoint(
+    of_meta: bool, assign: bool
+) -> None:
     plain, model = Net(Neck()).state_dict(), upgrade_(Net(Neck()))
     trained = {name: x.clone() for name, x in model.state_dict().items()}
     assert not model.load_state_dict(plain, strict=False).missing_keys
-    model.to("meta")
+    if of_meta:
+        model.to("meta")
     if not assign:
         model.to_empty(device="cpu")
     with pytest.raises(RuntimeError, match=r"Missing key.*necks\.0\.fusions\.top\.fusion"):
