@@ -84,7 +84,13 @@ def check_onnx(onnx, name: str, path: Path, **options) -> None:
             assert relative(result, expected) < 2e-5, sizes
 
 
-@pytest.mark.parametrize("name", list_fusions())
+VARIANTS = ("dysample+", "dysample-s")  # of the same operators as dysample and dysample-s+
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in list_fusions()],
+)
 def test_every_method_as_onnx_at_other_sizes(onnx, name, tmp_path):
     check_onnx(onnx, name, tmp_path / "fusion.onnx", **SMALL.get(name, {}))
 

@@ -317,7 +317,9 @@ def test_autocast(swin_unet: EncoderDecoder) -> None:
     assert_close("bfloat16 autocast", half.float(), swin_unet(IMAGE), 5e-2)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    "decoder", [pytest.param(name, marks=() if name == "unet" else pytest.mark.slow) for name in DECODERS]
+)
 def test_compile(decoder: str) -> None:
     torch._dynamo.reset()
     model = make_model("convnext_atto", decoder).eval()

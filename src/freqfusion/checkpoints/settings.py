@@ -114,7 +114,10 @@ def _places(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling it does more than its class says; hooks of transformers only watch."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    foreign = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("transformers.")]
+    return "forward" in vars(module) or bool(foreign)
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
