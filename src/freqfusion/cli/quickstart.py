@@ -19,7 +19,7 @@ again. Runs on the CPU; the minutes hold for about two cores.
 
 def _parser() -> CommandParser:
     parser = CommandParser("quickstart", __doc__, EXAMPLE)
-    parser.add_argument("--minutes", type=float, default=2.5, help="length of both trainings together [2.5]")
+    parser.add_argument("--minutes", type=float, default=2.0, help="length of both trainings together [2]")
     parser.add_argument(
         "--out", type=Path, default=Path("quickstart"), help="folder of the results [quickstart]"
     )
