@@ -1,7 +1,10 @@
 """Helpers shared by the tests."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +43,15 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
     assert bool(torch.isfinite(actual).all()), f"{name}: not finite"
     error = relative_error(actual, expected)
     assert error <= tolerance, f"{name}: relative error {error:.3e} exceeds {tolerance:.1e}"
+
+
+def run_compiling(script: str, *arguments: str) -> Any:
+    """The JSON that a script prints in a process where Triton compiles instead of interpreting."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 KEPT_BY_FILL_RULE = {"num_batches_tracked", "init_pos", "hamming_lowpass", "hamming_highpass"}

@@ -28,6 +28,7 @@ MAX_DEPTH = 32
 """Of lists and dicts in one another."""
 MAX_VALUES = 2**20
 MAX_CLASSES = 2**14
+"""More than any data set names."""
 MAX_NUMBER = 2**21
 """Of an argument, or of a list of them together: more than any width, depth or size that a network has."""
 ROOM = 2**26

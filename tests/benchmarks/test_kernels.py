@@ -1,12 +1,10 @@
 """What a first step of FreqFusion compiles; in a process of its own, where Triton compiles."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
+
+from support import run_compiling
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,11 +33,7 @@ print(json.dumps(found))
     ],
 )
 def test_a_first_step_compiles_few_kernels_and_another_size_none(dtype: str, layout: str, limit: int) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", STEP, dtype, layout]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    usages = json.loads(done.stdout)
+    usages = run_compiling(STEP, dtype, layout)
     keys = [usage["key"] for usage in usages]
     half = len(keys) // 2
     assert keys[:half] == keys[half:]

@@ -28,12 +28,13 @@ class Net(torch.nn.Module):
         self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
         self.down = torch.nn.Conv2d(8, 8, 3, 2, 1)
         self.norm = torch.nn.BatchNorm2d(8)
+        self.pool = torch.nn.MaxPool2d(1)
         self.fpn = FeaturePyramidNetwork([8, 8], 8)
         self.head = torch.nn.Conv2d(8, 2, 1)
         self.copy = self.head if tied else None
 
     def forward(self, x):
-        fine = self.norm(self.stem(x))
+        fine = self.pool(self.norm(self.stem(x)))
         return self.head(self.fpn({"0": fine, "1": self.down(fine)})["0"])
 
 def make(tied=False):
@@ -401,20 +402,24 @@ def test_other_hosts_keep_it_too(spec: str, attribute: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "path, name, value",
+    "name, value",
     [
-        ("", "stem", {"stride": [0, 0]}),
-        ("", "stem", {"stride": "x"}),
-        ("", "stem", {"dilation": [0, 0]}),
-        ("", "stem", {"groups": 7}),
-        ("", "stem", {"padding": [100000, 100000]}),
-        ("", "stem", {"padding_mode": "foo"}),
-        ("", "norm", {"eps": None}),
-        ("", "norm", {"eps": "small"}),
+        ("stem", {"stride": [0, 0]}),
+        ("stem", {"stride": [1, 1, 1]}),
+        ("stem", {"stride": "x"}),
+        ("stem", {"dilation": [0, 0]}),
+        ("stem", {"groups": 7}),
+        ("stem", {"padding": [100000, 100000]}),
+        ("stem", {"padding_mode": "foo"}),
+        ("pool", {"kernel_size": 0}),
+        ("pool", {"stride": -1}),
+        ("pool", {"padding": 2**20}),
+        ("norm", {"eps": None}),
+        ("norm", {"eps": "small"}),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    saved: Path, spec: str, path: str, name: str, value: dict[str, Any]
+    saved: Path, spec: str, name: str, value: dict[str, Any]
 ) -> None:
     file = saved / "freqfusion.json"
     config = json.loads(file.read_text()) | {"settings": {"attributes": {name: value}}}

@@ -97,7 +97,7 @@ SEMANTIC = [
 def test_fit(tmp_path, capsys, option, value, code):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(TINY))
-    refused(capsys, tmp_path / "run", ["fit", "--config", str(config), option, value], code)
+    assert refused(capsys, tmp_path / "run", ["fit", "--config", str(config), option, value], code)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_fit(tmp_path, capsys, option, value, code):
     ],
 )
 def test_fit_of_other_tasks(tmp_path, capsys, task, option, value, code):
-    refused(capsys, tmp_path / "run", ["fit", "--task", task, option, value], code)
+    assert refused(capsys, tmp_path / "run", ["fit", "--task", task, option, value], code)
 
 
 def test_a_typo_names_the_nearest_option(tmp_path, capsys):

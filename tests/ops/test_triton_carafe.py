@@ -5,10 +5,6 @@ numbers in a product of matrices, so half precision is float16 here.
 """
 
 import inspect
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from torch import Tensor
 from freqfusion.ops import available_backends, carafe, carafe_naive, explain, use_backend
 from freqfusion.ops.carafe import function
 from freqfusion.ops.carafe.logits import _applied_kernels, carafe_from_logits
+from support import run_compiling
 
 REASON = available_backends()["triton"]
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "triton is there")
@@ -297,15 +294,6 @@ print(json.dumps(keys))
 """
 
 
-def compiled(script: str, *arguments: str) -> list:
-    """What a script prints where Triton compiles."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 @pytest.mark.parametrize(
     ("capability", "shared", "cases"),
     [
@@ -316,7 +304,7 @@ def compiled(script: str, *arguments: str) -> list:
     ],
 )
 def test_kernels_fit_a_gpu(capability: str, shared: int, cases: tuple[str, ...]) -> None:
-    found = compiled(COMPILE, capability, *cases)
+    found = run_compiling(COMPILE, capability, *cases)
     assert len(found) >= 6
     for usage in found:
         assert usage["stack"] == 0, usage  # no register is spilled
@@ -324,7 +312,7 @@ def test_kernels_fit_a_gpu(capability: str, shared: int, cases: tuple[str, ...])
 
 
 def test_a_second_size_compiles_nothing() -> None:
-    keys = compiled(SIZES)
+    keys = run_compiling(SIZES)
     assert len(keys) == 12
     assert keys[:6] == keys[6:]
     assert len(set(keys)) == 6

@@ -3,10 +3,6 @@
 On a GPU where there is one, else in Triton's interpreter, whose rounding to bfloat16 is not a GPU's.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +21,7 @@ from freqfusion.ops import (
     resample_naive,
     use_backend,
 )
+from support import run_compiling
 
 REASON = available_backends()["triton"]
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "triton is there")
@@ -412,15 +409,6 @@ print(json.dumps(keys))
 """
 
 
-def compiled(script: str, *arguments: str) -> list:
-    """What a script prints where Triton compiles."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 @pytest.mark.parametrize(
     ("capability", "shared", "cases"),
     [
@@ -431,7 +419,7 @@ def compiled(script: str, *arguments: str) -> list:
     ],
 )
 def test_kernels_fit_a_gpu(capability: str, shared: int, cases: list[str]) -> None:
-    found = compiled(COMPILE, capability, *cases)
+    found = run_compiling(COMPILE, capability, *cases)
     assert len(found) >= 4
     for usage in found:
         assert usage["stack"] == 0, usage  # no register is spilled
@@ -442,6 +430,6 @@ def test_kernels_fit_a_gpu(capability: str, shared: int, cases: list[str]) -> No
     "layout", ["channels_last", pytest.param("contiguous_format", marks=pytest.mark.slow)]
 )
 def test_a_second_size_compiles_nothing(layout: str) -> None:
-    keys = compiled(SIZES, layout)
+    keys = run_compiling(SIZES, layout)
     assert len(keys) == 16
     assert keys[:8] == keys[8:]

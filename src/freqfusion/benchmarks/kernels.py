@@ -64,9 +64,10 @@ def first_steps(capability: int) -> Iterator[tuple[str, bool]]:
     for dtype in (torch.bfloat16, torch.float32):
         for layout, memory_format in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
             usages = first_step(capability, dtype, memory_format)
-            kernels = len({usage.key for usage in usages})
-            line = f"{len(usages)} launches of {kernels} kernels in a first step of FreqFusion"
+            kernels = {usage.key for usage in usages}
+            spilling = {usage.key for usage in usages if usage.stack}
             yield (
-                f"{line}, {str(dtype).removeprefix('torch.')} {layout}",
-                any(usage.stack > 0 for usage in usages),
+                f"a first step of FreqFusion, {str(dtype).removeprefix('torch.')} {layout}: {len(usages)} "
+                f"launches of {len(kernels)} kernels, {len(spilling) or 'none'} of them with spilled registers",
+                bool(spilling),
             )

@@ -93,9 +93,10 @@ def restore_settings(model: nn.Module, settings: Mapping[str, Any], source: str)
             for name, value in values.items():
                 own = vars(places[path])
                 known = name in own and name not in _OWN and not _OF_TRAINING.fullmatch(name)
-                if not (known and _is_plain(own[name]) and _fits(value, own[name])):
-                    raise KeyError(f"{path}.{name} = {value!r}"[:80])
-                if isinstance(places[path], nn.modules.conv._ConvNd) and not _convolves(name, value):
+                fits = known and _is_plain(own[name]) and _fits(value, own[name])
+                if fits and type(places[path]).__module__.startswith("torch.nn."):
+                    fits = _can_run(name, value, own[name])
+                if not fits:
                     raise KeyError(f"{path}.{name} = {value!r}"[:80])
                 own[name] = _like(value, own[name])
     except (AttributeError, KeyError, TypeError) as error:
@@ -165,14 +166,22 @@ def _fits(value: Any, before: Any) -> bool:
     return type(value) is type(before) or (type(value) in numbers and type(before) in numbers)
 
 
-def _convolves(name: str, value: Any) -> bool:
-    """Whether an attribute of a convolution is one that its weights leave open, and of a size that there is."""
+_LEAST = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0, "output_padding": 0}
+"""Of sizes that convolutions and poolings have."""
+
+
+def _can_run(name: str, value: Any, before: Any) -> bool:
+    """Whether a layer of torch can compute with an attribute of the kind of ``before``, whose place it takes."""
     if name == "padding_mode":
         return value in ("zeros", "reflect", "replicate", "circular")
-    if name not in ("stride", "dilation", "padding", "output_padding"):
-        return name != "groups"
-    least = 0 if "padding" in name else 1
-    return value in ("same", "valid") or all(type(x) is int and least <= x <= 1024 for x in value)
+    if name == "groups":  # the weights say it
+        return bool(value == before)
+    if name not in _LEAST or value is None or isinstance(value, str):
+        return name != "padding" or value in ("same", "valid") or not isinstance(value, str)
+    sizes, others = ([x] if isinstance(x, int) else x for x in (value, before))
+    return (others is None or len(sizes) == len(others)) and all(
+        type(x) is int and _LEAST[name] <= x <= 1024 for x in sizes
+    )
 
 
 def _without_arrays(value: Any) -> Any:

@@ -160,8 +160,8 @@ def _print_kernels(target: str) -> int:
         print(line, flush=True)
         count += 1
         spilling += spills
+    print(f"{count} kernels for {target}, {spilling or 'none'} of them with spilled registers", flush=True)
     for line, spills in kernels.first_steps(int(capability)):
         print(line, flush=True)
         spilling += spills
-    print(f"{count} kernels for {target}, {spilling or 'none'} of them with spilled registers")
     return int(spilling > 0)

@@ -598,7 +598,7 @@ def _has_mask(value: Any) -> bool:
     These are null, [], [[]], [null], {}, an RLE whose counts are null or [], and the texts "", "null" and "[]".
     """
     if type(value) is list:
-        return any(map(_has_mask, value)) if all(type(x) in (list, type(None)) for x in value) else True
+        return any(part not in (None, [], [None]) for part in value)
     if type(value) is dict:
         return bool(value) and value.get("counts", "") not in (None, [])
     return bool(value) and value not in ("null", "[]")

@@ -189,7 +189,7 @@ def decode_image(path: Path) -> Decoded:
             _note_depth(path, 8 + top.bit_length())
         elif re.search(
             r"'ppm(_plain)?'.*\b65535\b", layout
-        ):  # it rounds those of a PPM, which says its largest value
+        ):  # and of a PPM, which names its maximum, it rounds
             _note_depth(path, (257 * top - 128).bit_length())
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -220,7 +220,7 @@ def decode_mask(path: Path, brightness: bool = False) -> Decoded:
         if layout.startswith(("JPEG ", "MPO ")):
             raise BadSampleError(
                 f"{path}: is a JPEG, which changes labels at their borders. Save it as an 8-bit PNG whose values are "
-                "the class indices; a JPEG in black and white has to be made black and white again first."
+                "the class indices; of a mask in black and white, set grey values to the nearer of the two first."
             )
         if len(picture.getbands()) != 1 or picture.mode == "F":
             raise BadSampleError(

@@ -367,7 +367,7 @@ class FreqFusion(Fusion):
         return hr, lowpass, highpass_logits
 
     def _coarse_logits(self, lr: Tensor, highpass_encoder: nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """Of the low-pass and of the high-pass."""
+        """Coarse logits of the low-pass and of the high-pass, ``(B, up_group * kernel**2, h, w)`` each."""
         if _nhwc.wanted(lr):  # results that begin at aligned places are worth a second pass over a small map
             return self.content_encoder(lr), highpass_encoder(lr)
         both = _convolve_both(lr, self.content_encoder, highpass_encoder)

@@ -180,7 +180,8 @@ def _load_pickle(path: Path, mapped: bool) -> Any:
                 raise ValueError("it is compressed, which torch.save does not do")
             damaged = parts.testzip()
             if damaged is not None:
-                raise ValueError(f"it is damaged: {damaged} in it does not fit its checksum; copy it again")
+                part = damaged.partition("/")[2]
+                raise ValueError(f"it is damaged: {part} in it does not fit its checksum; copy it again")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         noted = [name for name in names if name.startswith(_NOTED)]
     with torch.serialization.safe_globals([(_Note, name) for name in noted]):
