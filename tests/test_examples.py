@@ -151,7 +151,7 @@ def test_similarity_table(
         pytest.importorskip(package)
     from freqfusion.cli.main import main
 
-    words = "fit --config recipes/compare/camvid.yaml --model.network fpn_small --model.class_weights null"
+    words = "fit --config compare/camvid --model.network fpn_small --model.class_weights null"
     words += " --data.dataset synthetic --data.resize null --data.crop_size [32,48] --data.batch_size 2"
     words += " --trainer.max_steps 2 --trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
     monkeypatch.chdir(EXAMPLES.parent)

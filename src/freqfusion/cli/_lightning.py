@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from freqfusion._settings import check_settings
+from freqfusion.cli._recipes import VARIANTS, choose_variant, find_recipe, needs_network, read_recipe
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
 from freqfusion.training.task import PRETRAINED, REBUILT, without_weights
@@ -32,6 +34,10 @@ _NOISE = (
     r"(?s).*Grad strides do not match bucket view strides.*",
     r".*Trainer\(log_every_n_steps=.*",
 )
+
+
+Recipe = tuple[Path, dict[str, Any]]
+"""A file of settings and what it holds."""
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -71,7 +77,9 @@ class CommandLine(LightningCLI):
         self.command = command
         path = _value_of("--checkpoint", argv)
         self.checkpoint = None if path is None else _read_whole(path)
-        self.task = _task_of(argv, self.checkpoint)
+        configs, self.words = _split("--config", argv)
+        self.recipes = [_read_recipe(config) for config in configs]
+        self.task = _task_of(argv, self.recipes, self.checkpoint)
         module_class, data_class = find_task(self.task)
         super().__init__(
             module_class,
@@ -80,7 +88,7 @@ class CommandLine(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": f"freqfusion {command}",
-                "usage": f"freqfusion {command} [--config FILE ...] [--key value ...]",
+                "usage": f"freqfusion {command} [--config RECIPE ...] [--key value ...]",
                 "description": description,
                 "formatter_class": _HelpFormatter,
                 "exit_on_error": False,
@@ -94,6 +102,10 @@ class CommandLine(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser._option_string_actions["--config"].help = (
+            "A recipe: a name that `freqfusion recipes` lists, or a YAML file. Several come over each other, and "
+            "the other options over all of them."
+        )
         parser.add_argument(
             "--seed_everything",
             "--seed",
@@ -148,16 +160,42 @@ class CommandLine(LightningCLI):
             parser.set_defaults(_settings_in(self.checkpoint))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words, variant = self.words, None
+        if any(VARIANTS in content for _, content in self.recipes):
+            quiet = [word for word in words if not word.startswith("--print_config")]
+            variant = self._variant(self._parse(parser, quiet, None))
+        self.config = self._parse(parser, words, variant)
+        self._check_settings()
+        self.out = self._choose_out(self.config)
+        self.ckpt_path = self._choose_checkpoint(self.config)
+
+    def _parse(self, parser: LightningArgumentParser, words: list[str], variant: str | None) -> Namespace:
+        """The settings of the recipes in a variant, and over those the words of the line."""
+        args = []
+        for path, content in self.recipes:
+            settings = choose_variant(content, variant)
+            plain = VARIANTS not in content and path.is_file()  # a pipe can be read but once
+            args += ["--config", str(path) if plain else yaml.safe_dump(settings)]
         try:
-            self.config = parser.parse_args(args)
+            return parser.parse_args([*args, *words])
         except ArgumentError as error:
             message = " ".join(str(error).split())
             unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
             near = difflib.get_close_matches(unknown[1], parser._option_string_actions, 1) if unknown else []
             raise UsageError(message + (f"; did you mean {near[0]}?" if near else "")) from error
-        self._check_settings()
-        self.out = self._choose_out(self.config)
-        self.ckpt_path = self._choose_checkpoint(self.config)
+
+    def _variant(self, config: Namespace) -> str:
+        """The name that the variants of the recipes are chosen by."""
+        network, fusion = config["model.network"], config["model.fusion"]
+        if network.startswith(PRETRAINED):  # a folder in place of a network that was named before it
+            named = [n for n in _values_of("--model.network", self.words) if not n.startswith(PRETRAINED)]
+            if not named and any(needs_network(content) for _, content in self.recipes):
+                raise UsageError(
+                    f"the settings of this recipe depend on the network, and {network} does not say which it is: "
+                    f"name it first, as in --model.network mask2former_swin_b --model.network {network}"
+                )
+            network = named[-1] if named else network
+        return f"{network}_{fusion}"
 
     def _check_settings(self) -> None:
         """Refuse what cannot be, before anything is built or written."""
@@ -209,9 +247,8 @@ class CommandLine(LightningCLI):
         checkpoint = config.get("checkpoint") or config["ckpt_path"]
         if self.command != "fit" and checkpoint not in (None, "last", "best"):
             return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
-        if not config["config"]:
-            return Path("runs", config["data.dataset"], f"{config['model.network']}_{config['model.fusion']}")
-        return _default_out(str(config["config"][-1]))
+        recipe = self.recipes[-1][0] if self.recipes else Path(config["data.dataset"])
+        return _default_out(recipe, config["model.network"], config["model.fusion"])
 
     def _choose_checkpoint(self, config: Namespace) -> Path | None:
         given = config.get("checkpoint") or config["ckpt_path"]
@@ -231,7 +268,7 @@ class CommandLine(LightningCLI):
 CONFIG = "config.yaml"
 """The settings of a run, in its folder."""
 _OUT_HELP = {
-    "fit": "The run folder [runs/, then the names of the config's folder and file].",
+    "fit": "The run folder [runs/, then the names of the recipe, the network and the fusion method].",
     "validate": "Folder of the results [that of the checkpoint].",
     "test": "Folder of the results [that of the checkpoint].",
 }
@@ -297,12 +334,11 @@ def _changes(content: dict[str, Any], config: Namespace) -> list[str]:
     return changed
 
 
-def _task_of(argv: list[str], checkpoint: dict[str, Any] | None) -> str:
+def _task_of(argv: list[str], recipes: list[Recipe], checkpoint: dict[str, Any] | None) -> str:
     """The task that the command line, its last recipe that names one, or its checkpoint says."""
     task = task_of(checkpoint or {})
-    for config in _values_of("--config", argv):
-        if Path(config).is_file():
-            task = str(_read_recipe(config).get("task", task))
+    for _, content in recipes:
+        task = str(content.get("task", task))
     task = _value_of("--task", argv) or task
     try:
         find_task(task)
@@ -311,27 +347,19 @@ def _task_of(argv: list[str], checkpoint: dict[str, Any] | None) -> str:
     return task
 
 
-def _read_recipe(path: str) -> dict[str, Any]:
-    """The content of a recipe, without running anything in it."""
+def _read_recipe(name: str) -> Recipe:
+    """The file of a recipe and its content."""
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-    except (RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        held = "is empty" if recipe is None else f"holds {type(recipe).__name__} {str(recipe)[:40]!r}"
-        raise UsageError(f"{path} {held}, expected settings such as 'model:' with 'lr: 0.001' below it")
-    for group in ("model", "data", "trainer"):
-        if not isinstance(recipe.get(group, {}), dict):
-            raise UsageError(f"{path}: {group} is {str(recipe[group])[:40]!r}, expected settings below it")
-    return recipe
+        path = find_recipe(name)
+        return path, read_recipe(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _with_settings_of_run(argv: list[str]) -> list[str]:
     """The words of ``fit``, led by the settings of the run that it goes on with, where there is one."""
     out, config, path = (_value_of(option, argv) for option in ("--out", "--config", "--ckpt_path"))
-    folder = Path(out) if out else None if config is None else _default_out(config)
+    folder = Path(out) if out else None if config is None else _folder_of_words(argv)
     if "--resume" in argv or path == "last":
         if folder is None or not (folder / LAST).is_file():
             if not any(word.startswith(("--config", "--task", "--model", "--data")) for word in argv):
@@ -351,10 +379,21 @@ def _with_settings_of_run(argv: list[str]) -> list[str]:
     return ["--config", str(settings), "--out", str(folder), *argv] if settings.is_file() else argv
 
 
-def _default_out(config: str) -> Path:
-    """The run folder of a recipe."""
-    path = Path(config)
-    return Path("runs") / path.parent.name / path.stem
+def _folder_of_words(argv: list[str]) -> Path:
+    """The default run folder of the recipes and words of a line, before the parser exists."""
+    recipes = [_read_recipe(config) for config in _values_of("--config", argv)]
+    defaults = inspect.signature(find_task(_task_of(argv, recipes, None))[0]).parameters
+    names = []
+    for key in ("network", "fusion"):
+        said = [content["model"][key] for _, content in recipes if key in content.get("model", {})]
+        names.append(_value_of(f"--model.{key}", argv) or (said[-1] if said else defaults[key].default))
+    return _default_out(recipes[-1][0], *names)
+
+
+def _default_out(recipe: Path, network: str, fusion: str) -> Path:
+    """The run folder of a network and a fusion method in a recipe."""
+    name = re.sub(r"[^\w.+-]+", "_", f"{network}_{fusion}")
+    return Path("runs", recipe.parent.name, recipe.stem, name)
 
 
 def _settings_in(content: dict[str, Any]) -> dict[str, Any]:

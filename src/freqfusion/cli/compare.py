@@ -12,7 +12,7 @@ PRESETS = Path(__file__).parents[1] / "training" / "presets"
 EXAMPLE = """\
 example:
   freqfusion compare --preset tiny --seeds 1
-  freqfusion compare --config recipes/compare/camvid.yaml --data.root FOLDER --methods bilinear carafe freqfusion
+  freqfusion compare --config compare/camvid --data.root FOLDER --methods bilinear carafe freqfusion
   freqfusion compare --cost
 
 Every method and seed is one run of `freqfusion fit` with the recipe's settings; words that compare does not
@@ -25,7 +25,7 @@ results.md and the pictures; each run its own folder with its log.
 def _parser() -> CommandParser:
     parser = CommandParser("compare", __doc__, EXAMPLE)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=Path, help="recipe of the race, as for fit")
+    what.add_argument("--config", metavar="RECIPE", help="of the race, as for fit: a name or a file")
     what.add_argument(
         "--preset",
         choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
@@ -87,8 +87,8 @@ def run(argv: list[str]) -> int:
     for name in methods:
         if name not in known:
             parser.error(f"there is no method {name!r}; choose from: {', '.join(known)}")
-    out = args.out or Path("runs", "compare", "cost" if args.cost else args.preset or args.config.stem)
     if args.cost:
+        out = args.out or Path("runs", "compare", "cost")
         if words:
             parser.error(f"--cost does not know {' '.join(words)}")
         from freqfusion.cli._compare_cost import run_cost
@@ -106,10 +106,14 @@ def run(argv: list[str]) -> int:
         "jinja2",
     ):
         require(module, "train")
-    config = args.config or PRESETS / f"{args.preset}.yaml"
-    if not config.is_file():
-        parser.error(f"there is no recipe {config}")
-    for taken in ("--model.fusion", "--seed", "--seed_everything", "--resume", "--ckpt_path", "--config"):
+    from freqfusion.cli._recipes import find_recipe
+
+    try:
+        config = find_recipe(args.config) if args.config else PRESETS / f"{args.preset}.yaml"
+    except ValueError as error:
+        parser.error(str(error))
+    out = args.out or Path("runs", "compare", config.stem)
+    for taken in ("--model.fusion", "--seed", "--seed_everything", "--resume", "--ckpt_path", "--config", "-c"):
         if any(word == taken or word.startswith(f"{taken}=") for word in words):
             parser.error(f"{taken} is set for every run by the race itself; use --methods and --seeds")
     from freqfusion.cli._compare_race import run_race

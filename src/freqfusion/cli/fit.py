@@ -6,9 +6,11 @@ DESCRIPTION = """\
 Train a network by a recipe.
 
 example:
-  freqfusion fit --config recipes/camvid/segnext_t_freqfusion.yaml --data.root CAMVID_FOLDER
+  freqfusion fit --config camvid/segnext --data.root CAMVID_FOLDER
+  freqfusion fit --config ade20k/segnext --data.root FOLDER --model.network segnext_b --model.fusion bilinear
 
-Every setting of the recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
+`freqfusion recipes` lists the recipes; a YAML file of your own can be given in their place. Every setting of the
+recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
 --skip-bad (short for --data.skip_bad true) leaves out broken samples with a warning.
 The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop
 freqfusion fit --resume --out RUN goes on exactly where last.ckpt stood, with the settings of the run.

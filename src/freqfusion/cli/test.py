@@ -6,7 +6,7 @@ DESCRIPTION = """\
 Judge a checkpoint on the test images: those of --data.test_split, which is val unless told otherwise.
 
 example:
-  freqfusion test --checkpoint runs/camvid/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER
+  freqfusion test --checkpoint runs/camvid/segnext/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER
 
 All settings come from the checkpoint; any can be changed, e.g. --model.flip_test true. The figures are
 printed and written beside the checkpoint (or into --out).

@@ -6,7 +6,7 @@ DESCRIPTION = """\
 Judge a checkpoint on the validation images.
 
 example:
-  freqfusion validate --checkpoint runs/camvid/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER
+  freqfusion validate --checkpoint runs/camvid/segnext/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER
 
 All settings come from the checkpoint; any can be changed, e.g. --model.flip_test true. The figures are
 printed and written beside the checkpoint (or into --out).
