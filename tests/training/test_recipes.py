@@ -1,83 +1,247 @@
-"""Every recipe parses, says where it comes from, and names a network that exists."""
+"""Every recipe parses with every network that it offers, says where it comes from, and starts."""
 
 import json
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-import yaml
 
 import tiny_masks
+from freqfusion.cli._recipes import choose_variant, list_recipes, read_recipe
 from freqfusion.fusion import list_fusions
 from freqfusion.integrations import build_host, list_hosts, upgrade_
 from freqfusion.models import create_detector, create_model, list_detectors, list_models
 from tiny_objects import write_panoptic
 
-FOLDER = Path(__file__).parents[2] / "recipes"
 DATASETS = {"bccd": "coco", "nuclei": "coco", "synthetic": "synthetic_panoptic"}
 """The readers of those folders that are not called after one."""
-RACES = sorted(FOLDER.glob("compare/*.yaml"))
-RECIPES = sorted(set(FOLDER.glob("*/*.yaml")) - set(RACES))
+RECIPES = list_recipes()
+RACES = [name for name in RECIPES if name.startswith("compare/")]
+
+
+class Case(NamedTuple):
+    """One network and fusion method in a recipe."""
+
+    recipe: str
+    network: str
+    fusion: str
+
+    def __str__(self) -> str:
+        return "-".join(self).replace("/", "-")
+
+    @property
+    def words(self) -> list[str]:
+        return [
+            *("--config", self.recipe),
+            *("--model.network", self.network),
+            *("--model.fusion", self.fusion),
+        ]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return choose_variant(read_recipe(RECIPES[self.recipe]), f"{self.network}_{self.fusion}")
+
+
+def offered(recipe: str) -> list[str]:
+    """The networks of a recipe: all sizes and backbones where it is of a published data set."""
+    data, system = recipe.split("/")
+    if data not in ("ade20k", "cityscapes", "coco"):
+        return [read_recipe(RECIPES[recipe])["model"]["network"]]
+    return [
+        name for name in [*list_models(), *list_detectors(), *list_hosts()] if name.startswith(f"{system}_")
+    ]
+
+
+CASES = [
+    Case(recipe, network, fusion)
+    for recipe in RECIPES
+    if recipe not in RACES
+    for network in offered(recipe)
+    for fusion in ("nearest" if "rcnn" in recipe or "fpn" in recipe else "bilinear", "freqfusion")
+]
 
 
 def test_all_are_there():
-    names = {str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES}
-    assert names >= {
-        f"{data}/segnext_{size}_{fusion}"
-        for data, sizes in (("ade20k", "tsbl"), ("cityscapes", "tsbl"), ("camvid", "t"))
-        for size in sizes
-        for fusion in ("bilinear", "freqfusion")
+    assert set(RECIPES) == {
+        *(f"ade20k/{system}" for system in ("segnext", "segformer", "upernet", "mask2former")),
+        *(f"cityscapes/{system}" for system in ("segnext", "segformer", "upernet", "mask2former")),
+        *(f"camvid/{system}" for system in ("segnext", "segformer", "upernet", "mask2former")),
+        *(f"coco/{system}" for system in ("faster_rcnn", "mask_rcnn", "panoptic_fpn", "mask2former")),
+        *("bccd/faster_rcnn", "drive/unet", "nuclei/mask_rcnn", "nuclei/unet"),
+        *("synthetic/mask2former", "synthetic/panoptic_fpn", "compare/camvid", "compare/nuclei"),
     }
-    assert names >= {
-        f"coco/{kind}_{backbone}_{fusion}"
-        for kind in ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
-        for backbone in ("r50", "r101")
-        for fusion in ("nearest", "freqfusion")
-    }
-    hosts = {
+    networks = {case.network for case in CASES if case.recipe.startswith(("ade20k", "coco"))}
+    assert networks >= {
+        *(f"segnext_{size}" for size in "tsbl"),
         *(f"segformer_b{size}" for size in range(6)),
         *(f"upernet_swin_{size}" for size in "tsb"),
         *(f"mask2former_{backbone}" for backbone in ("r50", "r101", "swin_t", "swin_b", "swin_l")),
-    }
-    assert names >= {
-        f"{data}/{host}_{fusion}"
-        for data in ("ade20k", "cityscapes")
-        for host in hosts
-        for fusion in ("bilinear", "freqfusion")
-    }
-    assert {name for name in names if name.startswith("coco/mask2former")} == {
-        f"coco/{host}_{fusion}"
-        for host in hosts
-        if host.startswith("mask2former")
-        for fusion in ("bilinear", "freqfusion")
+        *(f"{kind}_{r}" for kind in ("faster_rcnn", "mask_rcnn", "panoptic_fpn") for r in ("r50", "r101")),
     }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_recipe(path, monkeypatch):
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Path]:
+    """The settings and the run folder, with all checks, but without data and network."""
     from freqfusion.cli._lightning import CommandLine
 
-    built = {}
-    # parse with all checks, but open no data and build no network
-    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: built.update(line.config.as_dict()))
-    line = CommandLine("fit", "", ["--config", str(path)])
-    assert line.out == Path("runs") / path.parent.name / path.stem
-    folder = path.parent.name
-    panoptic = folder == "coco" and path.stem.startswith(("panoptic", "mask2former"))
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
+    line = CommandLine("fit", "", words)
+    return json.loads(json.dumps(line.config.as_dict(), default=str)), line.out
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, out = parse(case.words, monkeypatch)
+    assert out == Path("runs") / case.recipe / f"{case.network}_{case.fusion}"
+    folder, system = case.recipe.split("/")
+    panoptic = folder == "coco" and system in ("panoptic_fpn", "mask2former")
     expected = DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
-    assert built["data"]["dataset"] == (
-        "foreground" if path.stem.startswith("unet") and folder == "nuclei" else expected
-    )
-    network = built["model"]["network"]
-    assert f"{network}_{built['model']['fusion']}" == path.stem
-    assert network in [*list_models(), *list_detectors(), *list_hosts(), "unet_resnet18"]
-    assert built["model"]["fusion"] in list_fusions()
-    text = path.read_text()
-    assert "# Setting: " in text
-    assert "# Target: " in text or "Result: docs/results/" in text
-    trainer = built["trainer"]
-    assert trainer["max_epochs"] or trainer["max_steps"] > 0
+    assert built["data"]["dataset"] == ("foreground" if case.recipe == "nuclei/unet" else expected)
+    assert (built["model"]["network"], built["model"]["fusion"]) == (case.network, case.fusion)
+    assert case.network in [*list_models(), *list_detectors(), *list_hosts(), "unet_resnet18"]
+    assert case.fusion in list_fusions()
+    assert built["trainer"]["max_epochs"] or built["trainer"]["max_steps"] > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_where_it_comes_from(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = RECIPES[recipe]
+    comments = [line for line in path.read_text(encoding="utf-8").splitlines() if "#" in line]
+    assert len(comments) <= 3
+    text = " ".join(line.removeprefix("# ") for line in comments)
+    assert "Settings of " in text
+    pages = re.findall(r"docs/[\w/-]+\.md", text)
+    assert pages
+    assert all((DOCS.parent / page).is_file() for page in pages)
+    if recipe not in RACES:
+        assert read_recipe(path)["model"]["fusion"] == "freqfusion"
+
+
+SIXTEEN = [320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280]
+
+
+@pytest.mark.parametrize(
+    "recipe, network, fusion, expected",
+    [
+        (
+            "ade20k/segformer",
+            "segformer_b4",
+            "bilinear",
+            {"data.crop_size": [512, 512], "model.test_size": 512},
+        ),
+        (
+            *("ade20k/segformer", "segformer_b5", "bilinear"),
+            {"data.crop_size": [640, 640], "data.base_size": [640, 2048], "model.test_size": 640},
+        ),
+        (
+            *("ade20k/mask2former", "mask2former_r50", "freqfusion"),
+            {"model.network_options": {"frozen_norm": True}, "trainer.sync_batchnorm": False},
+        ),
+        (
+            *("ade20k/mask2former", "mask2former_r101", "bilinear"),
+            {"model.network_options": None, "trainer.sync_batchnorm": True, "model.test_size": 512},
+        ),
+        (
+            *("ade20k/mask2former", "mask2former_swin_t", "freqfusion"),
+            {"model.network_options": None, "trainer.sync_batchnorm": False, "data.max_size": 2048},
+        ),
+        (
+            *("ade20k/mask2former", "mask2former_swin_b", "freqfusion"),
+            {"data.crop_size": [640, 640], "data.short_sides": SIXTEEN, "data.max_size": 2560},
+        ),
+        (
+            *("ade20k/mask2former", "mask2former_swin_l", "bilinear"),
+            {"model.test_size": 640, "model.test_max_size": 2560, "trainer.sync_batchnorm": False},
+        ),
+        ("cityscapes/mask2former", "mask2former_r101", "bilinear", {"trainer.sync_batchnorm": True}),
+        ("cityscapes/mask2former", "mask2former_swin_t", "bilinear", {"trainer.sync_batchnorm": False}),
+        (
+            *("coco/mask2former", "mask2former_r101", "freqfusion"),
+            {"model.network_options": {"frozen_norm": True}, "trainer.max_steps": 368750},
+        ),
+        (
+            *("coco/mask2former", "mask2former_swin_b", "freqfusion"),
+            {"model.network_options": None, "trainer.max_steps": 368750},
+        ),
+        (
+            *("coco/mask2former", "mask2former_swin_l", "bilinear"),
+            {"model.network_options": {"num_queries": 200}, "trainer.max_steps": 737500},
+        ),
+    ],
+)
+def test_what_differs_between_networks(
+    recipe: str, network: str, fusion: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = parse(Case(recipe, network, fusion).words, monkeypatch)
+    assert {key: built[key.split(".")[0]][key.split(".")[1]] for key in expected} == expected
+
+
+def test_every_variant_is_of_some_network() -> None:
+    for recipe, path in RECIPES.items():
+        names = [f"{case.network}_{case.fusion}" for case in CASES if case.recipe == recipe]
+        for pattern in read_recipe(path).get("variants", {}):
+            assert any(fnmatchcase(name, pattern) for name in names), (recipe, pattern)
+
+
+FROZEN = {"frozen_stages": 1, "norm_eval": True}
+
+
+@pytest.mark.parametrize(
+    "recipe, network, fusion, expected",
+    [
+        ("coco/faster_rcnn", "faster_rcnn_r50", "nearest", {}),
+        ("coco/faster_rcnn", "faster_rcnn_r101", "dysample+", {}),
+        ("coco/faster_rcnn", "faster_rcnn_r50", "freqfusion", {"top_level": "fused"}),
+        (
+            *("coco/faster_rcnn", "faster_rcnn_r101", "freqfusion"),
+            {"top_level": "fused", "fusion_options": {"feature_resample_group": 8}},
+        ),
+        ("coco/mask_rcnn", "mask_rcnn_r101", "nearest", {}),
+        ("coco/mask_rcnn", "mask_rcnn_r101", "freqfusion", {"top_level": "fused"}),
+        (
+            *("coco/panoptic_fpn", "panoptic_fpn_r50", "freqfusion"),
+            {"top_level": "fused", "fusion_options": {"feature_resample_norm": False}},
+        ),
+        ("coco/panoptic_fpn", "panoptic_fpn_r50", "nearest", {}),
+        ("coco/panoptic_fpn", "panoptic_fpn_r101", "freqfusion", {"top_level": "fused"}),
+    ],
+)
+def test_pyramids_as_released_come_with_freqfusion_alone(
+    recipe: str, network: str, fusion: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = parse(Case(recipe, network, fusion).words, monkeypatch)
+    assert built["model"]["network_options"] == {"backbone_options": FROZEN, **expected}
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class Row(NamedTuple):
+    """A row of the page of published figures."""
+
+    recipe: str
+    network: str
+    plain: str
+    freqfusion: str
+    released: str
+
+
+def published() -> list[Row]:
+    """The table of figures, a row per network of a recipe."""
+    text = (DOCS / "published.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/]+/\w+)` \| `(\w+)` \|(.*)\|(.*)\|(.*)\|$", text, re.MULTILINE)
+    return [Row(*(cell.strip() for cell in row)) for row in rows]
+
+
+def test_every_network_of_a_recipe_has_a_row_of_published_figures() -> None:
+    rows = [(row.recipe, row.network) for row in published()]
+    assert len(rows) == len(set(rows))
+    assert set(rows) == {(case.recipe, case.network) for case in CASES}
+    for recipe in (recipe for recipe in RECIPES if recipe.startswith(("ade20k", "cityscapes", "coco"))):
+        assert (DOCS / "published.md").read_text(encoding="utf-8").count(f"`{recipe}`") > len(offered(recipe))
 
 
 PUBLISHED = (
@@ -95,39 +259,27 @@ PUBLISHED = (
 
 
 def coco_rows() -> list[Any]:
-    """Every row of those tables: recipe and method."""
+    """Every row of those tables."""
     rows = []
-    for path in RECIPES:
-        if path.parent.name != "coco" or path.stem.startswith("mask2former"):
-            continue
-        own = path.stem.rpartition("_")[2]
-        others = (
-            PUBLISHED
-            if own == "nearest" and "r50" in path.stem
-            else ("dysample+",)
-            if own == "nearest"
-            else ()
-        )
-        for fusion in (own, *others):
-            common = fusion == own and "r50" in path.stem
-            rows.append(
-                pytest.param(
-                    path, fusion, id=f"{path.stem}-{fusion}", marks=[] if common else [pytest.mark.slow]
-                )
-            )
+    for kind in ("faster_rcnn", "mask_rcnn", "panoptic_fpn"):
+        for backbone, others in (("r50", PUBLISHED), ("r101", ("dysample+",))):
+            for fusion in ("nearest", "freqfusion", *others):
+                common = backbone == "r50" and fusion not in others
+                case = Case(f"coco/{kind}", f"{kind}_{backbone}", fusion)
+                rows.append(pytest.param(case, id=str(case), marks=[] if common else [pytest.mark.slow]))
     return rows
 
 
-@pytest.mark.parametrize("path, fusion", coco_rows())
-def test_a_row_of_the_papers_tables_starts(path: Path, fusion: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", coco_rows())
+def test_a_row_of_the_papers_tables_starts(case: Case, tmp_path: Path) -> None:
     """One step and a validation, at the network's full width, on small pictures in COCO's layout."""
     from freqfusion.cli.main import main
 
     for split in ("train", "val"):
         write_panoptic(tmp_path, split, 2)
-    options = yaml.safe_load(path.read_text())["model"]["network_options"]
+    options = case.settings["model"]["network_options"]
     options |= {"min_size": 64, "max_size": 96, "backbone_options": {}}
-    words = ["--config", path, "--model.fusion", fusion, "--model.network_options", json.dumps(options)]
+    words = [*case.words, "--model.network_options", json.dumps(options)]
     words += [
         "--data.root",
         tmp_path,
@@ -141,8 +293,8 @@ def test_a_row_of_the_papers_tables_starts(path: Path, fusion: str, tmp_path: Pa
     words += ["--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--out", tmp_path / "run"]
     assert main(["fit", *map(str, words)]) == 0
     figures = json.loads((tmp_path / "run" / "val_metrics.json").read_text())
-    assert ("pq" in figures) == path.stem.startswith("panoptic")
-    assert ("mask_ap" in figures) == path.stem.startswith("mask")
+    assert ("pq" in figures) == case.network.startswith("panoptic")
+    assert ("mask_ap" in figures) == case.network.startswith("mask")
 
 
 SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]}
@@ -159,35 +311,40 @@ SMALL = {
         "num_attention_heads": [1, 1, 2, 4],
         "decoder_hidden_size": 32,
     },
+    "upernet_convnext": {
+        "hidden_size": 16,
+        "auxiliary_in_channels": 64,
+        "backbone_config": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+    },
     "upernet": {"hidden_size": 16, "auxiliary_in_channels": 64, "backbone_config": SMALL_SWIN},
     "unet": {},
 }
 """What makes a network small, by the beginning of its name."""
 
 
-def host_recipes() -> list[Any]:
+def host_cases() -> list[Any]:
     """All of models of other libraries and of U-Nets, small; in full as well where that is asked for."""
-    paths = [path for path in RECIPES if path.stem.startswith(tuple(SMALL))]
+    cases = [case for case in CASES if case.network.startswith(tuple(SMALL))]
     return [
-        pytest.param(path, full, id=f"{path.parent.name}-{path.stem}{'-full' * full}", marks=marks)
+        pytest.param(case, full, id=f"{case}{'-full' * full}", marks=marks)
         for full, marks in ((False, ()), (True, pytest.mark.slow))
-        for path in paths
+        for case in cases
     ]
 
 
-@pytest.mark.parametrize("path, full", host_recipes())
-def test_a_host_recipe_starts(path: Path, full: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case, full", host_cases())
+def test_a_host_recipe_starts(case: Case, full: bool, tmp_path: Path) -> None:
     """One step and a validation on small pictures, with the recipe's own schedule, precision and augmentation."""
     pytest.importorskip("transformers")
     from freqfusion.cli.main import main
 
-    content = yaml.safe_load(path.read_text())
+    content = case.settings
     options = content["model"].get("network_options", {})
     if "frozen_norm" in options:
         options["frozen_norm"] = False  # there are no weights
     if not full:
-        options |= next(small for name, small in SMALL.items() if path.stem.startswith(name))
-    words = ["--config", path, "--data.batch_size", 2, "--data.workers", 0, "--out", tmp_path / "run"]
+        options |= next(small for name, small in SMALL.items() if case.network.startswith(name))
+    words = [*case.words, "--data.batch_size", 2, "--data.workers", 0, "--out", tmp_path / "run"]
     words += ["--trainer.max_steps", 1, "--trainer.max_epochs", -1, "--trainer.accelerator", "cpu"]
     words += ["--trainer.val_check_interval", "null", "--trainer.check_val_every_n_epoch", 1]
     words += ["--data.crop_size", "[64,64]"] if "crop_size" in content["data"] else []
@@ -235,28 +392,25 @@ def parameters(network: torch.nn.Module) -> int:
     )
 
 
-def released_recipes() -> list[Any]:
-    """Those whose head says so of the network, and not of its schedule alone."""
-    found = []
-    for path in RECIPES:
-        if path.stem.endswith("_freqfusion"):
-            head = " ".join(path.read_text().split("# Target: ")[0].replace("\n#", "").split())
-            network, setting = head.split("Setting:")
-            applied = setting.startswith(" released FreqFusion configuration for SegNeXt-T: ")
-            if "as released" in network or applied:
-                found.append(pytest.param(path, id=f"{path.parent.name}-{path.stem}"))
-    return found
+def released_cases() -> list[Any]:
+    """Those that the page of published figures says so of."""
+    cases = [
+        (Case(row.recipe, row.network, "freqfusion"), row.released) for row in published() if row.released
+    ]
+    return [pytest.param(case, released, id=str(case)) for case, released in cases]
 
 
 def test_the_recipes_as_released_are_found() -> None:
-    assert len(released_recipes()) == 16
+    assert len(released_cases()) == 16
+    counts = [row.released.removeprefix("yes").lstrip(", ") for row in published() if row.released]
+    assert sum(map(bool, counts)) == 9
 
 
-@pytest.mark.parametrize("path", released_recipes())
-def test_a_recipe_as_released_builds_the_released_network(path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("case, released", released_cases())
+def test_a_recipe_as_released_builds_the_released_network(case: Case, released: str, monkeypatch) -> None:
     # parameters are counted without values, which upgrade_ refuses
     monkeypatch.setattr("freqfusion.integrations.upgrade._check_values", lambda model: None)
-    model = yaml.safe_load(path.read_text())["model"]
+    model = {**case.settings["model"], "network": case.network}
     name, options = model["network"], model.get("network_options", {})
     with torch.device("meta"):
         if name.startswith("mask2former"):
@@ -276,6 +430,7 @@ def test_a_recipe_as_released_builds_the_released_network(path: Path, monkeypatc
     if name in RELEASED:
         more_queries = 2 * 256 * (options.get("num_queries", 100) - 100)
         assert parameters(network) == RELEASED[name] + more_queries
+    assert released in ("yes", f"yes, {RELEASED.get(name, 0):,}")
 
 
 def test_frozen_norms_need_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +439,7 @@ def test_frozen_norms_need_weights(tmp_path: Path, capsys: pytest.CaptureFixture
 
     root = write_panoptic(write_panoptic(tmp_path), "val")
     options = json.dumps({**SMALL["mask2former_r"], "frozen_norm": True})
-    words = ["--config", FOLDER / "coco" / "mask2former_r50_bilinear.yaml", "--data.root", root]
+    words = [*Case("coco/mask2former", "mask2former_r50", "bilinear").words, "--data.root", root]
     words += ["--data.batch_size", 2, "--out", tmp_path / "run", "--model.network_options", options]
     assert main(["fit", *map(str, words)]) == 1
     assert "frozen_norm is set, but no weights are given" in capsys.readouterr().err
@@ -294,28 +449,17 @@ def test_frozen_stages_need_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     from freqfusion.cli.main import main
 
     root = write_panoptic(write_panoptic(tmp_path), "val")
-    words = [
-        "--config",
-        FOLDER / "coco" / "faster_rcnn_r50_nearest.yaml",
-        "--data.root",
-        root,
-        "--out",
-        tmp_path,
-    ]
+    words = [*Case("coco/faster_rcnn", "faster_rcnn_r50", "nearest").words]
+    words += ["--data.root", root, "--out", tmp_path]
     assert main(["fit", *map(str, words), "--data.batch_size", "2"]) == 1
     assert "no weights are given, so random ones would be kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", RACES, ids=lambda path: path.stem)
-def test_race(path, monkeypatch):
-    from freqfusion.cli._lightning import CommandLine
-
-    built = {}
-    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: built.update(line.config.as_dict()))
-    CommandLine("fit", "", ["--config", str(path), "--model.fusion", "carafe"])
+@pytest.mark.parametrize("recipe", RACES)
+def test_race(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, _ = parse(["--config", recipe, "--model.fusion", "carafe"], monkeypatch)
     assert built["model"]["fusion"] == "carafe"
-    assert "fusion" not in yaml.safe_load(path.read_text())["model"]
-    assert "# Setting: " in path.read_text()
+    assert "fusion" not in read_recipe(RECIPES[recipe])["model"]
     # a race counts the last validation, so that must come at the end
     assert built["trainer"]["max_epochs"] % built["trainer"]["check_val_every_n_epoch"] == 0
 
@@ -324,6 +468,6 @@ def test_race(path, monkeypatch):
 def test_the_small_recipe_builds(fusion):
     from freqfusion.training import SegmentationModule
 
-    options = yaml.safe_load((FOLDER / "camvid" / f"segnext_t_{fusion}.yaml").read_text())
-    module = SegmentationModule(num_classes=11, **options["model"]).eval()
+    options = {**Case("camvid/segnext", "segnext_t", fusion).settings["model"], "fusion": fusion}
+    module = SegmentationModule(num_classes=11, **options).eval()
     assert module.predict(torch.zeros(1, 3, 45, 60)).shape == (1, 11, 45, 60)

@@ -368,7 +368,7 @@ def _with_settings_of_run(argv: list[str]) -> list[str]:
                     if folder is None
                     else f"there is no checkpoint at {folder / LAST}"
                 )
-                raise UsageError(f"{where}; to start a new run, give its settings, such as --config FILE")
+                raise UsageError(f"{where}; to start a new run, give its settings, such as --config RECIPE")
             return argv
         settings = folder / CONFIG
     elif path is not None:
@@ -460,7 +460,7 @@ def judge(command: str, description: str, argv: list[str]) -> int:
         line = CommandLine(command, description, argv)
         if line.ckpt_path is None and not line.config["model.network"].startswith(PRETRAINED):
             raise UsageError(
-                "which weights? Give --checkpoint FILE, or --config FILE with --ckpt_path FILE, or with "
+                "which weights? Give --checkpoint FILE, or --config RECIPE with --ckpt_path FILE, or with "
                 "--model.network pretrained:FOLDER --model.network_options null"
             )
     except UsageError as error:

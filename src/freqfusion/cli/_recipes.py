@@ -54,14 +54,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
         held = "is empty" if recipe is None else f"holds {type(recipe).__name__} {str(recipe)[:40]!r}"
         raise ValueError(f"{path} {held}, expected settings such as 'model:' with 'lr: 0.001' below it")
     variants = recipe.get(VARIANTS, {})
-    if not isinstance(variants, dict) or not all(isinstance(settings, dict) for settings in variants.values()):
+    if not isinstance(variants, dict) or not all(
+        isinstance(settings, dict) for settings in variants.values()
+    ):
+        given = str(variants)[:40]
         raise ValueError(
-            f"{path}: {VARIANTS} is {str(variants)[:40]!r}, expected names such as 'segnext_b_*', each with settings below"
+            f"{path}: {VARIANTS} is {given!r}, expected names such as segnext_b_* with settings below each"
         )
     for settings in (recipe, *variants.values()):
         for group in GROUPS:
             if not isinstance(settings.get(group, {}), dict):
-                raise ValueError(f"{path}: {group} is {str(settings[group])[:40]!r}, expected settings below it")
+                raise ValueError(
+                    f"{path}: {group} is {str(settings[group])[:40]!r}, expected settings below it"
+                )
     return recipe
 
 
@@ -93,6 +98,7 @@ def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     merged = dict(settings)
     for key, value in changes.items():
         before = merged.get(key)
-        both = isinstance(value, dict) and isinstance(before, dict)
-        merged[key] = _merge(before, value) if both else value
+        if isinstance(before, dict) and isinstance(value, dict):
+            value = _merge(before, value)
+        merged[key] = value
     return merged

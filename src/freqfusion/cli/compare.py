@@ -112,8 +112,18 @@ def run(argv: list[str]) -> int:
         config = find_recipe(args.config) if args.config else PRESETS / f"{args.preset}.yaml"
     except ValueError as error:
         parser.error(str(error))
+    if not config.is_file():
+        parser.error(f"{config} is not a file, and every run of a race reads it again")
     out = args.out or Path("runs", "compare", config.stem)
-    for taken in ("--model.fusion", "--seed", "--seed_everything", "--resume", "--ckpt_path", "--config", "-c"):
+    for taken in (
+        "--model.fusion",
+        "--seed",
+        "--seed_everything",
+        "--resume",
+        "--ckpt_path",
+        "--config",
+        "-c",
+    ):
         if any(word == taken or word.startswith(f"{taken}=") for word in words):
             parser.error(f"{taken} is set for every run by the race itself; use --methods and --seeds")
     from freqfusion.cli._compare_race import run_race
