@@ -1,6 +1,7 @@
 """Recipes by name: found from any folder, listed, printed, and the run folders that follow from them."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -120,6 +121,32 @@ def test_a_name_decides_the_task(
     assert line.task == "detection"
     assert line.config["model.network"] == "mask_rcnn_r50"
     assert line.out == Path("runs/coco/mask_rcnn/mask_rcnn_r50_freqfusion")
+
+
+def test_a_race_finds_its_recipe_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", "compare/camvid", "--methods", "bilinear", "--data.root", "none"]
+    assert main(["compare", *words]) == 1
+    assert "none: no such folder" in capsys.readouterr().err
+    assert main(["compare", *words, "-c", "ade20k/segnext"]) == 2
+    assert "-c is set for every run by the race itself" in capsys.readouterr().err
+
+
+def test_pages_and_helps_name_recipes_and_folders_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("src/freqfusion/cli/*.py")]
+    recipes, found = list_recipes(), 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"--config ([\w/]+/\w+)", text):
+            found += 1
+            assert name in recipes, (page, name)
+        for name in re.findall(r"runs/(\w+/\w+)/\w+_freqfusion/", text):
+            found += 1
+            assert name in recipes, (page, name)
+    assert found > 20
 
 
 def test_the_words_of_the_line_win_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
