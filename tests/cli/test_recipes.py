@@ -215,9 +215,7 @@ def test_a_folder_in_place_of_a_network_needs_to_say_which_it_is(
 ) -> None:
     folder = ["--model.network", "pretrained:mine", "--model.network_options", "null"]
     assert main(["test", "--config", "ade20k/mask2former", *folder]) == 2
-    assert "name it first, as in --model.network mask2former_swin_b --model.network pretrained:mine" in (
-        capsys.readouterr().err
-    )
+    assert "name it first: --model.network NAME --model.network pretrained:mine" in (capsys.readouterr().err)
     words = ["--config", "ade20k/mask2former", "--model.network", "mask2former_swin_b", *folder]
     line = parse(words, monkeypatch, "test")
     assert (line.config["model.network"], line.config["model.test_size"]) == ("pretrained:mine", 640)

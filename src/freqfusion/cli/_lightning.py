@@ -192,7 +192,7 @@ class CommandLine(LightningCLI):
             if not named and any(needs_network(content) for _, content in self.recipes):
                 raise UsageError(
                     f"the settings of this recipe depend on the network, and {network} does not say which it is: "
-                    f"name it first, as in --model.network mask2former_swin_b --model.network {network}"
+                    f"name it first: --model.network NAME --model.network {network}"
                 )
             network = named[-1] if named else network
         return f"{network}_{fusion}"
