@@ -10,7 +10,7 @@ HOSTS = {
     "ultralytics": "ultralytics.py",
 }
 absent = [file for package, file in HOSTS.items() if find_spec(package) is None]
-collect_ignore = [f"src/freqfusion/integrations/{file}" for file in absent]
+collect_ignore = [f"src/freqfusion/upgrade/hosts/{file}" for file in absent]
 collect_ignore += [f"tests/host_cases/{file}" for file in absent]
 if find_spec("triton") is None:
     collect_ignore.append("src/freqfusion/ops/_triton")

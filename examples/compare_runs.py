@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from freqfusion.analysis.figures import (
+from freqfusion.data.transforms import eval_transform
+from freqfusion.drawing.detections import colour_segments, draw_objects
+from freqfusion.drawing.figures import (
     Picture,
     colour_mask,
     error_map,
@@ -28,12 +30,10 @@ from freqfusion.analysis.figures import (
     save_png,
     zoom,
 )
-from freqfusion.analysis.object_figures import colour_segments, draw_objects
-from freqfusion.data.transforms import eval_transform
+from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.registry import find_task
 from freqfusion.training import load_checkpoint
 from freqfusion.training.checkpoints import read_checkpoint, task_of
-from freqfusion.training.task import TaskModule
-from freqfusion.training.tasks import find_task
 
 IMAGES = 4
 SURE = 0.5

@@ -18,7 +18,8 @@ from freqfusion.analysis.record import record_features
 from freqfusion.analysis.similarity import FeatureSimilarity
 from freqfusion.data.transforms import eval_transform
 from freqfusion.metrics import BoundaryDistance, SegmentationMetrics
-from freqfusion.training import SegmentationData, load_checkpoint
+from freqfusion.tasks import SegmentationData
+from freqfusion.training import load_checkpoint
 from freqfusion.training.checkpoints import read_checkpoint
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import freqfusion
-from freqfusion.integrations.ultralytics import UpgradeTrainer
+from freqfusion.upgrade.hosts.ultralytics import UpgradeTrainer
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="yolo11n.yaml")

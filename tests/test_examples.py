@@ -173,7 +173,7 @@ def test_compare_runs(
     pytest.importorskip("lightning")
     from PIL import Image
 
-    from freqfusion.training import SegmentationData, SegmentationModule
+    from freqfusion.tasks import SegmentationData, SegmentationModule
     from tiny_masks import mask_module, object_data, run_fit
     from tiny_objects import tiny_detection, write_coco, write_panoptic
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-import freqfusion.training.sharded
-from freqfusion.training import FSDP, MaskModule, ObjectData, create_trainer
+import freqfusion.tasks.sharding
+from freqfusion.tasks import FSDP, MaskModule, ObjectData
+from freqfusion.training import create_trainer
 
 TINY: dict[str, Any] = {
     "backbone_config": {
@@ -64,7 +65,7 @@ def run_fit(out: Path, module: Any, data: Any, resume: Path | None = None, **opt
 
 
 if __name__ == "__main__":
-    freqfusion.training.sharded.LEAST_SHARD = 2000  # so that the tiny network has several
+    freqfusion.tasks.sharding.LEAST_SHARD = 2000  # so that the tiny network has several
     kind, root, folder = sys.argv[1:]
     torch.manual_seed(0)
     data = object_data(Path(root), batch_size=2)

@@ -116,7 +116,7 @@ def tiny_detection(
     root: Path, network: str = "mask_rcnn_r18", data: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, Any]:
     """A detector and its data, made for the pictures above."""
-    from freqfusion.training import DetectionModule, ObjectData
+    from freqfusion.tasks import DetectionModule, ObjectData
 
     datamodule = ObjectData(
         "coco",

@@ -11,8 +11,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-import freqfusion.training.module
-from freqfusion.training import FSDP, SegmentationData, SegmentationModule, create_trainer
+import freqfusion.tasks.semantic
+from freqfusion.tasks import FSDP, SegmentationData, SegmentationModule
+from freqfusion.training import create_trainer
 
 
 class NoisyNet(nn.Module):
@@ -104,7 +105,7 @@ class Kill(L.Callback):
 
 
 if __name__ == "__main__":
-    freqfusion.training.module.create_model = create_tiny  # type: ignore[assignment]
+    freqfusion.tasks.semantic.create_model = create_tiny  # type: ignore[assignment]
     folder = Path(sys.argv[2])
     if sys.argv[1] == "killed":
         tiny_fit(folder, "noisy", max_epochs=3, checkpoint_steps=2, callbacks=[Kill(after=8)])

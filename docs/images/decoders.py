@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from freqfusion._files import write_atomically
-from freqfusion.analysis.figures import figure_bytes
+from freqfusion.drawing.figures import figure_bytes
 
 INK, MAP, FUSION, JOIN, CONVOLUTION = "#222222", "#CFE3F2", "#D55E00", "#009E73", "#EFE3B8"
 PANELS = (

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from freqfusion._optional import lazy
 
 if TYPE_CHECKING:
-    from freqfusion.checkpoints import from_pretrained, push_to_hub, save_pretrained
     from freqfusion.fusion import (
         FreqFusion,
         FusedFeatures,
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
         list_fusions,
         register_fusion,
     )
-    from freqfusion.integrations import downgrade_, find_sites, register_host, upgrade_
     from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, window_similarity
+    from freqfusion.upgrade import downgrade_, find_sites, register_host, upgrade_
+    from freqfusion.zoo import from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -46,13 +46,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), "checkpoints"),
-    **dict.fromkeys(("FreqFusion", "FusedFeatures", "Fusion", "create_fusion", "describe_fusions"), "fusion"),
-    **dict.fromkeys(("list_fusions", "register_fusion"), "fusion"),
-    **dict.fromkeys(("downgrade_", "find_sites", "register_host", "upgrade_"), "integrations"),
-    **dict.fromkeys(
-        ("carafe", "local_similarity", "normalize_kernels", "resample", "window_similarity"), "ops"
-    ),
-    **{name: name for name in ("checkpoints", "decoders", "fusion", "integrations", "models", "ops")},
+    "decoders": "*",
+    "fusion": "* FreqFusion FusedFeatures Fusion create_fusion describe_fusions list_fusions register_fusion",
+    "models": "*",
+    "ops": "* carafe local_similarity normalize_kernels resample window_similarity",
+    "upgrade": "* downgrade_ find_sites register_host upgrade_",
+    "zoo": "* from_pretrained push_to_hub save_pretrained",
 }
 __getattr__ = lazy(__name__, _HOMES)

@@ -21,30 +21,40 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there but one of its own imports is broken: say that instead
-        raise ImportError(
-            f"{module.partition('.')[0]} is not installed, and this part of freqfusion needs it. "
-            f'Run: python -m pip install "freqfusion[{extra}]"'
-        ) from error
+        raise _absent(error.name, extra) from error
 
 
-def lazy(package: str, homes: Mapping[str, str], *needs: str) -> Callable[[str], Any]:
+def lazy(package: str, homes: Mapping[str, str], extra: str = "") -> Callable[[str], Any]:
     """The ``__getattr__`` of a package whose names load on first use.
 
     Args:
         package: ``__name__`` of the package.
-        homes: each name and the module inside the package that has it; a module of the package under its own
-            name stands for itself.
-        *needs: optional packages (extra ``train``) that the names need.
+        homes: for each module of the package the names in it that are the package's too, separated by spaces; an
+            asterisk stands for the module itself.
+        extra: what brings the packages that the modules import.
     """
+    places = {
+        module if name == "*" else name: module for module, names in homes.items() for name in names.split()
+    }
 
     def load(name: str) -> Any:
-        if name not in homes:
+        if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        for module in needs:
-            require(module, "train")
-        home = importlib.import_module(f"{package}.{homes[name]}")
-        value = home if homes[name] == name else getattr(home, name)
+        try:
+            home = importlib.import_module(f"{package}.{places[name]}")
+        except ModuleNotFoundError as error:
+            if not extra or error.name is None or error.name.partition(".")[0] == __package__:
+                raise
+            raise _absent(error.name, extra) from error
+        value = home if places[name] == name else getattr(home, name)
         setattr(sys.modules[package], name, value)
         return value
 
     return load
+
+
+def _absent(module: str, extra: str) -> ImportError:
+    return ImportError(
+        f"{module.partition('.')[0]} is not installed, and this part of freqfusion needs it. "
+        f'Run: python -m pip install "freqfusion[{extra}]"'
+    )

@@ -18,7 +18,9 @@ from freqfusion.analysis.feature_report import (
     Internals,
     Observation,
 )
-from freqfusion.analysis.figures import (
+from freqfusion.analysis.similarity import FeatureSimilarity
+from freqfusion.analysis.spectra import Energy, high_frequency_share, kernel_spectrum
+from freqfusion.drawing.figures import (
     figure_bytes,
     plot_arrows,
     plot_curves,
@@ -26,8 +28,6 @@ from freqfusion.analysis.figures import (
     plot_histograms,
     plot_paired_bars,
 )
-from freqfusion.analysis.similarity import FeatureSimilarity
-from freqfusion.analysis.spectra import Energy, high_frequency_share, kernel_spectrum
 from freqfusion.metrics.boundary_distance import BoundaryDistance
 
 CLASSES = ["sky", 'wall <b>"& $ {', "tree", "absent"]

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from freqfusion.analysis.figures import figure_bytes
 from freqfusion.benchmarks.cases import BOTH, FORWARD, PASSES, Case, Shape, Work
 from freqfusion.benchmarks.machine import Limits
 from freqfusion.benchmarks.plots import draw, plot_over_floor
 from freqfusion.benchmarks.report import GROWTH_HEADER, HEADER, Report, significant
 from freqfusion.benchmarks.runner import Result
 from freqfusion.benchmarks.scaling import AXES, Point, curve, growth_exponent
+from freqfusion.drawing.figures import figure_bytes
 
 MIB = 2**20
 CASE = Case("carafe k5 x2", Shape(1, 256, (32, 32), (64, 64)))

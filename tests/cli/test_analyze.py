@@ -13,13 +13,14 @@ import freqfusion
 from freqfusion.analysis.record import fusion_sites, record_features
 from freqfusion.analysis.similarity import FeatureSimilarity
 from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
+from freqfusion.analysis.subjects import Subject, load_subject, observe
 from freqfusion.cli import analyze
 from freqfusion.cli.main import main
 from freqfusion.data.transforms import eval_transform
 from freqfusion.metrics.boundary_distance import BoundaryDistance
 from freqfusion.models import create_model
-from freqfusion.training import SegmentationModule, load_checkpoint
-from freqfusion.training.analyze import Subject, load_subject, observe
+from freqfusion.tasks import SegmentationModule
+from freqfusion.training import load_checkpoint
 from tiny_training import tiny_data
 
 

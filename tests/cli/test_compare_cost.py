@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from freqfusion.analysis import cost
-from freqfusion.analysis.cost import Cost, Latency
-from freqfusion.analysis.figures import figure_bytes, plot_scatter
+from freqfusion.benchmarks import cost
+from freqfusion.benchmarks.cost import Cost, Latency
 from freqfusion.cli._compare_cost import run_cost
+from freqfusion.drawing.figures import figure_bytes, plot_scatter
 
 COSTS = [
     Cost(

@@ -42,7 +42,7 @@ def test_a_checkpoint(tmp_path, monkeypatch):
     from freqfusion.training import load_checkpoint
     from tiny_training import create_tiny, tiny_fit
 
-    monkeypatch.setattr("freqfusion.training.module.create_model", create_tiny)
+    monkeypatch.setattr("freqfusion.tasks.semantic.create_model", create_tiny)
     tiny_fit(tmp_path, "plain", max_steps=3, data={"length": 4})
     checkpoint, out = tmp_path / "last.ckpt", tmp_path / "net.pt2"
     words = ["--size", "8x9", "--format", "torch-export", "--out", str(out)]
@@ -55,8 +55,8 @@ def test_a_checkpoint(tmp_path, monkeypatch):
 
 def test_a_saved_model(tmp_path):
     pytest.importorskip("safetensors")
-    from freqfusion.checkpoints import save_pretrained
-    from freqfusion.integrations.spec import load_model
+    from freqfusion.zoo import save_pretrained
+    from freqfusion.zoo.spec import load_model
 
     model = load_model("fusion:deconv?hr_channels=2&lr_channels=3").eval()
     folder = save_pretrained(model, tmp_path / "saved")

@@ -12,8 +12,9 @@ from torchvision.transforms.v2 import functional as TF
 from freqfusion.cli import predict
 from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
-from freqfusion.training import SegmentationModule, load_checkpoint
-from freqfusion.training.predict import predict_mask
+from freqfusion.prediction.tiles import predict_mask
+from freqfusion.tasks import SegmentationModule
+from freqfusion.training import load_checkpoint
 from support import png_bytes
 
 CLASSES = ("sky", "tree", "path")
@@ -143,9 +144,9 @@ def test_pictures_of_every_odd_kind(tmp_path, checkpoint):
 
 
 def test_large_picture_goes_through_in_tiles(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr("freqfusion.training.predict.LARGE_PIXELS", 5000)
-    monkeypatch.setattr("freqfusion.training.predict.TILE", 64)
-    monkeypatch.setattr("freqfusion.training.predict.MARGIN", 64)
+    monkeypatch.setattr("freqfusion.prediction.tiles.LARGE_PIXELS", 5000)
+    monkeypatch.setattr("freqfusion.prediction.tiles.TILE", 64)
+    monkeypatch.setattr("freqfusion.prediction.tiles.MARGIN", 64)
     # whole multiples of the coarsest stride, but not of the tile: elsewhere the ratios between a pyramid's
     # levels, and with them all positions, differ a little between a tile and the whole
     rgb = picture(144, 208)
@@ -302,7 +303,7 @@ def test_one_bad_picture_costs_one_line(tmp_path, checkpoint, capsys, monkeypatc
                 )
             return predict_mask(network, image, **settings)
 
-        monkeypatch.setattr("freqfusion.training.outputs.predict_mask", out_of_memory)
+        monkeypatch.setattr("freqfusion.prediction.writers.predict_mask", out_of_memory)
     assert run(tmp_path / "in", checkpoint, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -316,7 +317,7 @@ def test_other_failures_of_the_network_are_not_left_out(tmp_path, checkpoint, mo
     def broken(network, image, **settings):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("freqfusion.training.outputs.predict_mask", broken)
+    monkeypatch.setattr("freqfusion.prediction.writers.predict_mask", broken)
     Image.fromarray(picture()).save(tmp_path / "a.png")
     with pytest.raises(RuntimeError, match="shapes differ"):
         run(tmp_path / "a.png", checkpoint, tmp_path / "out", "--skip-bad")

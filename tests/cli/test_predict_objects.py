@@ -13,7 +13,8 @@ from PIL import Image
 from freqfusion import save_pretrained
 from freqfusion.cli.main import main
 from freqfusion.data import create_object_dataset
-from freqfusion.training import DetectionModule, ObjectData, create_trainer, load_checkpoint
+from freqfusion.tasks import DetectionModule, ObjectData
+from freqfusion.training import create_trainer, load_checkpoint
 from tiny_objects import SMALL_DETECTOR, tiny_detection, write_coco
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from freqfusion.cli import quickstart as command
-from freqfusion.training import load_checkpoint, quickstart
-from freqfusion.training.quickstart_page import SHOWN_SCENES
+from freqfusion.comparison import quickstart
+from freqfusion.comparison.quickstart_page import SHOWN_SCENES
+from freqfusion.training import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from freqfusion.training import SegmentationModule, load_checkpoint
+from freqfusion.tasks import SegmentationModule
+from freqfusion.training import load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from tiny_training import tiny_fit
 

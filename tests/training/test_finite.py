@@ -12,7 +12,7 @@ from tiny_training import tiny_fit
 
 def poison_after(monkeypatch, step, where):
     """Make the loss, or a weight, NaN at a step."""
-    from freqfusion.training import SegmentationModule
+    from freqfusion.tasks import SegmentationModule
 
     original = SegmentationModule.training_step
 
@@ -51,7 +51,7 @@ def test_going_on_is_an_option_that_keeps_good_weights_too(tmp_path, monkeypatch
 
 def test_two_classes_are_judged_with_weights_that_are_nan():
     """A run that goes on is judged to its end; Dice, sensitivity and AUC say that nothing was found."""
-    from freqfusion.training import SegmentationModule
+    from freqfusion.tasks import SegmentationModule
 
     module = SegmentationModule(num_classes=2, network="fpn_small", fusion="bilinear").eval()
     for parameter in module.parameters():

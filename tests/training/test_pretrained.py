@@ -11,8 +11,9 @@ import torch
 from freqfusion import save_pretrained
 from freqfusion.cli.main import main
 from freqfusion.models import create_detector, create_model
-from freqfusion.training import SegmentationModule, load_checkpoint
-from freqfusion.training.task import compare_classes, without_weights
+from freqfusion.tasks import SegmentationModule
+from freqfusion.tasks.base import compare_classes, without_weights
+from freqfusion.training import load_checkpoint
 from tiny_objects import write_coco
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--data.workers", "0"]

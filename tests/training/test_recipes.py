@@ -12,8 +12,9 @@ import torch
 import tiny_masks
 from freqfusion.cli._recipes import choose_variant, list_recipes, read_recipe
 from freqfusion.fusion import list_fusions
-from freqfusion.integrations import build_host, list_hosts, upgrade_
 from freqfusion.models import create_detector, create_model, list_detectors, list_models
+from freqfusion.models.library import build_host, list_hosts
+from freqfusion.upgrade import upgrade_
 from tiny_objects import write_panoptic
 
 DATASETS = {"bccd": "coco", "nuclei": "coco", "synthetic": "synthetic_panoptic"}
@@ -409,7 +410,7 @@ def test_the_recipes_as_released_are_found() -> None:
 @pytest.mark.parametrize("case, released", released_cases())
 def test_a_recipe_as_released_builds_the_released_network(case: Case, released: str, monkeypatch) -> None:
     # parameters are counted without values, which upgrade_ refuses
-    monkeypatch.setattr("freqfusion.integrations.upgrade._check_values", lambda model: None)
+    monkeypatch.setattr("freqfusion.upgrade.core._check_values", lambda model: None)
     model = {**case.settings["model"], "network": case.network}
     name, options = model["network"], model.get("network_options", {})
     with torch.device("meta"):
@@ -466,7 +467,7 @@ def test_race(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fusion", ["bilinear", "freqfusion"])
 def test_the_small_recipe_builds(fusion):
-    from freqfusion.training import SegmentationModule
+    from freqfusion.tasks import SegmentationModule
 
     options = {**Case("camvid/segnext", "segnext_t", fusion).settings["model"], "fusion": fusion}
     module = SegmentationModule(num_classes=11, **options).eval()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from freqfusion.analysis.figures import IGNORED_COLOUR, Array, Colour, Picture
+from freqfusion.drawing.figures import IGNORED_COLOUR, Array, Colour, Picture
 
 MAX_CELLS = 96 * 96
 """Largest number of pixels of a map on the page."""

@@ -19,7 +19,14 @@ from torch import Tensor
 import freqfusion
 from freqfusion._files import write_atomically
 from freqfusion.analysis.explorer import Scene, build_explorer, thin
-from freqfusion.analysis.figures import (
+from freqfusion.analysis.similarity import FeatureSimilarity, SimilarityResult
+from freqfusion.analysis.spectra import (
+    Energy,
+    KernelSpectrum,
+    high_frequency_share,
+    radial_power_spectrum,
+)
+from freqfusion.drawing.figures import (
     Colour,
     figure_bytes,
     plot_arrows,
@@ -28,7 +35,7 @@ from freqfusion.analysis.figures import (
     plot_histograms,
     plot_paired_bars,
 )
-from freqfusion.analysis.report import (
+from freqfusion.drawing.page import (
     Code,
     Curves,
     Drawing,
@@ -39,13 +46,6 @@ from freqfusion.analysis.report import (
     Table,
     Text,
     write_report,
-)
-from freqfusion.analysis.similarity import FeatureSimilarity, SimilarityResult
-from freqfusion.analysis.spectra import (
-    Energy,
-    KernelSpectrum,
-    high_frequency_share,
-    radial_power_spectrum,
 )
 from freqfusion.metrics.boundary_distance import (
     DIRECTIONS,

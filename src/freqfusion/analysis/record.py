@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from freqfusion.fusion import FusedFeatures, Fusion
-from freqfusion.integrations import Junction
-from freqfusion.integrations.upgrade import plain_junctions
+from freqfusion.upgrade import Junction
+from freqfusion.upgrade.core import plain_junctions
 
 
 class Recorded(NamedTuple):

@@ -490,9 +490,9 @@ def least_work(case: Case, dtype: torch.dtype) -> dict[str, Work]:
     Bytes: inputs, weights and outputs once forward; once back the inputs, the weights, the gradients of the outputs,
     and those of the inputs (not of an image) and weights.
     What lies between is not counted, for it could stay in the cache. FLOPs: 2 a multiply-add; of modules those
-    that torch counts, see :func:`freqfusion.analysis.cost.count_flops`. Nothing is computed.
+    that torch counts, see :func:`freqfusion.benchmarks.cost.count_flops`. Nothing is computed.
     """
-    from freqfusion.analysis.cost import count_flops  # not in the processes that measure memory
+    from freqfusion.benchmarks.cost import count_flops  # not in the processes that measure memory
 
     meta = Problem(case, "torch", torch.device("meta"), dtype)
     given = _bytes((*meta.inputs, *meta.parameters()))

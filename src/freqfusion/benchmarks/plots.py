@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from freqfusion.analysis.figures import plot_curves
 from freqfusion.benchmarks.cases import BOTH, PASSES, Case
 from freqfusion.benchmarks.report import Report
 from freqfusion.benchmarks.scaling import NAME, Axis, curve
+from freqfusion.drawing.figures import plot_curves
 
 Points = Sequence[tuple[float, float]]
 GUIDE = "#777777"

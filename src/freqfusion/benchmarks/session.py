@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import freqfusion
 from freqfusion._files import write_atomically
-from freqfusion.analysis.cost import describe_machine
 from freqfusion.benchmarks.cases import Case, list_contestants
+from freqfusion.benchmarks.cost import describe_machine
 from freqfusion.benchmarks.machine import measure_limits
 from freqfusion.benchmarks.report import GROWTH_HEADER, HEADER, TEXT_COLUMNS, TRAINING_HEADER, Report
 from freqfusion.benchmarks.runner import Settings, measure_case, prefixed, thread_count
@@ -58,8 +58,8 @@ def run_benchmark(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from freqfusion.analysis.figures import figure_bytes
     from freqfusion.benchmarks.plots import draw
+    from freqfusion.drawing.figures import figure_bytes
 
     end = time.monotonic() + 60 * minutes
     console = Console()

@@ -35,8 +35,8 @@ class Network:
 
 
 def _mask2former(fusion: str) -> nn.Module:
-    from freqfusion.checkpoints import create_host
-    from freqfusion.integrations import as_segmenter
+    from freqfusion.models.library import as_segmenter
+    from freqfusion.zoo import create_host
 
     return as_segmenter(create_host("mask2former_r50", NUM_CLASSES, fusion), NUM_CLASSES)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
-from freqfusion.analysis import cost
-from freqfusion.analysis.cost import Cost, Latency
+from freqfusion.benchmarks import cost
+from freqfusion.benchmarks.cost import Cost, Latency
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -182,7 +182,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
 def _plot(
     sites: Sequence[Cost], quality: Mapping[str, float], machine: Mapping[str, Any], path: Path
 ) -> None:
-    from freqfusion.analysis.figures import figure_bytes, plot_scatter
+    from freqfusion.drawing.figures import figure_bytes, plot_scatter
 
     points = {
         row.method: (row.forward_ms.median, quality[row.method])

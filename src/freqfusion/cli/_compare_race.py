@@ -14,10 +14,10 @@ from rich.text import Text
 
 from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
-from freqfusion.training import race, race_page
-from freqfusion.training.data import available_cores
-from freqfusion.training.module import SegmentationModule
-from freqfusion.training.race import Job, Slot
+from freqfusion.comparison import race, race_page
+from freqfusion.comparison.race import Job, Slot
+from freqfusion.tasks.image_data import available_cores
+from freqfusion.tasks.semantic import SegmentationModule
 
 SETTINGS = "settings.txt"
 

@@ -22,10 +22,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from freqfusion._settings import check_settings
 from freqfusion.cli._recipes import VARIANTS, choose_variant, find_recipe, needs_network, read_recipe
+from freqfusion.tasks.base import PRETRAINED, REBUILT, without_weights
+from freqfusion.tasks.registry import TASKS, find_task
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
-from freqfusion.training.task import PRETRAINED, REBUILT, without_weights
-from freqfusion.training.tasks import TASKS, find_task
 
 _NOISE = (
     r".*treespec, LeafSpec.*",

@@ -115,9 +115,9 @@ def _trained(args: argparse.Namespace) -> "FeatureStudy":
     require("lightning", "train")
     from rich.progress import track
 
-    from freqfusion.analysis.cost import choose_device
     from freqfusion.analysis.feature_report import FeatureStudy
-    from freqfusion.training.analyze import load_subject, observe, open_data, tell_apart
+    from freqfusion.analysis.subjects import load_subject, observe, open_data, tell_apart
+    from freqfusion.benchmarks.cost import choose_device
 
     paths = [path for path in (args.against, args.checkpoint) if path is not None]
     subjects = tell_apart([load_subject(path, args.sites) for path in paths])

@@ -94,8 +94,8 @@ def run(argv: list[str]) -> int:
         return _print_kernels(args.kernels)
     import torch  # with all that follows not before, so that --help is answered at once
 
-    from freqfusion.analysis.cost import choose_device
     from freqfusion.benchmarks.cases import GROUPS, make_cases
+    from freqfusion.benchmarks.cost import choose_device
 
     only_training = args.training is not None and not args.ops
     cases = [] if only_training else make_cases(args.ops or GROUPS, args.shapes)

@@ -8,7 +8,7 @@ from freqfusion._optional import require
 from freqfusion.cli._arguments import CommandParser, whole_number
 from freqfusion.fusion import list_fusions
 
-PRESETS = Path(__file__).parents[1] / "training" / "presets"
+PRESETS = Path(__file__).parents[1] / "comparison" / "presets"
 EXAMPLE = """\
 example:
   freqfusion compare --preset tiny --seeds 1

@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)
 
-    from freqfusion.checkpoints.official import convert_official
+    from freqfusion.zoo.official import convert_official
 
     print(f"converting {args.file}", file=sys.stderr)
     conversion = convert_official(args.file, args.to)

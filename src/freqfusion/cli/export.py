@@ -103,10 +103,10 @@ def _load(text: str) -> "nn.Module":
 
         return load_checkpoint(path)[0].network
     if path.is_dir():
-        from freqfusion.checkpoints import from_pretrained
+        from freqfusion.zoo import from_pretrained
 
         return from_pretrained(path)
-    from freqfusion.integrations.spec import load_model
+    from freqfusion.zoo.spec import load_model
 
     return load_model(text)
 

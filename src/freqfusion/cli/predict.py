@@ -14,10 +14,10 @@ from freqfusion.cli._arguments import CommandParser, whole_number
 if TYPE_CHECKING:
     import torch
 
-    from freqfusion.training.module import SegmentationModule
-    from freqfusion.training.outputs import Output
-    from freqfusion.training.sources import Picture
-    from freqfusion.training.task import TaskModule
+    from freqfusion.prediction.inputs import Picture
+    from freqfusion.prediction.writers import Output
+    from freqfusion.tasks.base import TaskModule
+    from freqfusion.tasks.semantic import SegmentationModule
 
 EXAMPLE = """\
 example:
@@ -98,8 +98,8 @@ def _predict(args: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from freqfusion.data import BadSampleError
+    from freqfusion.prediction.inputs import open_source
     from freqfusion.training import load_checkpoint
-    from freqfusion.training.sources import open_source
 
     source = open_source(args.source, args.out)
     module, _, _ = load_checkpoint(args.checkpoint)
@@ -146,7 +146,7 @@ def _add(output: "Output", picture: "Picture") -> None:
 
 
 def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
-    from freqfusion.training.outputs import MaskOutput, ObjectOutput, PanopticOutput
+    from freqfusion.prediction.writers import MaskOutput, ObjectOutput, PanopticOutput
 
     trained = module.hparams
     if module.task == "semantic":
@@ -190,7 +190,7 @@ def _inference_settings(args: argparse.Namespace, trained: Mapping[str, Any]) ->
 def _device(name: str) -> "torch.device":
     import torch
 
-    from freqfusion.analysis.cost import choose_device
+    from freqfusion.benchmarks.cost import choose_device
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

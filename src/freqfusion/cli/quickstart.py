@@ -52,8 +52,8 @@ def _quickstart(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from freqfusion.training.quickstart import compare
-    from freqfusion.training.quickstart_page import headline, table_rows, write_page
+    from freqfusion.comparison.quickstart import compare
+    from freqfusion.comparison.quickstart_page import headline, table_rows, write_page
 
     console = Console()
     comparison = compare(args.minutes, args.out, args.seed, console)

@@ -32,8 +32,8 @@ def run(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from freqfusion.integrations.spec import load_model
-    from freqfusion.integrations.upgrade import find_sites, upgrade_
+    from freqfusion.upgrade.core import find_sites, upgrade_
+    from freqfusion.zoo.spec import load_model
 
     model = load_model(args.model)
     sites = find_sites(model)

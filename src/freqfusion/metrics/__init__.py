@@ -3,10 +3,9 @@
 The modules behind the names load on first use, so that importing this package needs torch alone.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from freqfusion._optional import require
+from freqfusion._optional import lazy
 
 if TYPE_CHECKING:
     from freqfusion.metrics.binary import BinaryMetrics
@@ -40,26 +39,16 @@ __all__ = [
     "write_panoptic_image",
 ]
 
-_MODULES = {
-    "BinaryMetrics": "binary",
-    "BoundaryDistance": "boundary_distance",
-    "CocoMetric": "detection",
-    "PanopticMetrics": "panoptic",
-    "SegmentationMetrics": "segmentation",
-    "panoptic_counts": "panoptic",
-    "read_detections": "results",
-    "score_panoptic": "panoptic",
-    "write_detections": "results",
-    "write_panoptic": "results",
-    "write_panoptic_image": "results",
-}
-"""Where a name is; the others are in ``functional``."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _MODULES.get(name, "functional")
-    if module in ("binary", "panoptic", "segmentation"):
-        require("torchmetrics", "train")
-    return getattr(import_module(f"{__name__}.{module}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "binary": "BinaryMetrics",
+        "boundary_distance": "BoundaryDistance",
+        "detection": "CocoMetric",
+        "functional": "boundary_band boundary_counts confusion_counts score_counts",
+        "panoptic": "PanopticMetrics panoptic_counts score_panoptic",
+        "results": "read_detections write_detections write_panoptic write_panoptic_image",
+        "segmentation": "SegmentationMetrics",
+    },
+    "train",
+)

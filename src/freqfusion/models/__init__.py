@@ -11,7 +11,7 @@ from freqfusion.models.inference import predict_logits
 from freqfusion.models.mscan import MSCAN
 from freqfusion.models.segmenter import DECODERS, EncoderDecoder, build_segmenter
 from freqfusion.models.segnext import SegNeXt
-from freqfusion.models.weights import load_backbone_weights
+from freqfusion.weights.files import load_backbone_weights
 
 if TYPE_CHECKING:
     from freqfusion.models.detection import RCNN, PanopticFPN, create_detector, list_detectors
@@ -108,6 +108,6 @@ def create_model(name: str, num_classes: int, fusion: str = "freqfusion", **opti
         raise ValueError(
             f"unknown model {name!r}; choose one of {', '.join(_BUILDERS)}, or a decoder ({', '.join(DECODERS)}) "
             "and a network of timm, such as unet_convnext_tiny (detectors: freqfusion.models.list_detectors; "
-            "Mask2Former, SegFormer, UPerNet: freqfusion.integrations.list_hosts)"
+            "Mask2Former, SegFormer, UPerNet: freqfusion.models.library.list_hosts)"
         )
     return build_segmenter(backbone, decoder, fusion, num_classes=num_classes, **options)

@@ -8,7 +8,7 @@ from torch import Tensor
 from freqfusion.decoders.ham import LightHamHead
 from freqfusion.models.base import Segmenter
 from freqfusion.models.mscan import MSCAN
-from freqfusion.models.weights import load_backbone_weights
+from freqfusion.weights.files import load_backbone_weights
 
 HEAD_SIZES: dict[str, tuple[int, int]] = {"t": (256, 16), "s": (256, 16), "b": (512, 64), "l": (1024, 64)}
 """Channels and factorisation rank of each variant's head (SegNeXt's released configurations)."""
@@ -26,7 +26,7 @@ class SegNeXt(Segmenter):
         dropout: channel dropout before the classifier.
         fusion_options: further arguments of the fusion method.
         backbone_weights: path or address of ImageNet weights for the backbone, see
-            :func:`~freqfusion.models.weights.load_backbone_weights`; none are fetched unless given.
+            :func:`~freqfusion.weights.files.load_backbone_weights`; none are fetched unless given.
 
     Raises:
         ValueError: for an unknown variant or fusion, or weights that do not fit.

@@ -157,7 +157,7 @@ class History(Callback):
         if not trainer.is_global_zero:
             return
         if any(self.curve(column) for column in self._headline):
-            from freqfusion.analysis.figures import learning_curve
+            from freqfusion.drawing.figures import learning_curve
 
             percent = {
                 self._figures[column]: [(step, 100 * value) for step, value in self.curve(column)]

@@ -14,19 +14,19 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from freqfusion._optional import IMPORT_VARIABLE
 from freqfusion._untrusted import MAX_CLASSES, building, check_plain
-from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
-from freqfusion.integrations import as_segmenter
-from freqfusion.integrations.spec import ModelSpec, check_spec
 from freqfusion.models import RCNN, PanopticFPN, Segmenter
-from freqfusion.models.weights import load_plain
-from freqfusion.training.detection import DetectionModule
+from freqfusion.models.library import as_segmenter
+from freqfusion.tasks.base import PRETRAINED, REBUILT, TaskModule, compare_states
+from freqfusion.tasks.detection import DetectionModule
+from freqfusion.tasks.mask_classification import MaskModule
+from freqfusion.tasks.registry import TASKS, find_task
+from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.training.finite import greatest_weight
-from freqfusion.training.masks import MaskModule
-from freqfusion.training.module import SegmentationModule
-from freqfusion.training.task import PRETRAINED, REBUILT, TaskModule, compare_states
-from freqfusion.training.tasks import TASKS, find_task
+from freqfusion.weights.files import load_plain
+from freqfusion.zoo import from_pretrained
+from freqfusion.zoo.spec import ModelSpec, check_spec
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from freqfusion.checkpoints.official import read_official
-from freqfusion.checkpoints.official.detectors import own_keys
 from freqfusion.decoders import FPN
 from freqfusion.models.detection import RCNN, create_detector
+from freqfusion.zoo.official import read_official
+from freqfusion.zoo.official.detectors import own_keys
 from support import GOLDEN, assert_close, fill_by_rule, load_golden, value_by_rule
 
 COCO_THINGS = [True] * 80 + [False] * 53

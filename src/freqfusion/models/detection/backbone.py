@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from freqfusion.decoders import FPN
 from freqfusion.models.encoders import TimmEncoder
-from freqfusion.models.weights import load_backbone_weights
+from freqfusion.weights.files import load_backbone_weights
 
 RESNETS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
 """Short names of torchvision's residual networks."""

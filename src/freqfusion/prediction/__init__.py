@@ -1,0 +1,1 @@
+"""What ``freqfusion predict`` reads and writes."""

@@ -1,0 +1,35 @@
+"""What is trained and judged, one module per task. The names load on first use (extra ``train``)."""
+
+from typing import TYPE_CHECKING
+
+from freqfusion._optional import lazy
+
+if TYPE_CHECKING:
+    from freqfusion.tasks.detection import DetectionModule
+    from freqfusion.tasks.image_data import SegmentationData
+    from freqfusion.tasks.mask_classification import MaskModule
+    from freqfusion.tasks.object_data import ObjectData
+    from freqfusion.tasks.semantic import SegmentationModule
+    from freqfusion.tasks.sharding import FSDP
+
+__all__ = [
+    "FSDP",
+    "DetectionModule",
+    "MaskModule",
+    "ObjectData",
+    "SegmentationData",
+    "SegmentationModule",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "detection": "DetectionModule",
+        "image_data": "SegmentationData",
+        "mask_classification": "MaskModule",
+        "object_data": "ObjectData",
+        "semantic": "SegmentationModule",
+        "sharding": "FSDP",
+    },
+    "train",
+)

@@ -1,0 +1,153 @@
+"""The Lightning data module of images with objects: boxes, instance masks, panoptic segments."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqfusion.data import create_object_dataset
+from freqfusion.data.object_transforms import collate_objects, eval_object_transform, train_object_transform
+from freqfusion.data.objects import segments_to_objects
+from freqfusion.tasks.image_data import ImageData, Sample
+
+IGNORE_INDEX = 255
+
+
+def training_target(sample: Sample, things: Sequence[int]) -> dict[str, Tensor]:
+    """What a detector is trained with, of a transformed sample.
+
+    Args:
+        sample: with ``boxes`` or ``segments``, plain tensors.
+        things: labels of the things.
+
+    Returns:
+        ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` from 1 on, ``masks`` ``(N, H, W)`` uint8 where there are some, all
+        without crowds; of panoptic samples also ``semantic`` ``(H, W)`` uint8, 255 where there is no truth.
+    """
+    target: dict[str, Tensor] = {}
+    objects = sample
+    if "segments" in sample:
+        segments: Tensor = sample["segments"]
+        objects = segments_to_objects(segments, sample["labels"], sample["iscrowd"], things)
+        table = torch.cat((sample["labels"].new_tensor([IGNORE_INDEX]), sample["labels"]))
+        target["semantic"] = table[segments].to(torch.uint8)
+    single = ~objects["iscrowd"]
+    target |= {key: objects[key][single] for key in ("boxes", "masks") if key in objects}
+    target["labels"] = objects["labels"][single] + 1
+    return target
+
+
+class ObjectData(ImageData):
+    """Images with objects for training, validation and test.
+
+    Training images are resized here, those to be judged by the detector itself, which gives its results in the
+    pixels of the original.
+
+    Args:
+        dataset: A name of `freqfusion.data.create_object_dataset`: coco, coco_panoptic, voc_boxes,
+            cityscapes_panoptic, synthetic_panoptic.
+        root: The data set's folder.
+        dataset_options: Further arguments of `freqfusion.data.create_object_dataset`.
+        train_split: The part to train on.
+        val_split: The part to judge on during training.
+        test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
+        train_options: Further arguments for the training part alone.
+        short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn.
+        max_size: Limit of the longer side.
+        jitter: Smallest and largest random scale of large scale jitter, relative to the scale at which the image
+            fits into crop_size; it takes the place of short_sides and max_size.
+        crop_size: Height and width of the random crop after the jitter.
+        flip: Chance of a mirrored training image.
+        photometric: Vary brightness, contrast, saturation and hue of training images.
+        group_by_aspect: Make training batches of landscape images and of portrait images, so that little is padded.
+        batch_size: Images an optimiser step, over all processes together, before accumulation.
+        eval_batch_size: Images judged at once, a process.
+        workers: Loading processes a training process; chosen by the number of cores if not given.
+        seed: Decides order and augmentation.
+        skip_bad: Leave out unreadable samples with a warning where the default is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "synthetic_panoptic",
+        root: str | None = None,
+        dataset_options: dict[str, Any] | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+        train_options: dict[str, Any] | None = None,
+        short_sides: Sequence[int] = (800,),
+        max_size: int = 1333,
+        jitter: tuple[float, float] | None = None,
+        crop_size: tuple[int, int] | None = None,
+        flip: float = 0.5,
+        photometric: bool = False,
+        group_by_aspect: bool = True,
+        batch_size: int = 16,
+        eval_batch_size: int = 1,
+        workers: int | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.check_options()
+
+    collate = staticmethod(collate_objects)
+
+    def open(self, split: str) -> Any:
+        options = self.hparams
+        given = dict(options["dataset_options"] or {})
+        if split == options["train_split"]:
+            given |= options["train_options"] or {}
+        return create_object_dataset(
+            options["dataset"], options["root"], split, skip_bad=options["skip_bad"], **given
+        )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":  # labels are places in each file's own list
+            train, val = (self.dataset(self.hparams[f"{part}_split"]).classes for part in ("train", "val"))
+            if train != val:
+                differing = next(
+                    (
+                        f"{one!r} and {other!r}"
+                        for one, other in zip(train, val, strict=False)
+                        if one != other
+                    ),
+                    f"{len(train)} and {len(val)} classes",
+                )
+                raise ValueError(
+                    f"the training and the validation data have different categories ({differing}): give both files "
+                    "the same list of categories"
+                )
+
+    @property
+    def things(self) -> list[bool]:
+        """For each class whether it has countable objects."""
+        return [category.is_thing for category in self.dataset(self.hparams["val_split"]).categories]
+
+    @property
+    def category_ids(self) -> list[int]:
+        """For each class its number in the annotation file."""
+        return [category.id for category in self.dataset(self.hparams["val_split"]).categories]
+
+    def sizes(self, split: str) -> Sequence[tuple[int, int]] | None:
+        if not self.hparams["group_by_aspect"]:
+            return None
+        dataset = self.dataset(split)
+        return [dataset.size(index) for index in range(len(dataset))]
+
+    def transform(self, stage: str) -> Callable[[Sample], Sample]:
+        options = self.hparams
+        if stage == "eval":
+            return eval_object_transform()
+        return train_object_transform(
+            short_sides=options["short_sides"],
+            max_size=options["max_size"],
+            flip=options["flip"],
+            photometric=options["photometric"],
+            jitter=options["jitter"],
+            crop_size=options["crop_size"],
+        )

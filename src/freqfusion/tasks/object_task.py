@@ -1,0 +1,83 @@
+"""What the tasks on images with objects have in common: how they are judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.evaluators import Judge
+
+
+class ObjectTask(TaskModule):
+    """A network that finds objects or segments.
+
+    A subclass makes ``network``, calls :meth:`judge_by`, and says in ``forward`` what the network finds: images
+    ``(3, H, W)`` in [0, 1] to a dict for each, with ``boxes``, ``labels`` from 0, ``scores`` and perhaps ``masks``,
+    or with ``segments``, ``segment_labels`` and ``segment_scores``.
+
+    Args:
+        num_classes: number of classes.
+        things: for each class whether it is a thing; all by default.
+    """
+
+    judge: Judge
+
+    def __init__(self, num_classes: int, things: Sequence[bool] | None) -> None:
+        super().__init__(num_classes)
+        self.things = [True] * num_classes if things is None else [bool(thing) for thing in things]
+
+    def judge_by(self, judge: Judge) -> None:
+        """Take the figures of a judge for those of the task."""
+        self.judge = judge
+        self.figures = judge.figures
+        self.class_figures = judge.class_figures
+        self.headline = [figure.name for figure in judge.class_figures if "50" not in figure.name][:2]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if data.things != self.things:
+            raise ValueError("the network was made for other things and stuff than the data has")
+        self.check_data(data.dataset(data.hparams["train_split" if stage == "fit" else "val_split"]))
+
+    def check_data(self, dataset: Any) -> None:
+        """Refuse an object data set that lacks what the network is trained with or judged by."""
+
+    def on_validation_epoch_start(self) -> None:
+        self._start("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start("test")
+
+    def _start(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        files = None if self.trainer.state.fn == "fit" else Path(self.trainer.default_root_dir, stage)
+        self.judge.start(data.dataset(data.hparams[f"{stage}_split"]), files)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._judge(batch)
+
+    def _judge(self, batch: dict[str, Any]) -> None:
+        if not batch["name"]:  # this process has no image left while another has one
+            return
+        results: list[dict[str, Tensor]] = self(batch["image"])
+        for index, result in enumerate(results):
+            self.judge.update({key: values[index] for key, values in batch.items()}, result)
+
+    def on_validation_epoch_end(self) -> None:
+        self._sum_up("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._sum_up("test")
+
+    def _sum_up(self, stage: str) -> None:
+        self.results = self.judge.compute()
+        # every process has the figures of all
+        self.log_dict({f"{stage}_{name}": self.results[name] for name in self.figures}, rank_zero_only=False)

@@ -1,0 +1,180 @@
+"""What a host's module becomes: itself, with fusion modules where it brought coarse features up."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from freqfusion.fusion import Fusion
+from freqfusion.fusion.interpolate import resize
+
+
+class Joint(NamedTuple):
+    """A place in a host's module where a coarse map meets a fine one."""
+
+    name: str
+    """Of the fusion in the module's ``fusions``; no dots."""
+    hr_channels: int
+    lr_channels: int
+    mode: str = "nearest"
+    """How the host enlarges the coarse map: a mode of ``torch.nn.functional.interpolate``, or a word where that is
+    not it: ``"learned"``, or ``"none"`` where the host does not join the two maps."""
+    align_corners: bool = False
+    skipped: str = ""
+    """Why no fusion fits here, or ``""``."""
+    gated: bool = True
+    """Whether ``init="identity"`` gives this joint gates of its own; False where the module has one for all."""
+    freqfusion: Mapping[str, Any] = {}
+    """Options of FreqFusion at this joint, where its authors published some for this host."""
+
+
+class Gate(nn.Module):
+    """``plain + weight * (fused - plain)`` with a weight for every channel, zero at first.
+
+    So nothing changes until training moves the weights.
+
+    Args:
+        channels: channels of both maps.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, plain: Tensor, fused: Tensor) -> Tensor:
+        """Blend two maps ``(B, channels, H, W)``; the result has the dtype of ``plain``."""
+        return plain + self.weight.to(plain.dtype) * (fused.to(plain.dtype) - plain)
+
+
+class Junction(nn.Module):
+    """A joint's fusion, with gates if it has to start as what the host did; without fusion just that.
+
+    Args:
+        joint: what it replaces.
+        fusion: the method's module, or None to leave the joint as it was.
+        init: ``"identity"``, or ``"paper"`` for no gates.
+    """
+
+    def __init__(self, joint: Joint, fusion: Fusion | None, init: str) -> None:
+        super().__init__()
+        self.mode = joint.mode
+        self.align_corners = joint.align_corners
+        self.fusion = fusion
+        gated = fusion is not None and init == "identity" and joint.gated
+        self.lr_gate = Gate(joint.lr_channels) if gated else None
+        self.hr_gate = Gate(joint.hr_channels) if gated and fusion is not None and fusion.refines_hr else None
+
+    def forward(
+        self, hr_feat: Tensor, lr_feat: Tensor, plain: Callable[[], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine size, ready to be added or concatenated.
+
+        Args:
+            hr_feat: ``(B, hr_channels, H, W)``.
+            lr_feat: ``(B, lr_channels, h, w)``.
+            plain: makes the coarse map at the fine size as the host does, ``(B, lr_channels, H, W)``, where
+                that is more than an interpolation of ``lr_feat``. Not called where nothing needs it.
+
+        Returns:
+            ``(B, hr_channels, H, W)`` and ``(B, lr_channels, H, W)`` of the dtypes that came in.
+        """
+        if plain is None:
+            plain = partial(self.enlarge, lr_feat, hr_feat)
+        if self.fusion is None:
+            return hr_feat, plain()
+        _, fused_hr, fused_lr = self.fusion(hr_feat, lr_feat)
+        if self.hr_gate is not None:
+            fused_hr = self.hr_gate(hr_feat, fused_hr)
+        if self.lr_gate is not None:
+            fused_lr = self.lr_gate(plain(), fused_lr)
+        return fused_hr.to(hr_feat.dtype), fused_lr.to(lr_feat.dtype)
+
+    def enlarge(self, lr_feat: Tensor, hr_feat: Tensor) -> Tensor:
+        """The coarse map at the size of the fine one, as the host makes it."""
+        return resize(lr_feat, hr_feat.shape[-2:], self.mode, self.align_corners)
+
+
+class Upgraded(nn.Module):
+    """Base of the classes that host modules get when they are upgraded.
+
+    A subclass names the host's class as its second base. It says where the joints are, and its ``forward``
+    does what the host's does, calling ``self.fusions[name](hr_feat, lr_feat)`` for each. Decorate it with
+    :func:`freqfusion.upgrade.register_host`::
+
+        @register_host
+        class UpgradedNeck(Upgraded, Neck):
+            @staticmethod
+            def joints(module):
+                return [Joint("top", hr_channels=64, lr_channels=128, mode="bilinear")]
+
+            @staticmethod
+            def example(module):
+                return torch.randn(1, 64, 9, 12), torch.randn(1, 128, 5, 6)
+
+            def forward(self, fine, coarse):
+                fine, coarse = self.fusions["top"](fine, coarse)
+                return self.mix(torch.cat((fine, coarse), dim=1))
+
+    The host's own attributes and parameter names stay. A state dict without a key of ours, such as the
+    host's pretrained weights, loads strictly and leaves the fusions as they are, unless they lost their
+    values on the meta device.
+    """
+
+    fusions: nn.ModuleDict
+
+    @staticmethod
+    def joints(module: Any) -> list[Joint]:
+        """The joints of a host module, upgraded or not, in the order in which they are computed.
+
+        A class without joints takes its place where a module inside it is upgraded, for what must change along.
+        """
+        return []
+
+    @staticmethod
+    def example(module: Any) -> tuple[Any, ...]:
+        """Small random arguments of the module's ``forward``, to compare it before and after.
+
+        A class with joints defines it.
+        """
+        return ()
+
+    @staticmethod
+    def seen(module: Any, parent: nn.Module | None) -> Any:
+        """What ``joints``, ``gate_channels`` and ``example`` are given: the module, as a rule.
+
+        A class whose modules do not know all that takes returns more, from the module around it.
+        """
+        return module
+
+    @classmethod
+    def host_class(cls) -> type[nn.Module]:
+        """The class that is upgraded."""
+        return next(
+            base for base in cls.__mro__ if issubclass(base, nn.Module) and not issubclass(base, Upgraded)
+        )
+
+    def gate(self, plain: Tensor, fused: Tensor) -> Tensor:
+        """Blend by the module's own gate ``fusions["gate"]``, where it has one; else ``fused``."""
+        return self.fusions["gate"](plain, fused) if "gate" in self.fusions else fused
+
+    @staticmethod
+    def gate_channels(module: Any) -> int:
+        """Channels of a gate over all joints of the module; 0 for none. See :attr:`Joint.gated`."""
+        return 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        emptied = getattr(fn, "__qualname__", "").startswith("Module.to_empty.")
+        if emptied or any(parameter.is_meta for parameter in self.fusions.parameters()):
+            self.fusions.without_values = True  # type: ignore[assignment]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = f"{prefix}fusions."
+        if any(key.startswith(own) for key in state_dict):
+            self.fusions.without_values = False  # type: ignore[assignment]
+        elif not getattr(self.fusions, "without_values", False):  # else they are missing, which torch reports
+            state_dict.update(self.fusions.state_dict(prefix=own))
+        super()._load_from_state_dict(state_dict, prefix, *args)

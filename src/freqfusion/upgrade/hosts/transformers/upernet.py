@@ -1,0 +1,57 @@
+"""transformers: the UPerNet heads of ``UperNet...``, ``Beit...`` and ``Data2VecVisionForSemanticSegmentation``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.beit.modeling_beit import BeitUperHead
+from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionUperHead
+from transformers.models.upernet.modeling_upernet import UperNetHead
+
+from freqfusion.fusion.interpolate import resize
+from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.hosts import register_host
+
+
+class _Head(Upgraded):
+    """UPerNet head; its top-down additions are fused.
+
+    ``fusions.i`` joins level ``i`` with level ``i + 1``, from coarse to fine. The concatenation of all levels
+    at the finest size, after the output convolutions, stays the host's. Over a plain vision transformer, whose
+    levels have one stride, nothing is enlarged; the fusions then filter and resample at that size.
+    """
+
+    @staticmethod
+    def joints(module: Any) -> list[Joint]:
+        levels = reversed(range(len(module.lateral_convs)))
+        return [Joint(str(i), module.channels, module.channels, "bilinear") for i in levels]
+
+    @staticmethod
+    def example(module: Any) -> tuple[Any, ...]:
+        sizes = [-(-37 // 2**i) for i in range(len(module.in_channels))]
+        return ([torch.randn(1, c, n, n + 3) for c, n in zip(module.in_channels, sizes, strict=True)],)
+
+    def forward(self: Any, encoder_hidden_states: Any) -> Tensor:
+        top = self.psp_forward(encoder_hidden_states)
+        maps = [top]
+        for i in reversed(range(len(self.lateral_convs))):
+            lateral, top = self.fusions[str(i)](self.lateral_convs[i](encoder_hidden_states[i]), top)
+            top = lateral + top
+            maps.insert(0, self.fpn_convs[i](top))
+        maps = [resize(x, maps[0].shape[-2:], "bilinear") for x in maps]
+        return self.classifier(self.fpn_bottleneck(torch.cat(maps, dim=1)))
+
+
+@register_host
+class UpgradedUperNetHead(_Head, UperNetHead):
+    """The head of UperNet, over any backbone."""
+
+
+@register_host
+class UpgradedBeitUperHead(_Head, BeitUperHead):
+    """The head of BEiT, whose neck has given the levels strides of 4, 8, 16 and 32."""
+
+
+@register_host
+class UpgradedData2VecVisionUperHead(_Head, Data2VecVisionUperHead):
+    """The head of Data2Vec, whose neck has given the levels strides of 4, 8, 16 and 32."""

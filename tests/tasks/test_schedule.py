@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from freqfusion.models import create_model
+from freqfusion.tasks.schedule import parameter_groups, poly_with_warmup
+from tiny_training import NoisyNet
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    network = create_model("segnext_t", num_classes=4)
+    groups = parameter_groups(network, 6e-5, 0.01, 10.0)
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len({id(parameter) for parameter in grouped}) == len(grouped)
+    assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in network.parameters()}
+
+
+def test_head_learns_ten_times_faster_and_norms_are_not_decayed():
+    network = NoisyNet(4)
+    network.decode_head = nn.Sequential(network.decode_head, nn.GroupNorm(2, 4))
+    groups = {group["name"]: group for group in parameter_groups(network, 6e-5, 0.01, 10.0)}
+    settings = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
+    assert settings == {
+        "backbone": (6e-5, 0.01),
+        "backbone_norm": (6e-5, 0.0),
+        "head": (pytest.approx(6e-4), 0.01),
+        "head_norm": (pytest.approx(6e-4), 0.0),
+    }
+    norm = network.backbone[1]
+    assert [id(parameter) for parameter in groups["backbone_norm"]["params"]] == [
+        id(norm.weight),
+        id(norm.bias),
+    ]
+
+
+def test_frozen_and_shared_parameters():
+    network = NoisyNet(4)
+    network.backbone[0].requires_grad_(False)
+    network.alias = network.decode_head
+    grouped = [
+        parameter for group in parameter_groups(network, 1.0, 0.1, 1.0) for parameter in group["params"]
+    ]
+    assert len(grouped) == 4
+    assert all(parameter.requires_grad for parameter in grouped)
+
+
+def test_learning_rate_of_the_published_run():
+    factor = poly_with_warmup(160_000)
+    assert factor(0) == pytest.approx(1e-6)
+    assert factor(750) == pytest.approx((1 - 750 / 160_000) * (1e-6 + (1 - 1e-6) * 0.5))
+    assert factor(1500) == pytest.approx(1 - 1500 / 160_000)
+    assert factor(80_000) == 0.5
+    assert factor(160_000) == 0.0
+    assert factor(160_001) == 0.0
+
+
+def test_power_and_no_warmup():
+    factor = poly_with_warmup(100, power=0.9, warmup_steps=0)
+    assert factor(0) == 1.0
+    assert factor(50) == pytest.approx(0.5**0.9)
+
+
+def test_scheduler_steps_once_an_optimiser_step(tiny_networks, tmp_path):
+    from tiny_training import tiny_fit
+
+    _, trainer = tiny_fit(
+        tmp_path, "plain", max_epochs=2, accumulate_grad_batches=2, enable_checkpointing=False
+    )
+    # 22 images are 5 batches of 4: three steps an epoch, the last one of a single batch
+    assert trainer.global_step == 6
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 6
+    assert torch.tensor([group["lr"] for group in trainer.optimizers[0].param_groups]).abs().max() == 0
