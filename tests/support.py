@@ -103,3 +103,22 @@ def png_bytes(width: int, height: int, bits: int, colour_type: int, rows: bytes)
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def load_model(text: str) -> Any:
+    """A model by a line of text; one of a library without a wrapper."""
+    from freqfusion.zoo.create import build
+    from freqfusion.zoo.spec import ModelSpec
+
+    return build(ModelSpec.parse(text))
+
+
+def build_host(name: str, num_classes: int, **options: Any) -> Any:
+    """A model of another library with fresh weights, before any upgrade and without a wrapper."""
+    from dataclasses import replace
+
+    from freqfusion.zoo.create import build, for_classes
+    from freqfusion.zoo.spec import ModelSpec
+
+    spec = ModelSpec.parse(name)
+    return build(for_classes(replace(spec, options={**spec.options, **options}), num_classes))

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     )
     from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, window_similarity
     from freqfusion.upgrade import downgrade_, find_sites, register_host, upgrade_
-    from freqfusion.zoo import from_pretrained, push_to_hub, save_pretrained
+    from freqfusion.zoo import (
+        create_model,
+        from_pretrained,
+        list_models,
+        push_to_hub,
+        register_model,
+        save_pretrained,
+    )
 
 __version__ = "0.1.0"
 
@@ -29,16 +36,19 @@ __all__ = [
     "Fusion",
     "carafe",
     "create_fusion",
+    "create_model",
     "describe_fusions",
     "downgrade_",
     "find_sites",
     "from_pretrained",
     "list_fusions",
+    "list_models",
     "local_similarity",
     "normalize_kernels",
     "push_to_hub",
     "register_fusion",
     "register_host",
+    "register_model",
     "resample",
     "save_pretrained",
     "upgrade_",
@@ -51,6 +61,6 @@ _HOMES = {
     "models": "*",
     "ops": "* carafe local_similarity normalize_kernels resample window_similarity",
     "upgrade": "* downgrade_ find_sites register_host upgrade_",
-    "zoo": "* from_pretrained push_to_hub save_pretrained",
+    "zoo": "* create_model from_pretrained list_models push_to_hub register_model save_pretrained",
 }
 __getattr__ = lazy(__name__, _HOMES)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from freqfusion import create_fusion, upgrade_
+from freqfusion import create_fusion, create_model, upgrade_
 from freqfusion.analysis.record import fusion_sites, record_features
-from freqfusion.models import create_model
 
 
 def pyramid() -> nn.Module:

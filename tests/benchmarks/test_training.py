@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+from freqfusion import create_model
 from freqfusion.benchmarks import training
 from freqfusion.benchmarks.runner import Settings
 from freqfusion.benchmarks.training import METHODS, NETWORKS, Network, Throughput, find_networks, shrunk
-from freqfusion.models import create_model
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, threads=1, rounds=2)
 SMALL = Network(

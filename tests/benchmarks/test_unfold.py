@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from freqfusion import FreqFusion
+from freqfusion import FreqFusion, create_model
 from freqfusion.benchmarks import unfold
 from freqfusion.benchmarks.unfold import UnfoldFreqFusion, UnfoldOffsetGenerator, unfold_
-from freqfusion.models import create_model
 from freqfusion.ops import carafe, use_backend
 from support import assert_close
 

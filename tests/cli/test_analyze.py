@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import freqfusion
+from freqfusion import create_model
 from freqfusion.analysis.record import fusion_sites, record_features
 from freqfusion.analysis.similarity import FeatureSimilarity
 from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
@@ -18,7 +19,6 @@ from freqfusion.cli import analyze
 from freqfusion.cli.main import main
 from freqfusion.data.transforms import eval_transform
 from freqfusion.metrics.boundary_distance import BoundaryDistance
-from freqfusion.models import create_model
 from freqfusion.tasks import SegmentationModule
 from freqfusion.training import load_checkpoint
 from tiny_training import tiny_data

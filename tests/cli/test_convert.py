@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from freqfusion import create_model
 from freqfusion.cli.main import main
-from freqfusion.models import create_model
 from official_files import key_list, official_state
 
 pytest.importorskip("safetensors")

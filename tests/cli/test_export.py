@@ -56,7 +56,7 @@ def test_a_checkpoint(tmp_path, monkeypatch):
 def test_a_saved_model(tmp_path):
     pytest.importorskip("safetensors")
     from freqfusion.zoo import save_pretrained
-    from freqfusion.zoo.spec import load_model
+    from support import load_model
 
     model = load_model("fusion:deconv?hr_channels=2&lr_channels=3").eval()
     folder = save_pretrained(model, tmp_path / "saved")

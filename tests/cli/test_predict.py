@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as TF
 
 from freqfusion.cli import predict
-from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
 from freqfusion.prediction.tiles import predict_mask
 from freqfusion.tasks import SegmentationModule

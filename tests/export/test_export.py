@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from freqfusion import create_fusion, list_fusions, ops, upgrade_
+from freqfusion import create_fusion, create_model, list_fusions, ops, upgrade_
 from freqfusion.decoders.ham import NMF2D, LightHamHead
 from freqfusion.export import ExportReport, export_onnx, export_program
-from freqfusion.models import create_model
 
 SMALL = {
     "a2u": {"encode_kernel": 2},

@@ -4,12 +4,15 @@ import importlib.util
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from freqfusion.models import create_model, list_models
+from freqfusion import create_model, list_models, register_model
+from freqfusion.models import PixelModel
 
 
 def test_every_name_builds() -> None:
-    for name in list_models():
+    for name in [*list_models("segnext_?"), *list_models("fpn_*")]:
         if name == "fpn_resnet18" and importlib.util.find_spec("timm") is None:
             with pytest.raises(ImportError, match=r"freqfusion\[vision\]"):
                 create_model(name, 7)
@@ -18,10 +21,46 @@ def test_every_name_builds() -> None:
             model = create_model(name, 7)
         assert model.num_classes == 7
         assert {child for child, _ in model.named_children()} == {"backbone", "decode_head"}
+        assert model.spec.name == name
 
 
 def test_names() -> None:
-    assert list_models() == ["segnext_t", "segnext_s", "segnext_b", "segnext_l", "fpn_small", "fpn_resnet18"]
+    own = ["segnext_t", "segnext_s", "segnext_b", "segnext_l", "fpn_small", "fpn_resnet18"]
+    assert list_models()[:6] == own
+    assert list_models("*_r50") == ["faster_rcnn_r50", "mask_rcnn_r50", "panoptic_fpn_r50", "mask2former_r50"]
+
+
+def test_a_network_of_ones_own() -> None:
+    @register_model("tiny_of_mine")
+    class Mine(PixelModel):
+        def __init__(self, num_classes: int, fusion: str, width: int = 4) -> None:
+            super().__init__()
+            self.num_classes = num_classes
+            self.backbone = nn.Conv2d(3, width, 1)
+            self.head = nn.Conv2d(width, num_classes, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.backbone(images))
+
+    model = create_model("tiny_of_mine?width=6", 3)
+    assert model.backbone.out_channels == 6
+    assert str(model.spec) == "tiny_of_mine?num_classes=3&fusion=freqfusion&width=6"
+    assert [name for name, _ in model.named_parameters() if model.is_backbone(name)] == [
+        "backbone.weight",
+        "backbone.bias",
+    ]
+    images, mask = torch.randn(2, 3, 5, 6), torch.randint(0, 3, (2, 5, 6))
+    mask[:, 0] = 255
+    expected = F.cross_entropy(model(images), mask, ignore_index=255, reduction="sum") / mask.numel()
+    torch.testing.assert_close(model.loss(images, mask), expected)
+    with pytest.raises(ValueError, match="there is a model 'tiny_of_mine' already"):
+        register_model("tiny_of_mine")
+    with pytest.raises(ValueError, match=r"letters, digits, .* got 'a/b'"):
+        register_model("a/b")
+
+    register_model("no_contract")(lambda num_classes, fusion: nn.Conv2d(3, num_classes, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"made a Conv2d, expected a freqfusion\.models\.PixelModel"):
+        create_model("no_contract", 2)
 
 
 def test_options_reach_the_network() -> None:
@@ -30,12 +69,20 @@ def test_options_reach_the_network() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="unknown model 'resnet'; choose one of segnext_t"):
+    with pytest.raises(ValueError, match=r"unknown model 'resnet'.* Choose a name of freqfusion"):
         create_model("resnet", 2)
     with pytest.raises(ValueError, match=r"unknown model 'unet_'.*such as unet_convnext_tiny"):
         create_model("unet_", 2)
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         create_model("fpn_small", 0)
+    with pytest.raises(ValueError, match="unknown model 'segnet_t', did you mean segnext_t"):
+        create_model("segnet_t", 2)
+    with pytest.raises(ValueError, match="'fpn_small' needs num_classes"):
+        create_model("fpn_small")
+    with pytest.raises(ValueError, match="not both"):
+        create_model("fpn_small", 2, weights="a", backbone_weights="b")
+    with pytest.raises(ValueError, match=r"init and upgrade_options are for models of other libraries"):
+        create_model("fpn_small", 2, init="paper")
     with pytest.raises(TypeError, match="colour"):
         create_model("fpn_small", 2, colour="red")
 

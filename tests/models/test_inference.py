@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from freqfusion.models import create_model, predict_logits
+from freqfusion import create_model
+from freqfusion.models import predict_logits
 from support import assert_close
 
 

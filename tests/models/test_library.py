@@ -18,12 +18,12 @@ pytest.importorskip("segmentation_models_pytorch")
 
 import transformers
 
-from freqfusion import FreqFusion, downgrade_, save_pretrained
+from freqfusion import FreqFusion, create_model, downgrade_, list_models, save_pretrained
 from freqfusion.models import predict_logits
-from freqfusion.models.library import as_segmenter, build_host, list_hosts
-from freqfusion.zoo.hosts import create_host, load_backbone_
+from freqfusion.zoo.create import wrap
+from freqfusion.zoo.start import load_backbone_of_
 from host_cases.transformers import sizes_of_beit
-from support import load_golden, value_by_rule
+from support import build_host, load_golden, value_by_rule
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 24], "depths": [1, 1, 1, 1]}
@@ -62,7 +62,7 @@ K = 4
 def tiny(name: str, num_classes: int = K, fusion: str = "freqfusion", **options: Any) -> Any:
     torch.manual_seed(0)
     settings = {**copy.deepcopy(TINY.get(name, {})), **options}
-    return create_host(name, num_classes, fusion, **settings)
+    return create_model(name, num_classes, fusion, **settings).host
 
 
 def seeded(*shape: int, seed: int = 1) -> Tensor:
@@ -108,7 +108,8 @@ PUBLISHED_MILLIONS = {
 
 
 def test_the_published_networks_have_the_published_sizes() -> None:
-    assert list_hosts() == list(PUBLISHED_MILLIONS)
+    systems = ("segformer_*", "upernet_*", "mask2former_*")
+    assert [name for system in systems for name in list_models(system)] == list(PUBLISHED_MILLIONS)
     for name, published in PUBLISHED_MILLIONS.items():
         with torch.device("meta"):
             host = build_host(name, 150)
@@ -144,7 +145,7 @@ def test_settings_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "kind", "message"),
     [
-        ("segformer_b6", {}, ValueError, "unknown network 'segformer_b6'; choose one of segformer_b0, "),
+        ("segformer_b6", {}, ValueError, "unknown model 'segformer_b6', did you mean segformer_b"),
         ("segformer_b0", {"widths": [1]}, TypeError, "segformer_b0: a SegformerConfig has no widths"),
         ("segformer_b0", {"num_labels": 3}, TypeError, "has no num_labels"),
         ("segformer_b0", {"backbone_config": {}}, TypeError, "has no backbone_config"),
@@ -154,7 +155,6 @@ def test_settings_can_be_changed() -> None:
             TypeError,
             "backbone_config: a SwinConfig has no windows",
         ),
-        ("freqfusion:segnext_t", {}, ValueError, r"made by freqfusion\.models\.create_model"),
         ("smp:Unet?classes=3", {}, ValueError, "says another number of classes than 4; leave classes out"),
         ("smp:Nothing", {}, ValueError, "smp has no model 'Nothing'"),
     ],
@@ -166,14 +166,14 @@ def test_what_cannot_be_built(name: str, options: Any, kind: type[Exception], me
 
 def test_a_class_is_needed() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
-        create_host("segformer_b0", 0)
+        create_model("segformer_b0", 0)
 
 
 def test_listing_needs_no_library() -> None:
     code = (
         "import sys\n"
-        "from freqfusion.models.library import list_hosts\n"
-        "assert len(list_hosts()) == 16\n"
+        "from freqfusion import list_models\n"
+        "assert {'segformer_b0', 'mask_rcnn_r50'} <= set(list_models())\n"
         "late = {'transformers', 'torchvision', 'segmentation_models_pytorch'} & set(sys.modules)\n"
         "assert not late, late"
     )
@@ -218,7 +218,7 @@ def test_options_of_the_upgrade() -> None:
 @torch.no_grad()
 def test_scores_at_any_size(name: str, fusion: str) -> None:
     fusion = {SMP: "nearest"}.get(name, "bilinear") if fusion == "plain" else fusion
-    segmenter = as_segmenter(tiny(name, fusion=fusion)).eval()
+    segmenter = wrap(tiny(name, fusion=fusion)).eval()
     assert segmenter.num_classes == K
     for size in ((1, 1), (33, 50), (64, 32)):
         scores = segmenter(seeded(2, 3, *size))
@@ -233,7 +233,7 @@ def test_scores_at_any_size(name: str, fusion: str) -> None:
 def test_scores_are_the_hosts(name: str) -> None:
     """At the size of the image; where the host needs another, at that of the padded image, cropped."""
     host = tiny(name)
-    segmenter = as_segmenter(host).eval()
+    segmenter = wrap(host).eval()
     images = seeded(2, 3, 64, 96)
     logits = class_logits(host, images)
     expected = F.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
@@ -251,7 +251,7 @@ def test_scores_are_the_hosts(name: str) -> None:
 @torch.no_grad()
 def test_scores_of_mask2former_are_logarithms_of_its_votes() -> None:
     host = tiny("mask2former_swin_t")
-    segmenter = as_segmenter(host).eval()
+    segmenter = wrap(host).eval()
     images = seeded(1, 3, 37, 61)
     output = host(F.pad(images, (0, 3, 0, 27)))
     masks = F.interpolate(output.masks_queries_logits, (64, 64), mode="bilinear", align_corners=False)
@@ -276,7 +276,7 @@ class Dictionary(nn.Module):
 @pytest.mark.parametrize("key", ["out", "logits"])
 def test_scores_in_a_dict(key: str) -> None:
     host = Dictionary(key)
-    segmenter = as_segmenter(host, 2, multiple=2)
+    segmenter = wrap(host, 2, multiple=2)
     images = seeded(1, 3, 5, 8)
     expected = F.interpolate(host.layer(F.pad(images, (0, 0, 0, 1))), (6, 8), mode="bilinear")[..., :5, :]
     torch.testing.assert_close(segmenter(images), expected)
@@ -303,15 +303,13 @@ def test_what_is_no_host_or_no_image(
     host: nn.Module, images: Tensor, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        as_segmenter(host, 2)(images)
+        wrap(host, 2)(images)
 
 
 def test_a_host_of_unknown_classes() -> None:
-    with pytest.raises(
-        ValueError, match="not known how many classes this Conv2d has; say it with num_classes="
-    ):
-        as_segmenter(nn.Conv2d(3, 5, 1))
-    assert as_segmenter(build_host("torchvision:lraspp_mobilenet_v3_large", 7)).num_classes == 7
+    with pytest.raises(ValueError, match="cannot infer the number of classes of Conv2d; pass num_classes="):
+        wrap(nn.Conv2d(3, 5, 1))
+    assert wrap(build_host("torchvision:lraspp_mobilenet_v3_large", 7)).num_classes == 7
 
 
 # training
@@ -321,8 +319,8 @@ def test_a_host_of_unknown_classes() -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_is_trained(name: str, fusion: str) -> None:
     """Else distributed training would wait for its gradient."""
-    segmenter = as_segmenter(tiny(name, fusion=fusion))
-    loss = segmenter.training_loss(seeded(2, 3, 61, 50), truth(2, 61, 50), cross_entropy)
+    segmenter = wrap(tiny(name, fusion=fusion))
+    loss = segmenter.loss(seeded(2, 3, 61, 50), truth(2, 61, 50), cross_entropy)
     assert loss.shape == ()
     loss.backward()
     parameters = dict(segmenter.named_parameters())
@@ -334,22 +332,22 @@ def test_every_parameter_is_trained(name: str, fusion: str) -> None:
 
 @pytest.mark.parametrize("name", ["segformer_b0", SMP])
 def test_the_loss_is_the_criterions(name: str) -> None:
-    segmenter = as_segmenter(tiny(name)).eval()
+    segmenter = wrap(tiny(name)).eval()
     images, mask = seeded(2, 3, 61, 50), truth(2, 61, 50)
     expected = cross_entropy(segmenter(images), mask)
-    torch.testing.assert_close(segmenter.training_loss(images, mask, cross_entropy), expected)
+    torch.testing.assert_close(segmenter.loss(images, mask, cross_entropy), expected)
 
 
 @pytest.mark.parametrize("name", ["upernet_swin_t", "upernet_convnext_t", pytest.param(BEIT, marks=ONE_SIZE)])
 def test_the_auxiliary_head_counts_as_published(name: str) -> None:
     """The library's own loss for the same truth."""
     host = tiny(name).eval()
-    segmenter = as_segmenter(host)
+    segmenter = wrap(host)
     images, mask = seeded(2, 3, 64, 96), truth(2, 64, 96)
-    loss = segmenter.training_loss(images, mask, cross_entropy)
+    loss = segmenter.loss(images, mask, cross_entropy)
     torch.testing.assert_close(loss, host(images, labels=mask).loss)
     host.config.auxiliary_loss_weight = 0.0
-    main = segmenter.training_loss(images, mask, cross_entropy)
+    main = segmenter.loss(images, mask, cross_entropy)
     torch.testing.assert_close(main, cross_entropy(segmenter(images), mask))
     assert loss.item() > main.item() + 0.3
     assert not host.auxiliary_head._forward_hooks
@@ -359,9 +357,9 @@ def test_mask2former_takes_no_criterion() -> None:
     def never(scores: Tensor, mask: Tensor) -> Tensor:
         raise AssertionError
 
-    segmenter = as_segmenter(tiny("mask2former_swin_t"))
+    segmenter = wrap(tiny("mask2former_swin_t"))
     torch.manual_seed(1)
-    loss = segmenter.training_loss(seeded(1, 3, 33, 40), truth(1, 33, 40), never)
+    loss = segmenter.loss(seeded(1, 3, 33, 40), truth(1, 33, 40), never)
     assert 5 < loss.item() < 100
 
 
@@ -376,7 +374,7 @@ BACKBONES = {
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_backbone_is_known(name: str) -> None:
     host = tiny(name)
-    segmenter = as_segmenter(host)
+    segmenter = wrap(host)
     found = {path for path, _ in segmenter.named_parameters() if segmenter.is_backbone(path)}
     backbone = host.get_submodule(BACKBONES[name])
     assert found == {f"host.{BACKBONES[name]}.{path}" for path, _ in backbone.named_parameters()}
@@ -385,7 +383,7 @@ def test_the_backbone_is_known(name: str) -> None:
 
 def test_no_weight_decay_follows_the_published_rules() -> None:
     def found(name: str) -> list[str]:
-        segmenter = as_segmenter(tiny(name))
+        segmenter = wrap(tiny(name))
         paths = [path for path, _ in segmenter.named_parameters() if segmenter.no_weight_decay(path)]
         return [path for path in paths if not path.endswith("relative_position_bias_table")]
 
@@ -395,13 +393,13 @@ def test_no_weight_decay_follows_the_published_rules() -> None:
     ]
     assert found("mask2former_swin_t") == found("mask2former_r50") == queries
     assert found("segformer_b0") == found("upernet_swin_t") == found(SMP) == []
-    segmenter = as_segmenter(tiny("upernet_swin_t"))
+    segmenter = wrap(tiny("upernet_swin_t"))
     tables = [path for path, _ in segmenter.named_parameters() if segmenter.no_weight_decay(path)]
     assert len(tables) == 4
 
 
 def test_frozen_norms_stay_as_they_are() -> None:
-    segmenter = as_segmenter(tiny("mask2former_r50"), frozen_norm=True)
+    segmenter = wrap(tiny("mask2former_r50"), frozen_norm=True)
     norms = {path: m for path, m in segmenter.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert norms
     assert all(map(segmenter.is_backbone, norms))
@@ -410,12 +408,12 @@ def test_frozen_norms_stay_as_they_are() -> None:
         segmenter.train(mode)
         assert segmenter.host.training == mode
         assert not any(norm.training for norm in norms.values())
-    loss = segmenter.training_loss(seeded(2, 3, 33, 40), truth(2, 33, 40), cross_entropy)
+    loss = segmenter.loss(seeded(2, 3, 33, 40), truth(2, 33, 40), cross_entropy)
     loss.backward()
     for path, norm in norms.items():
         assert all(x.grad is None for x in norm.parameters())
         assert all(torch.equal(x, before[path][key]) for key, x in norm.state_dict().items())
-    assert all(m.training for m in as_segmenter(tiny("mask2former_r50")).modules())
+    assert all(m.training for m in wrap(tiny("mask2former_r50")).modules())
 
 
 @pytest.mark.parametrize("name", ["mask2former_swin_t", "segformer_b0", "upernet_swin_t"])
@@ -423,14 +421,14 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
     images, mask = seeded(2, 3, 40, 50), truth(2, 40, 50)
     gradients = []
     for checkpointing in (False, True):
-        segmenter = as_segmenter(tiny(name, checkpointing=checkpointing))
+        segmenter = wrap(tiny(name, checkpointing=checkpointing))
         fusions = [module for module in segmenter.modules() if isinstance(module, FreqFusion)]
         assert {fusion.use_checkpoint for fusion in fusions} == {checkpointing}
         flags = [getattr(module, "gradient_checkpointing", False) for module in segmenter.modules()]
         supported = any(getattr(m, "supports_gradient_checkpointing", False) for m in segmenter.modules())
         assert any(flags) == (checkpointing and supported)  # SegFormer: not in every release
         torch.manual_seed(1)  # of drop path and random points
-        segmenter.training_loss(images, mask, cross_entropy).backward()
+        segmenter.loss(images, mask, cross_entropy).backward()
         gradients.append({key: x.grad for key, x in segmenter.named_parameters() if x.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
@@ -490,18 +488,18 @@ def test_another_number_of_classes_starts_the_classifier_anew(
     own, before = host.state_dict(), plain_mask2former.state_dict()
     changed = {key for key, value in before.items() if not torch.equal(own[key], value)}
     assert changed == {"class_predictor.weight", "class_predictor.bias", "criterion.empty_weight"}
-    assert as_segmenter(host).num_classes == 6
+    assert wrap(host).num_classes == 6
 
 
 def test_the_configuration_of_a_checkpoint_counts_for_a_class_of_transformers(
     plain_mask2former: Any, tmp_path: Path
 ) -> None:
     plain_mask2former.save_pretrained(tmp_path)
-    host: Any = create_host("transformers:Mask2Former", K, weights=tmp_path)
+    host: Any = create_model("transformers:Mask2Former", K, weights=tmp_path).host
     assert host.config.num_queries == 7
     assert_same_outputs(plain_mask2former, host.eval())
     with pytest.warns(UserWarning, match=r"class_predictor\.bias"):
-        other: Any = create_host("transformers:Mask2Former", 2, weights=tmp_path)
+        other: Any = create_model("transformers:Mask2Former", 2, weights=tmp_path).host
     assert other.config.num_labels == 2
 
 
@@ -546,7 +544,7 @@ def test_weights_that_do_not_fit(plain_mask2former: Any, tmp_path: Path) -> None
         with pytest.raises(ValueError, match=r"does not fit|do not fit"):
             tiny("segformer_b0", weights=tmp_path / folder)
     with pytest.raises(
-        ValueError, match=r"has no freqfusion\.json\), the only kind of weights .* for a Unet"
+        ValueError, match=r"has no freqfusion\.json, .* the only kind of folder that a Unet takes"
     ):
         tiny(SMP, weights=tmp_path / "theirs")
     with pytest.raises(FileNotFoundError, match="is neither a folder of freqfusion"):
@@ -612,7 +610,7 @@ def test_backbones_equal_the_original_code(kind: str, wrapped: bool, tmp_path: P
     state = golden_file(kind)
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "weights.pth")
     host: Any = build_host(name, K, **copy.deepcopy(options)).double().eval()
-    load_backbone_(host, tmp_path / "weights.pth")
+    load_backbone_of_(host, tmp_path / "weights.pth")
     noise = np.random.RandomState(3).standard_normal((1, 3, *meta[kind]["size"])).astype(np.float32)
     found = last_map(host, kind, torch.from_numpy(noise).double())
     # transformers takes the softmax in float32, and SegFormer's norms with another epsilon than the original
@@ -702,7 +700,7 @@ def test_another_window_is_said_plainly(tmp_path: Path) -> None:
     options = {**options, "backbone_config": {**options["backbone_config"], "window_size": 7}}
     message = r'windows of 4, the backbone of 7; .*backbone_config=\{"window_size": 4\}'
     with pytest.raises(ValueError, match=message):
-        create_host(name, K, backbone_weights=tmp_path / "swin.pth", **options)
+        create_model(name, K, backbone_weights=tmp_path / "swin.pth", **options)
 
 
 @pytest.mark.parametrize(
@@ -723,7 +721,7 @@ def test_each_tensor_of_a_backbone_is_checked(change: dict[str, Any], message: s
     host = build_host("upernet_convnext_t", K, **copy.deepcopy(TINY["upernet_convnext_t"]))
     before = copy.deepcopy(host.state_dict())
     with pytest.raises(ValueError, match=message) as caught:
-        load_backbone_(host, tmp_path / "weights.pth")
+        load_backbone_of_(host, tmp_path / "weights.pth")
     assert f"{tmp_path / 'weights.pth'} cannot be loaded into the convnext backbone" in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in host.state_dict().items())
 
@@ -739,5 +737,5 @@ def test_files_that_are_no_backbone(tmp_path: Path) -> None:
         tiny("mask2former_r50", backbone_weights=tmp_path / "broken.pth")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         tiny("mask2former_r50", backbone_weights=tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match="not known which part of this Dictionary is the backbone"):
-        load_backbone_(Dictionary("out"), tmp_path / "convnext.pth")
+    with pytest.raises(ValueError, match="cannot tell which part of this Dictionary is the backbone"):
+        load_backbone_of_(Dictionary("out"), tmp_path / "convnext.pth")

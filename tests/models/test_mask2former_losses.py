@@ -17,7 +17,7 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 from freqfusion import upgrade_
-from freqfusion.models.library import as_segmenter, build_host
+from freqfusion.models import mask2former as tools
 from freqfusion.models.mask2former import (
     LayerPrediction,
     QueryResult,
@@ -28,8 +28,8 @@ from freqfusion.models.mask2former import (
     semantic_targets,
     set_losses,
 )
-from freqfusion.upgrade.hosts.transformers import mask_classification as tools
-from support import assert_close, load_golden
+from freqfusion.zoo.create import wrap
+from support import assert_close, build_host, load_golden
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
 TINY = {
@@ -156,10 +156,10 @@ def test_without_deep_supervision_the_last_layer_counts_alone() -> None:
 @pytest.mark.parametrize("upgraded", [False, True])
 @pytest.mark.parametrize("empty", [[1], [0, 1]])
 def test_images_without_any_truth_train_too(empty: list[int], upgraded: bool) -> None:
-    segmenter = as_segmenter(mask2former(upgraded=upgraded))
+    segmenter = wrap(mask2former(upgraded=upgraded))
     mask = torch.randint(0, 4, (2, 33, 50), generator=torch.Generator().manual_seed(2))
     mask[empty] = 255
-    loss = segmenter.training_loss(seeded(2, 3, 33, 50), mask, F.cross_entropy)
+    loss = segmenter.loss(seeded(2, 3, 33, 50), mask, F.cross_entropy)
     loss.backward()
     assert loss.isfinite()
     trained = {name: p for name, p in segmenter.named_parameters() if p.requires_grad}
@@ -209,7 +209,7 @@ def test_targets_that_do_not_fit(masks: list[Tensor], labels: list[Tensor], mess
 TWO_PROCESSES = """
 import json, sys
 import torch
-from test_mask_classification import mask2former, seeded, set_losses
+from test_mask2former_losses import mask2former, seeded, set_losses
 
 def run(counts, rank):
     host, count = mask2former().eval(), counts[rank]
@@ -274,7 +274,7 @@ def test_bfloat16_autocast_trains_and_judges(upgraded: bool) -> None:
     """The pixel decoder keeps out of it; the rest rounds, which moves a few points of the discrete choices."""
     host = mask2former(upgraded=upgraded, train_num_points=512)
     reset_parameters_(host)
-    segmenter = as_segmenter(host)
+    segmenter = wrap(host)
     dtypes: list[torch.dtype] = []
     decoder = host.model.pixel_level_module.decoder
     watched = [decoder.encoder.layers[0].self_attn.sampling_offsets, decoder.mask_projection]
@@ -291,7 +291,7 @@ def test_bfloat16_autocast_trains_and_judges(upgraded: bool) -> None:
         torch.manual_seed(1)
         segmenter.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = segmenter.training_loss(images, mask, F.cross_entropy)
+            loss = segmenter.loss(images, mask, F.cross_entropy)
         loss.backward()
         losses.append(loss.detach())
         gradients.append(torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None]))

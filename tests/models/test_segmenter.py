@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.models import EncoderDecoder, TimmEncoder, build_segmenter, create_model
+from freqfusion import create_model
+from freqfusion.models import EncoderDecoder, TimmEncoder
 from freqfusion.models.encoders import SmallEncoder
+from freqfusion.models.segmenter import build_segmenter
 from support import assert_close
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -181,20 +183,6 @@ def test_a_layout_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: network)
     with pytest.raises(ValueError, match="gives maps in NLC, expected NCHW or NHWC"):
         TimmEncoder("resnet18")
-
-
-@pytest.mark.parametrize("pretrained", [False, True])
-def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch, pretrained: bool) -> None:
-    timm = pytest.importorskip("timm")
-    create, asked = timm.create_model, []
-
-    def record(name: str, pretrained: bool, **options: Any) -> nn.Module:
-        asked.append((name, pretrained))
-        return create(name, pretrained=False, **options)
-
-    monkeypatch.setattr(timm, "create_model", record)
-    make_model("mobilenetv3_small_050", pretrained=pretrained)
-    assert asked == [("mobilenetv3_small_050", pretrained)]
 
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:

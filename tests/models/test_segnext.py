@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from freqfusion.models import create_model
+from freqfusion import create_model
 from freqfusion.models.mscan import MSCAN, DropPath
 from freqfusion.models.segnext import SegNeXt
 from support import GOLDEN, assert_close, fill_by_rule, load_golden

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from freqfusion import create_model
 from freqfusion.fusion import list_fusions
-from freqfusion.models import EncoderDecoder, create_model
+from freqfusion.models import EncoderDecoder
 from freqfusion.models.encoders import SmallEncoder
 
 

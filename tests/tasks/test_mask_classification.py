@@ -14,12 +14,11 @@ import torch
 pytest.importorskip("transformers")
 
 import tiny_masks
-from freqfusion import save_pretrained
+from freqfusion import create_model, save_pretrained
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
 from freqfusion.tasks import MaskModule, SegmentationData, SegmentationModule
 from freqfusion.training import create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
-from freqfusion.zoo import create_host
 from tiny_masks import TINY, mask_module, object_data, run_fit
 from tiny_objects import write_coco, write_panoptic
 from tiny_training import read_history
@@ -201,7 +200,7 @@ def test_starts_from_saved_models(tmp_path: Path) -> None:
         (("grass", "lake"), "semantic"),
         (None, "semantic"),
     ):
-        host: Any = create_host("mask2former_swin_t", len(classes or range(3)), **TINY)
+        host: Any = create_model("mask2former_swin_t", len(classes or range(3)), **TINY)
         host.classes = classes
         save_pretrained(host, tmp_path / "saved")
         module, names, palette = load_checkpoint(tmp_path / "saved")
@@ -215,7 +214,7 @@ def test_starts_from_saved_models(tmp_path: Path) -> None:
             assert sum(module.hparams["things"]) == 80
 
     data = object_data(write_panoptic(tmp_path / "data"))
-    save_pretrained(create_host("mask2former_swin_t", 3, "sapa", **TINY), tmp_path / "mine")
+    save_pretrained(create_model("mask2former_swin_t", 3, "sapa", **TINY), tmp_path / "mine")
     trained = mask_module(data, network=f"pretrained:{tmp_path / 'mine'}", network_options=None)
     run_fit(tmp_path / "run", trained, data, max_epochs=1, limit_val_batches=0)
     shutil.rmtree(tmp_path / "mine")
@@ -226,7 +225,7 @@ def test_starts_from_saved_models(tmp_path: Path) -> None:
 def test_starts_from_weights(tmp_path: Path) -> None:
     """Of a plain model: the upgrade starts as that one, which the checkpoint remembers without its folder."""
     data = object_data(write_panoptic(tmp_path / "data"))
-    save_pretrained(create_host("mask2former_swin_t", 3, "bilinear", **TINY), tmp_path / "plain")
+    save_pretrained(create_model("mask2former_swin_t", 3, "bilinear", **TINY), tmp_path / "plain")
     options = {**TINY, "weights": str(tmp_path / "plain")}
     trained = mask_module(data, network_options=options)
     run_fit(tmp_path / "run", trained, data, max_epochs=1, limit_val_batches=0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from freqfusion.models import create_model
+from freqfusion import create_model
 from freqfusion.tasks.schedule import parameter_groups, poly_with_warmup
 from tiny_training import NoisyNet
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from freqfusion import save_pretrained
+from freqfusion import create_model, save_pretrained
 from freqfusion.cli.main import main
-from freqfusion.models import create_detector, create_model
 from freqfusion.tasks import SegmentationModule
 from freqfusion.tasks.base import compare_classes, without_weights
 from freqfusion.training import load_checkpoint
@@ -51,7 +50,7 @@ def test_a_saved_detector_is_judged_and_trained_on(
     """By ``--checkpoint FOLDER`` and by ``pretrained:FOLDER``, as the pages say."""
     data = write_coco(write_coco(tmp_path / "data"), "val")
     torch.manual_seed(0)
-    network: Any = create_detector("faster_rcnn_r18", 2, "freqfusion", **DETECTOR)
+    network: Any = create_model("faster_rcnn_r18", 2, "freqfusion", **DETECTOR)
     network.classes = ("disc", "block")
     save_pretrained(network, tmp_path / "saved")
     words = ["--data.dataset", "coco", "--data.root", str(data), "--data.workers", "0"]

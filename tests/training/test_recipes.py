@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import tiny_masks
+from freqfusion import create_model, list_models
 from freqfusion.cli._recipes import choose_variant, list_recipes, read_recipe
 from freqfusion.fusion import list_fusions
-from freqfusion.models import create_detector, create_model, list_detectors, list_models
-from freqfusion.models.library import build_host, list_hosts
 from freqfusion.upgrade import upgrade_
+from support import build_host
 from tiny_objects import write_panoptic
 
 DATASETS = {"bccd": "coco", "nuclei": "coco", "synthetic": "synthetic_panoptic"}
@@ -51,9 +51,7 @@ def offered(recipe: str) -> list[str]:
     data, system = recipe.split("/")
     if data not in ("ade20k", "cityscapes", "coco"):
         return [read_recipe(RECIPES[recipe])["model"]["network"]]
-    return [
-        name for name in [*list_models(), *list_detectors(), *list_hosts()] if name.startswith(f"{system}_")
-    ]
+    return [name for name in [*list_models()] if name.startswith(f"{system}_")]
 
 
 CASES = [
@@ -102,7 +100,7 @@ def test_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
     assert built["data"]["dataset"] == ("foreground" if case.recipe == "nuclei/unet" else expected)
     assert (built["model"]["network"], built["model"]["fusion"]) == (case.network, case.fusion)
-    assert case.network in [*list_models(), *list_detectors(), *list_hosts(), "unet_resnet18"]
+    assert case.network in [*list_models(), "unet_resnet18"]
     assert case.fusion in list_fusions()
     assert built["trainer"]["max_epochs"] or built["trainer"]["max_steps"] > 0
 
@@ -427,7 +425,7 @@ def test_a_recipe_as_released_builds_the_released_network(case: Case, released: 
         else:
             panoptic = name.startswith("panoptic")
             things = [True] * 80 + [False] * 53 if panoptic else None
-            network = create_detector(name, 133 if panoptic else 80, things=things, **options)
+            network = create_model(name, 133 if panoptic else 80, things=things, **options)
     if name in RELEASED:
         more_queries = 2 * 256 * (options.get("num_queries", 100) - 100)
         assert parameters(network) == RELEASED[name] + more_queries

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from freqfusion import from_pretrained, save_pretrained
+from freqfusion import create_model, from_pretrained, save_pretrained
 from freqfusion.cli.main import main
-from freqfusion.models import create_model
-from freqfusion.weights.files import load_backbone_weights
-from freqfusion.zoo import create_host
+from freqfusion.weights.backbones import load_backbone_
 from freqfusion.zoo.official import convert_official
 
 pytest.importorskip("safetensors")
@@ -60,12 +58,16 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not [entry for entry in _seen if not entry.startswith("allowed")]
 
 
-def folder(where: Path, **host: Any) -> Path:
+def full_name(source: str, name: str) -> str:
+    return name if source == "freqfusion" else f"{source}:{name}"
+
+
+def folder(where: Path, **spec: Any) -> Path:
     """A saved network whose JSON says that it is made otherwise."""
     _watching.clear()
     path = save_pretrained(create_model("fpn_small", 2, "bilinear", channels=16), where / "saved")
     content = json.loads((path / "freqfusion.json").read_text())
-    content["host"] |= host
+    content["spec"] |= spec
     (path / "freqfusion.json").write_text(json.dumps(content))
     _watching.append(where)
     return path
@@ -95,8 +97,8 @@ REACHING: list[tuple[str, str, dict[str, Any], str]] = [
         {"num_classes": 2, "backbone_options": {"checkpoint_path": "bait.pth"}},
         "checkpoint_path",
     ),
-    ("freqfusion", "unet_hf-hub:someone/net", {"num_classes": 2}, "plain name"),
-    ("freqfusion", "unet_local-dir:/etc", {"num_classes": 2}, "plain name"),
+    ("freqfusion", "unet_hf-hub:someone/net", {"num_classes": 2}, "code that is not run"),
+    ("freqfusion", "unet_local-dir:/etc", {"num_classes": 2}, "code that is not run"),
     ("torchvision", "fasterrcnn_resnet50_fpn", {"weights": "DEFAULT"}, "weights"),
     ("torchvision", "fasterrcnn_resnet50_fpn", {"weights_backbone": "IMAGENET1K_V1"}, "weights_backbone"),
     ("torchvision", "fasterrcnn_resnet50_fpn", {"weights": 1}, "weights"),
@@ -163,7 +165,7 @@ REACHING: list[tuple[str, str, dict[str, Any], str]] = [
 def test_a_folder_cannot_reach_out(
     watched: Path, source: str, name: str, arguments: dict[str, Any], named: str
 ) -> None:
-    saved = folder(watched, source=source, name=name, arguments=arguments)
+    saved = folder(watched, name=full_name(source, name), options=arguments)
     with pytest.raises(ValueError, match=r"freqfusion\.json") as caught:
         from_pretrained(saved)
     assert named in str(caught.value)
@@ -232,7 +234,7 @@ def test_a_network_of_absurd_size_is_refused_at_once(
 ) -> None:
     if source in ("smp", "transformers", "monai"):
         pytest.importorskip({"smp": "segmentation_models_pytorch"}.get(source, source))
-    saved = folder(watched, source=source, name=name, arguments=arguments)
+    saved = folder(watched, name=full_name(source, name), options=arguments)
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"freqfusion\.json"):
         from_pretrained(saved)
@@ -243,7 +245,7 @@ def test_a_network_of_absurd_size_is_refused_at_once(
     "text",
     [
         "[" * 100_000 + "]" * 100_000,
-        '{"format": 1, "host": ' + "[" * 400 + "]" * 400 + "}",
+        '{"format": 1, "spec": ' + "[" * 400 + "]" * 400 + "}",
         json.dumps({"format": 1, "more": ["x"] * 2**21}),
         '{"x": "' + "x" * 2**24 + '"}',
         '{"format": ' + "9" * 10_000 + "}",
@@ -288,7 +290,11 @@ def test_json_of_absurd_depth_or_length(watched: Path, text: str) -> None:
 def test_settings_and_upgrades_that_do_not_fit(watched: Path, change: dict[str, Any]) -> None:
     saved = folder(watched)
     content = json.loads((saved / "freqfusion.json").read_text())
-    (saved / "freqfusion.json").write_text(json.dumps(content | change))
+    if "upgrade" in change:
+        content["spec"] |= change
+    else:
+        content |= change
+    (saved / "freqfusion.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"freqfusion\.json|model\.safetensors") as caught:
         from_pretrained(saved)
     assert len(str(caught.value).splitlines()) == 1
@@ -321,9 +327,13 @@ def checkpoint(where: Path, network: str = "fpn_small", **changes: Any) -> Path:
     from freqfusion.tasks import SegmentationModule
 
     module = SegmentationModule("fpn_small", "bilinear", num_classes=2, network_options={"channels": 16})
+    own = {"num_classes": 2, "fusion": "bilinear", "channels": 16}
+    options = changes.pop("options", own if network == "fpn_small" else {})
+    upgrade = changes.pop("upgrade", None)
+    spec = {"name": network, "options": options, "upgrade": upgrade, "classes": None}
     content = {
         "state_dict": module.state_dict(),
-        "hyper_parameters": {**module.hparams, "network": network},
+        "hyper_parameters": {**module.hparams, "network": {"spec": spec}, "network_options": None},
         "datamodule_hyper_parameters": {},
         "classes": ["a", "b"],
         "palette": [[0, 0, 0], [9, 9, 9]],
@@ -333,9 +343,7 @@ def checkpoint(where: Path, network: str = "fpn_small", **changes: Any) -> Path:
         "epoch": 0,
         "global_step": 1,
     }
-    options = changes.pop("network_options", None)
-    if options is not None:
-        content["hyper_parameters"]["network_options"] = options
+    content["hyper_parameters"] |= changes.pop("model", {})
     path = where / "last.ckpt"
     torch.save(content | changes, path)
     return path
@@ -355,40 +363,40 @@ def laughs(depth: int = 30) -> list[Any]:
     return inner
 
 
-DESCRIPTION = {"host": {"source": "freqfusion", "name": "segnext_t", "arguments": {}}, "upgrade": None}
 OF_TRAINING: list[dict[str, Any]] = [
-    {"network_options": {"backbone_weights": URL}, "network": "segnext_t"},
-    {"network_options": {"backbone_weights": OUTSIDE}, "network": "segnext_t"},
-    {"network_options": {"weights": "someone/net"}, "network": "segformer_b0"},
-    {"network_options": {"pretrained": True}, "network": "unet_resnet18"},
-    {"network_options": {"backbone_options": {"checkpoint_path": "bait.pth"}}, "network": "unet_resnet18"},
-    {"network_options": {}, "network": "smp:Unet?encoder_weights=imagenet"},
-    {"network_options": {"encoder_name": "tu-hf-hub:someone/net"}, "network": "smp:Unet"},
-    {"network_options": {"attn_implementation": HUB_KERNEL}, "network": "segformer_b0"},
-    {"network_options": {}, "network": "pretrained:elsewhere"},
-    {"network_options": {}, "network": "bait.py:make"},
-    {"network_options": {}, "network": "bait:make"},
-    {"network_options": {"command": "touch bait"}, "network": "os:system"},
-    {"network_options": {}, "network": "torch.hub:load?repo_or_dir=someone/net"},
-    {"network_options": {"channels": 100_000}},
-    {"network_options": {"channels": nested(100)}},
-    {"network_options": {"channels": laughs()}},
+    {"options": {"num_classes": 2, "backbone_weights": URL}, "network": "segnext_t"},
+    {"options": {"num_classes": 2, "backbone_weights": OUTSIDE}, "network": "segnext_t"},
+    {"options": {"num_classes": 2, "weights": "someone/net"}, "network": "segformer_b0"},
+    {"options": {"num_classes": 2, "pretrained": True}, "network": "unet_resnet18"},
     {
-        "network": "rebuilt",
-        "network_options": {
-            "description": DESCRIPTION
-            | {"host": {**DESCRIPTION["host"], "arguments": {"num_classes": 2, "backbone_weights": URL}}}
-        },
+        "options": {"num_classes": 2, "backbone_options": {"checkpoint_path": "bait.pth"}},
+        "network": "unet_resnet18",
     },
-    {"network": "rebuilt", "network_options": {"description": {"host": {"source": "os", "name": "system"}}}},
-    {"network": "rebuilt", "network_options": {}},
+    {"options": {"encoder_weights": "imagenet"}, "network": "smp:Unet"},
+    {"options": {"encoder_name": "tu-hf-hub:someone/net"}, "network": "smp:Unet"},
+    {"options": {"num_classes": 2, "attn_implementation": HUB_KERNEL}, "network": "segformer_b0"},
+    {"network": "someone/net"},
+    {"network": "bait.py:make"},
+    {"network": "bait:make"},
+    {"options": {"command": "touch bait"}, "network": "os:system"},
+    {"options": {"repo_or_dir": "someone/net"}, "network": "torch.hub:load"},
+    {"options": {"num_classes": 2, "channels": 100_000}},
+    {"options": {"num_classes": 2, "channels": nested(100)}},
+    {"options": {"num_classes": 2, "channels": laughs()}},
+    {"upgrade": {"fusion": "carafe", "init": "paper", "options": {"weights": URL}, "sites": []}},
+    {"upgrade": {"fusion": "carafe"}},
+    {"model": {"network": "fpn_small"}},
+    {"model": {"network": {}}},
+    {"model": {"network_options": {"weights": URL}}},
+    {"model": {"weights": URL}},
+    {"model": {"backbone_weights": "bait.pth"}},
     {"classes": ["x"] * 100_000, "palette": [[0, 0, 0]] * 100_000},
     {"classes": 3},
     {"palette": [1, 2]},
     {"state_dict": {"a": "b"}},
     {"state_dict": {}},
     {"hyper_parameters": []},
-    {"hyper_parameters": {"network": "fpn_small", "num_classes": 2, "nonsense": 1}},
+    {"model": {"nonsense": 1}},
     {"task": "nonsense"},
 ]
 
@@ -501,7 +509,7 @@ def test_no_reader_of_weights_runs_code(watched: Path) -> None:
     backbone = create_model("segnext_t", 2).backbone
     for read in (
         lambda path: convert_official(path, watched / "out"),
-        lambda path: load_backbone_weights(backbone, path),
+        lambda path: load_backbone_(backbone, path),
     ):
         with pytest.raises(ValueError, match="which could run code"):
             read(watched / "evil.pth")
@@ -530,7 +538,7 @@ def test_a_checkpoint_of_transformers_cannot_reach_out(
     path = watched / "theirs" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        create_host("transformers:SegformerForSemanticSegmentation", 2, weights=watched / "theirs")
+        create_model("transformers:SegformerForSemanticSegmentation", 2, weights=watched / "theirs")
 
 
 @pytest.mark.parametrize("file", [OUTSIDE, "/etc/passwd", "../bait.pth", 3])
@@ -542,4 +550,4 @@ def test_an_index_names_files_of_its_folder(watched: Path, file: Any) -> None:
     index = {"metadata": {}, "weight_map": {"decode_head.classifier.bias": file}}
     (watched / "theirs" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"index\.json names the file"):
-        create_host("transformers:SegformerForSemanticSegmentation", 2, weights=watched / "theirs")
+        create_model("transformers:SegformerForSemanticSegmentation", 2, weights=watched / "theirs")

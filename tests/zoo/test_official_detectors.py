@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 import freqfusion
-from freqfusion.models import PanopticFPN, create_detector
-from freqfusion.weights.fill import Shapes, fill
+from freqfusion import create_model
+from freqfusion.models import PanopticFPN
+from freqfusion.weights.fill import fill_
 from freqfusion.zoo.official import convert_official, read_official
+from freqfusion.zoo.official.base import Shapes
 from freqfusion.zoo.official.detectors import FAMILY, own_keys
 from official_files import key_list
 
@@ -36,7 +38,7 @@ def test_every_tensor_of_the_release_finds_its_place(name: str, title: str) -> N
     assert plan.title == title
     for parameter in plan.model.parameters():
         torch.nn.init.ones_(parameter)
-    unneeded = fill(plan, empty_state(shapes))
+    unneeded = fill_(plan.model, empty_state(shapes), plan.title, plan.own_keys, plan.unneeded, plan.kept)
     assert unneeded.total() == 4
     assert not any(parameter.any() for parameter in plan.model.parameters())  # all were filled
 
@@ -52,7 +54,7 @@ def test_small_ones_there_and_back(kind: str, fusion: str, tmp_path: Path) -> No
         else {}
     )
     torch.manual_seed(0)
-    model = create_detector(
+    model = create_model(
         f"{kind}_r18",
         5 if panoptic else 4,
         fusion,
@@ -67,7 +69,7 @@ def test_small_ones_there_and_back(kind: str, fusion: str, tmp_path: Path) -> No
     conversion = convert_official(tmp_path / "official.pth", tmp_path / "out")
     assert conversion.tensors == len(state)
     again = freqfusion.from_pretrained(tmp_path / "out")
-    assert again.made_by[0] == f"{kind}_r18"
+    assert again.spec.name == f"{kind}_r18"
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     assert isinstance(again, PanopticFPN) == (kind == "panoptic_fpn")
 
@@ -92,12 +94,12 @@ def test_options_are_told_by_the_shapes(kind: str, options: dict[str, Any], tmp_
     things = {"things": [True, True, False]} if kind == "panoptic_fpn" else {}
     options = {"channels": 64, "top_level": "fused", **things, **options}
     torch.manual_seed(0)
-    model = create_detector(f"{kind}_r18", 3, "freqfusion", **options)
+    model = create_model(f"{kind}_r18", 3, "freqfusion", **options)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     names = official_names(kind, "freqfusion", len(model.backbone.fpn.fusions))
     torch.save({names[key]: value for key, value in model.state_dict().items()}, tmp_path / "official.pth")
-    again: Any = read_official(tmp_path / "official.pth")
+    again: Any = read_official(tmp_path / "official.pth")[0].model
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     maps = [torch.randn(1, 64 * 2**i, 32 // 2**i, 32 // 2**i) for i in range(4)]
@@ -113,7 +115,7 @@ def official_names(kind: str, fusion: str, fusions: int = 4) -> dict[str, str]:
     torch.manual_seed(0)
     options = {"things": [True, False]} if kind == "panoptic_fpn" else {}
     fused = "fused" if fusion == "freqfusion" else "pool"
-    model = create_detector(f"{kind}_r18", 2, fusion, top_level=fused, channels=64, **options)
+    model = create_model(f"{kind}_r18", 2, fusion, top_level=fused, channels=64, **options)
     body = "backbone.body."
     names |= {key: "backbone." + key.removeprefix(body) for key in model.state_dict() if key.startswith(body)}
     return names

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from freqfusion import from_pretrained, upgrade_
 from freqfusion.fusion import FreqFusion
-from freqfusion.weights.fill import Shapes, reason_for
+from freqfusion.weights.fill import reason_for
 from freqfusion.zoo.official import convert_official, mask2former, read_official
+from freqfusion.zoo.official.base import Shapes
 from freqfusion.zoo.official.mask2former import NOT_OFFICIAL, PIXEL_DECODER, to_official
 from official_files import key_list, official_state
 from support import GOLDEN, assert_close, load_golden
@@ -102,16 +103,16 @@ def test_a_converted_file_gives_the_numbers_of_the_original_code(tmp_path: Path,
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back(tmp_path: Path, name: str) -> None:
     state = golden_state(name)
-    model = read_official(save(state, tmp_path / "m.pth"))
+    model = read_official(save(state, tmp_path / "m.pth"))[0].model
     back = to_official(model)
     assert_same_weights(back, state)
-    again = read_official(save(back, tmp_path / "again.pth"))
+    again = read_official(save(back, tmp_path / "again.pth"))[0].model
     for (key, value), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(value, other), key
 
 
 def test_constants_are_the_original_ones(tmp_path: Path) -> None:
-    model = read_official(save(golden_state("m2f_model_swin_freqfusion"), tmp_path / "m.pth"))
+    model = read_official(save(golden_state("m2f_model_swin_freqfusion"), tmp_path / "m.pth"))[0].model
     state = to_official(model)
     _, arrays = load_golden("ff_a02_m2f_style")
     for i in range(3):
@@ -191,7 +192,7 @@ def test_options_are_told_by_the_shapes(options: dict[str, Any], tmp_path: Path)
     state = mask2former._names_of(model).official_state(
         {key: value for key, value in model.state_dict().items() if not reason_for(key, NOT_OFFICIAL)}
     )
-    again = read_official(save(state, tmp_path / "m.pth"))
+    again = read_official(save(state, tmp_path / "m.pth"))[0].model
     assert again.state_dict().keys() == model.state_dict().keys()
     for key, value in again.state_dict().items():
         if not reason_for(key, NOT_OFFICIAL):
@@ -212,7 +213,7 @@ def test_the_golden_pixel_decoder_through_the_converter(tmp_path: Path) -> None:
         PIXEL_DECODER + key: value for key, value in official_state(own, torch.float64).items()
     }  # by names without prefix
     state = {key: filled.get(key, torch.zeros(shape)) for key, shape in shapes.items()}
-    model: Any = read_official(save(state, tmp_path / "m.pth"))
+    model: Any = read_official(save(state, tmp_path / "m.pth"))[0].model
     with torch.no_grad():
         output = model.model.pixel_level_module.decoder([arrays[f"in/res{i}"] for i in range(2, 6)])
     assert_close("mask_features", output.mask_features, arrays["out/mask_features"], 1e-6)
@@ -235,7 +236,7 @@ def test_names_of_the_first_version(tmp_path: Path) -> None:
         key = key.replace("query_feat", "static_query")
         old[key.replace(PIXEL_DECODER, "sem_seg_head.")] = value
     assert len(old.keys() & state.keys()) < len(state) - 40
-    assert_same_weights(to_official(read_official(save(old, tmp_path / "m.pth"))), state)
+    assert_same_weights(to_official(read_official(save(old, tmp_path / "m.pth"))[0].model), state)
 
 
 def test_batch_norm_that_counts_its_steps(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_a_file_for_inference(tmp_path: Path) -> None:
     state = golden_state("m2f_model_swin_plain")
     del state["criterion.empty_weight"]
     state["pixel_mean"] = state["pixel_std"] = torch.ones(3, 1, 1)
-    model = read_official(save(state, tmp_path / "m.pth"))
+    model = read_official(save(state, tmp_path / "m.pth"))[0].model
     weight = to_official(model)["criterion.empty_weight"]
     torch.testing.assert_close(weight, torch.tensor([1.0] * 6 + [0.1], dtype=torch.float64))
 
@@ -302,7 +303,7 @@ def test_files_that_do_not_fit(tmp_path: Path, change: dict[str, Tensor | None],
 
 @pytest.fixture
 def small(tmp_path: Path) -> nn.Module:
-    return read_official(save(golden_state("m2f_model_swin_plain"), tmp_path / "m.pth"))
+    return read_official(save(golden_state("m2f_model_swin_plain"), tmp_path / "m.pth"))[0].model
 
 
 @pytest.mark.parametrize(

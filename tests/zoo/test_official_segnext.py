@@ -10,8 +10,8 @@ from torch import Tensor
 
 from freqfusion import from_pretrained
 from freqfusion.models import SegNeXt
-from freqfusion.weights.fill import Shapes
 from freqfusion.zoo.official import convert_official, read_official, segnext
+from freqfusion.zoo.official.base import Shapes
 from official_files import key_list, official_state
 from support import assert_close, load_golden
 
@@ -58,7 +58,7 @@ def test_a_converted_file_gives_the_released_numbers(tmp_path: Path) -> None:
 
 def test_every_tensor_of_the_large_list_arrives_under_its_name(tmp_path: Path) -> None:
     state = official_state(key_list("segnext_b"))
-    model = read_official(save(state, tmp_path / "b.pth"))
+    model = read_official(save(state, tmp_path / "b.pth"))[0].model
     assert isinstance(model, SegNeXt)
     assert not model.training
     own = model.state_dict()
@@ -117,7 +117,7 @@ def test_same_outputs_as_the_model_that_was_saved(tmp_path: Path, options: dict[
     image = torch.randn(1, 3, 37, 51)
     with torch.no_grad():
         assert torch.equal(converted(image), model(image))
-    written = json.loads((tmp_path / "t" / "freqfusion.json").read_text())["host"]["arguments"]
+    written = json.loads((tmp_path / "t" / "freqfusion.json").read_text())["spec"]["options"]
     assert written == {"num_classes": 3, "fusion": "freqfusion", **options}
 
 

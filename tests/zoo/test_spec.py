@@ -1,40 +1,54 @@
 """Models by a line of text."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from freqfusion.zoo.spec import ModelSpec, load_model
+from freqfusion.upgrade import Upgrade
+from freqfusion.zoo.spec import ModelSpec
+from support import load_model
 
 
 @pytest.mark.parametrize(
-    ("text", "source", "name", "arguments"),
+    ("text", "library", "name", "options"),
     [
-        ("torchvision:fasterrcnn_resnet50_fpn", "torchvision", "fasterrcnn_resnet50_fpn", {}),
+        ("torchvision:fasterrcnn_resnet50_fpn", "torchvision", "torchvision:fasterrcnn_resnet50_fpn", {}),
+        ("segnext_t?num_classes=19", "", "segnext_t", {"num_classes": 19}),
         (
             "smp:Unet?encoder_name=resnet18&classes=2",
             "smp",
-            "Unet",
+            "smp:Unet",
             {"encoder_name": "resnet18", "classes": 2},
         ),
         (
             "a.b:make?sizes=(1,2)&on=True&none=None",
             "a.b",
-            "make",
+            "a.b:make",
             {"sizes": (1, 2), "on": True, "none": None},
         ),
-        ("some/dir/file.py:make?name='3'", "some/dir/file.py", "make", {"name": "3"}),
+        ("some/dir/file.py:make?name='3'", "some/dir/file.py", "some/dir/file.py:make", {"name": "3"}),
     ],
 )
-def test_parse_and_write(text: str, source: str, name: str, arguments: dict[str, object]) -> None:
+def test_parse_and_write(text: str, library: str, name: str, options: dict[str, object]) -> None:
     spec = ModelSpec.parse(text)
-    assert (spec.source, spec.name, spec.arguments) == (source, name, arguments)
+    assert (spec.library, spec.name, spec.options) == (library, name, options)
     assert ModelSpec.parse(str(spec)) == spec
 
 
-@pytest.mark.parametrize("text", ["", "resnet50", "torchvision:", ":x", "smp:Unet?encoder"])
+def test_json_and_back() -> None:
+    upgrade = Upgrade("carafe", "paper", ("a.fusions.0",), {"compressed_channels": 8})
+    spec = ModelSpec("smp:Unet", {"encoder_name": "resnet18", "classes": 2}, upgrade, ("sky", "ground"))
+    text = json.dumps(spec.to_json())
+    assert ModelSpec.from_json(json.loads(text)) == spec
+    assert ModelSpec.from_json(json.loads(json.dumps(ModelSpec("segnext_t").to_json()))) == ModelSpec(
+        "segnext_t"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "torchvision:", ":x", "smp:Unet?encoder"])
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"does not name a model; write it like(.|\n)*smp:Unet|bad query field"
@@ -45,8 +59,8 @@ def test_other_forms_are_refused(text: str) -> None:
 def test_own_models() -> None:
     model = load_model("fusion:carafe?hr_channels=8&lr_channels=16")
     assert (model.hr_channels, model.lr_channels) == (8, 16)
-    assert model.freqfusion_host == ModelSpec("fusion", "carafe", {"hr_channels": 8, "lr_channels": 16})
-    assert isinstance(load_model("freqfusion:fpn_small?num_classes=2&fusion=nearest"), nn.Module)
+    assert model.spec == ModelSpec("fusion:carafe", {"hr_channels": 8, "lr_channels": 16})
+    assert isinstance(load_model("fpn_small?num_classes=2&fusion=nearest"), nn.Module)
 
 
 def test_functions_of_the_user(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def fusion_sites(model: nn.Module) -> list[str]:
 
     A site that was left as it was counts too; gates are part of their site.
 
-    >>> from freqfusion.models import create_model
+    >>> from freqfusion import create_model
     >>> fusion_sites(create_model("fpn_small", num_classes=2))
     ['decode_head.fpn.fusions.0', 'decode_head.fpn.fusions.1', 'decode_head.fpn.fusions.2']
     """
@@ -57,7 +57,7 @@ def record_features(model: nn.Module, sites: Sequence[str] | None = None) -> Ite
         ValueError: for a path that the model does not have, or a model without a site if none is named.
 
     >>> import torch
-    >>> from freqfusion.models import create_model
+    >>> from freqfusion import create_model
     >>> model = create_model("fpn_small", num_classes=2, fusion="carafe")
     >>> with record_features(model) as recorded:
     ...     scores = model(torch.rand(1, 3, 64, 96))

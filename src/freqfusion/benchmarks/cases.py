@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from freqfusion.benchmarks import unfold
 from freqfusion.fusion import FreqFusion
-from freqfusion.models import create_model
 from freqfusion.ops import (
     Explanation,
     available_backends,
@@ -33,6 +32,7 @@ from freqfusion.ops._backends import UNASKED
 from freqfusion.ops.carafe.logits import carafe_from_logits
 from freqfusion.ops.local_similarity import local_similarity_naive
 from freqfusion.ops.normalize_kernels import normalize_kernels_naive
+from freqfusion.zoo import create_model
 
 PEER = "unfold"
 COMPILED = "compile"

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import freqfusion.ops._flops  # noqa: F401  registers the formulas of our operators
 from freqfusion.fusion import Fusion, create_fusion, list_fusions
-from freqfusion.models import create_model, list_models
+from freqfusion.zoo import create_model, list_models
 
 CHANNELS = 256
 SITES = ((25, 42), (50, 84), (100, 168))
@@ -314,7 +314,7 @@ def measure_costs(
         raise ValueError(f"methods must name at least one method, and each once, got {list(methods)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    models = list_models()
+    models = [*list_models("segnext_?"), *list_models("fpn_*")]
     total, done = len(methods) * (1 + 1 + rounds + len(models)), 0
 
     def step(what: str) -> None:

@@ -4,15 +4,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from freqfusion.benchmarks.cases import NUM_CLASSES
 from freqfusion.benchmarks.memory import Meter
 from freqfusion.benchmarks.runner import Settings, Step, median_ratio, prefixed, take_turns
-from freqfusion.models import create_model
+from freqfusion.zoo import create_model
 
 METHODS = ("freqfusion", "carafe", "dysample+")
 """Compared with the network's plain upsampling."""
@@ -30,15 +30,8 @@ class Network:
     """Height and width of the images."""
     plain: str
     """The fusion that the network has without a method."""
-    create: Callable[[str], nn.Module]
+    create: Callable[[str], Any]
     """The network for the name of a fusion."""
-
-
-def _mask2former(fusion: str) -> nn.Module:
-    from freqfusion.models.library import as_segmenter
-    from freqfusion.zoo import create_host
-
-    return as_segmenter(create_host("mask2former_r50", NUM_CLASSES, fusion), NUM_CLASSES)
 
 
 NETWORKS = {
@@ -59,7 +52,13 @@ NETWORKS = {
             "nearest",
             partial(create_model, "unet_tf_efficientnet_lite0", NUM_CLASSES),
         ),
-        Network("mask2former_r50", 8, (512, 512), "bilinear", _mask2former),
+        Network(
+            "mask2former_r50",
+            8,
+            (512, 512),
+            "bilinear",
+            partial(create_model, "mask2former_r50", NUM_CLASSES),
+        ),
     )
 }
 
@@ -101,15 +100,9 @@ class _Training:
     def step(self) -> None:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._loss()
+            loss = self.module.loss(self.images, self.mask, F.cross_entropy)
         loss.backward()
         self.optimizer.step()
-
-    def _loss(self) -> Tensor:
-        own: Callable[..., Tensor] | None = getattr(self.module, "training_loss", None)
-        if own is not None:  # a network of another library
-            return own(self.images, self.mask, F.cross_entropy)
-        return F.cross_entropy(self.module(self.images), self.mask)
 
     def peak(self) -> int | None:
         """Bytes of one step."""

@@ -22,10 +22,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from freqfusion._settings import check_settings
 from freqfusion.cli._recipes import VARIANTS, choose_variant, find_recipe, needs_network, read_recipe
-from freqfusion.tasks.base import PRETRAINED, REBUILT, without_weights
 from freqfusion.tasks.registry import TASKS, find_task
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
+from freqfusion.zoo.pretrained import is_saved
 
 _NOISE = (
     r".*treespec, LeafSpec.*",
@@ -187,8 +187,10 @@ class CommandLine(LightningCLI):
     def _variant(self, config: Namespace) -> str:
         """The name that the variants of the recipes are chosen by."""
         network, fusion = config["model.network"], config["model.fusion"]
-        if network.startswith(PRETRAINED):  # a folder in place of a network that was named before it
-            named = [n for n in _values_of("--model.network", self.words) if not n.startswith(PRETRAINED)]
+        if not isinstance(network, str):  # of a checkpoint
+            network = network["spec"]["name"]
+        if is_saved(network):  # a folder in place of a network that was named before it
+            named = [n for n in _values_of("--model.network", self.words) if not is_saved(n)]
             if not named and any(needs_network(content) for _, content in self.recipes):
                 raise UsageError(
                     f"the settings of this recipe depend on the network, and {network} does not say which it is: "
@@ -276,8 +278,9 @@ _ALIASES = {"--skip-bad": "--data.skip_bad=true", "-c": "--config"}
 _OF_FIT = ("resume", "checkpoint_steps", "log_steps", "stop_at_nan")
 """Options of ``fit`` alone."""
 _OF_JUDGING = (
+    *("backbone_weights", "weights"),  # which the run has in its own
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
-    *("test_size", "test_sizes", "things", "window"),
+    *("test_size", "things", "window"),
 )
 _OF_LOADING = ("eval_batch_size", "root", "skip_bad", "test_split", "val_split", "workers")
 """What may change when a run goes on."""
@@ -316,13 +319,7 @@ def _changes(content: dict[str, Any], config: Namespace) -> list[str]:
     ):
         before, now = dict(content.get(key, {})), config[group].as_dict()
         if group == "model":
-            if before.get("network") == REBUILT:
-                before["network"], before["network_options"] = now["network"], now["network_options"]
-            for settings in (before, now):
-                settings["network"], options = without_weights(
-                    settings["network"], settings["network_options"] or {}
-                )
-                settings["network_options"] = {k: v for k, v in options.items() if k != "init"}
+            before |= content.get("asked", {})
         changed += [
             f"{group}.{name} was {json.dumps(before[name], default=str)}, now {json.dumps(now[name], default=str)}"
             for name in before
@@ -392,6 +389,7 @@ def _folder_of_words(argv: list[str]) -> Path:
 
 def _default_out(recipe: Path, network: str, fusion: str) -> Path:
     """The run folder of a network and a fusion method in a recipe."""
+    network = Path(network).name if is_saved(network) else network
     name = re.sub(r"[^\w.+-]+", "_", f"{network}_{fusion}")
     return Path("runs", recipe.parent.name, recipe.stem, name)
 
@@ -458,10 +456,11 @@ def judge(command: str, description: str, argv: list[str]) -> int:
     """The commands ``validate`` and ``test``; returns the exit code."""
     try:
         line = CommandLine(command, description, argv)
-        if line.ckpt_path is None and not line.config["model.network"].startswith(PRETRAINED):
+        network = line.config["model.network"]
+        if line.ckpt_path is None and not (isinstance(network, str) and is_saved(network)):
             raise UsageError(
                 "which weights? Give --checkpoint FILE, or --config RECIPE with --ckpt_path FILE, or with "
-                "--model.network pretrained:FOLDER --model.network_options null"
+                "--model.network FOLDER --model.network_options null"
             )
     except UsageError as error:
         return report_usage_error(command, error)

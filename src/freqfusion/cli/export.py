@@ -30,7 +30,7 @@ def _parser() -> CommandParser:
         "model",
         metavar="CHECKPOINT_OR_MODEL",
         help="a .ckpt of `freqfusion fit`, a folder of freqfusion.save_pretrained, or a model with random weights "
-        'by its line of text, such as "freqfusion:segnext_t?num_classes=19" (see `freqfusion sites --help`)',
+        'by its line of text, such as "segnext_t?num_classes=19" (see `freqfusion sites --help`)',
     )
     parser.add_argument(
         "--size", type=_size, required=True, metavar="HxW", help="of the image, or of a fusion's fine map"
@@ -103,12 +103,13 @@ def _load(text: str) -> "nn.Module":
 
         return load_checkpoint(path)[0].network
     if path.is_dir():
-        from freqfusion.zoo import from_pretrained
+        from freqfusion import from_pretrained
 
         return from_pretrained(path)
-    from freqfusion.zoo.spec import load_model
+    from freqfusion.zoo.create import build
+    from freqfusion.zoo.spec import ModelSpec
 
-    return load_model(text)
+    return build(ModelSpec.parse(text))
 
 
 def _name(text: str) -> str:

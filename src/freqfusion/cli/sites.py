@@ -24,8 +24,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="library:name?argument=value&..., of torchvision, smp, transformers, monai, ultralytics or freqfusion; "
-        "or package.module:function or file.py:function of your own",
+        help="a name such as mask2former_swin_t; library:name?argument=value&..., of torchvision, smp, transformers, "
+        "monai or ultralytics; or package.module:function or file.py:function of your own",
     )
     parser.add_argument(
         "--fusion", default="freqfusion", help="method whose parameters are counted [freqfusion]"
@@ -33,9 +33,13 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from freqfusion.upgrade.core import find_sites, upgrade_
-    from freqfusion.zoo.spec import load_model
+    from freqfusion.zoo.create import build
+    from freqfusion.zoo.spec import ModelSpec
 
-    model = load_model(args.model)
+    spec = ModelSpec.parse(args.model)
+    if not spec.library:
+        spec.options.setdefault("num_classes", 2)  # it does not matter here
+    model = build(spec)
     sites = find_sites(model)
     before = _count(model)
     upgrade_(model, args.fusion, verify=False)  # where no site can be used it raises and says why

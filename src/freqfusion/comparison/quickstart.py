@@ -134,7 +134,7 @@ def _build(seed: int, steps: int, num_classes: int) -> dict[str, SegmentationMod
             fusion=fusion,
             num_classes=num_classes,
             lr=LR,
-            head_lr_factor=1.0,
+            backbone_lr_factor=1.0,
             weight_decay=WEIGHT_DECAY,
             warmup_steps=steps // 20,
             boundary_width=BOUNDARY_WIDTH,

@@ -13,11 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from freqfusion.data.base import Sample
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of ImageNet's pictures by channel (RGB, range 0..1), as the published backbones use it."""
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation likewise."""
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 _IGNORE = 255
 _CROP_TRIES = 10

@@ -1,15 +1,108 @@
-"""What every segmentation model has in common."""
+"""The two contracts of networks that are trained and judged, and what all segmentation models of ours share."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.models.inference import AS_SET, ObjectInference
 from freqfusion.ops._checks import NotScriptable, refuse_torchscript
 
+IGNORE_INDEX = 255
+"""Marks pixels without truth."""
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
-class Segmenter(NotScriptable, nn.Module, ABC):
+
+def pixel_cross_entropy(scores: Tensor, mask: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross entropy averaged over all pixels, ignored ones counting zero, as in the published runs.
+
+    So a batch that is split over processes or over accumulated steps gives the gradient of the whole batch
+    (mmsegmentation's ``avg_non_ignore=False``).
+
+    Args:
+        scores: logits ``(B, K, H, W)``.
+        mask: ``(B, H, W)`` int64, class indices, 255 where there is no truth.
+        class_weights: ``(K,)``.
+    """
+    total = F.cross_entropy(scores.float(), mask, class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / mask.numel()
+
+
+class Model(nn.Module):
+    """A network with a number of classes, and what its optimizer has to know."""
+
+    num_classes: int
+    spec: Any = None
+    """How it is made (:class:`freqfusion.zoo.ModelSpec`), if :func:`freqfusion.create_model` made it."""
+    bypassed: Sequence[nn.Module] = ()
+    """Parts whose ``forward`` is not called, though their children's are."""
+
+    def is_backbone(self, parameter: str) -> bool:
+        """Whether a parameter, by its name in ``named_parameters()``, belongs to the backbone."""
+        return parameter.partition(".")[0] == "backbone"
+
+    def no_weight_decay(self, parameter: str) -> bool:
+        """Whether a parameter of an embedding or a table of positions is not decayed; norms never are."""
+        return False
+
+
+class PixelModel(Model, ABC):
+    """Gives scores for every pixel."""
+
+    has_own_loss = False
+    """Whether :meth:`loss` makes no use of ``criterion``."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``(B, K, H, W)`` of normalised images ``(B, 3, H, W)``."""
+
+    def loss(self, images: Tensor, mask: Tensor, criterion: Criterion = pixel_cross_entropy) -> Tensor:
+        """What is to be minimised, a scalar.
+
+        Args:
+            images: ``(B, 3, H, W)``, floating point, normalised.
+            mask: ``(B, H, W)`` int64, class indices, 255 where there is no truth.
+            criterion: gives the loss of class scores ``(B, K, H, W)`` and ``mask``.
+        """
+        return criterion(self(images), mask)
+
+
+class ObjectModel(Model, ABC):
+    """Finds objects or segments in images that may differ in size."""
+
+    finds: Literal["boxes", "instances", "segments"]
+    """What it finds: boxes, boxes with masks, or panoptic segments."""
+    things: Sequence[bool]
+    """For each class whether it has countable objects."""
+
+    @abstractmethod
+    def find(self, images: Sequence[Tensor], inference: ObjectInference = AS_SET) -> list[dict[str, Tensor]]:
+        """What is in each image, without gradients; call ``eval()`` before.
+
+        Args:
+            images: ``(3, H, W)`` each, in [0, 1].
+            inference: sizes, mirrored passes and limits.
+
+        Returns:
+            For each image ``boxes`` ``(N, 4)`` (x1 y1 x2 y2, pixels), ``labels`` ``(N,)`` from 0, ``scores``
+            ``(N,)`` and, of instances, ``masks`` ``(N, 1, H, W)`` bool; of segments ``segments`` ``(H, W)`` (j on the
+            j-th, 0 where there is none), ``segment_labels`` and ``segment_scores`` ``(S,)``.
+        """
+
+    @abstractmethod
+    def loss(self, images: Sequence[Tensor], samples: Sequence[Mapping[str, Any]]) -> Tensor:
+        """What is to be minimised, a scalar.
+
+        Args:
+            images: ``(3, H, W)`` each, in [0, 1], taken at the size they have.
+            samples: the images' samples of an object data set: ``labels`` ``(N,)`` from 0, ``iscrowd`` ``(N,)``, and
+                ``boxes`` ``(N, 4)``, ``masks`` ``(N, H, W)`` or ``segments`` ``(H, W)``.
+        """
+
+
+class Segmenter(NotScriptable, PixelModel):
     """A backbone and a decode head; a subclass says in :meth:`decode` how they are joined.
 
     Args:
@@ -17,9 +110,6 @@ class Segmenter(NotScriptable, nn.Module, ABC):
         decode_head: maps feature maps to class scores.
         num_classes: number of classes K.
     """
-
-    made_by: tuple[str, dict[str, Any]] | None = None
-    """Name and arguments with which :func:`freqfusion.models.create_model` makes such a network, if it did."""
 
     def __init__(self, backbone: nn.Module, decode_head: nn.Module, num_classes: int) -> None:
         super().__init__()

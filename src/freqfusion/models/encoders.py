@@ -11,6 +11,8 @@ from freqfusion._optional import require
 from freqfusion.decoders._blocks import conv_norm_relu
 
 WIDTHS = (32, 48, 64, 96)
+RESNETS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
+"""Short names of torchvision's residual networks."""
 FREE_SIZE = {"strict_img_size": False}
 SWIN = ("swin_transformer", "swin_transformer_v2")
 """timm's files whose networks take one image size alone unless built with :data:`FREE_SIZE`."""
@@ -55,7 +57,7 @@ class SmallEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """The feature maps of a timm network, fine to coarse, one for each stride, as ``(B, C, H, W)``.
+    """The feature maps of a timm network with fresh weights, fine to coarse, one per stride, as ``(B, C, H, W)``.
 
     Channels, strides and memory layout are read from the network. Where several maps have one stride, as
     with ``output_stride=8``, the deepest of them is taken; maps finer than ``finest_stride`` are left out.
@@ -65,9 +67,9 @@ class TimmEncoder(nn.Module):
     bottom, and the maps cropped.
 
     Args:
-        name: a network of ``timm.list_models()``, such as ``convnext_tiny``; a pretrained tag may follow a dot.
+        name: a network of ``timm.list_models()``, such as ``convnext_tiny``; the tag of its weights, which are not
+            loaded here, may follow a dot.
         finest_stride: smallest stride of a map.
-        pretrained: load timm's weights (downloaded once by timm); otherwise weights are fresh.
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate`` or ``img_size``.
 
     Attributes:
@@ -86,7 +88,6 @@ class TimmEncoder(nn.Module):
         name: str,
         finest_stride: int = 4,
         *,
-        pretrained: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists what there is")
         is_of = timm.models.is_model_in_modules  # most releases refuse a single string, all take a tuple
         options = {**(FREE_SIZE if is_of(name, SWIN) else {}), **(options or {})}
-        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+        self.network = timm.create_model(name, pretrained=False, features_only=True, **options)
         layout = getattr(self.network, "output_fmt", "NCHW")  # MobileNets do not say
         layout = getattr(layout, "value", layout)  # an enumeration in timm
         if layout not in ("NCHW", "NHWC"):

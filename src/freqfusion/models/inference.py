@@ -1,12 +1,31 @@
-"""Prediction on whole images or windows, with flips and several scales."""
+"""How results are got from a network: sizes, windows, mirrored passes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ObjectInference:
+    """How objects are found; see :meth:`freqfusion.models.base.ObjectModel.find`."""
+
+    sizes: Sequence[int] | None = None
+    """Lengths in pixels of the images' shorter side, a pass for each; the network's own, or the image's, if None."""
+    max_size: int | None = None
+    """Limit of the longer side; by default the network's own, grown with the size."""
+    flip: bool = False
+    """Also find objects in the mirrored image."""
+    max_detections: int = 100
+    """How many instances a mask classifier keeps per image."""
+
+
+AS_SET = ObjectInference()
+"""One pass at the size that the network is set to."""
 
 
 def fitting_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

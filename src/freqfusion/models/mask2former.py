@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,11 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderLayer,
 )
 
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.fusion.interpolate import resize
+from freqfusion.models.base import Criterion, ObjectModel, PixelModel, pixel_cross_entropy
+from freqfusion.models.inference import AS_SET, ObjectInference, fitting_size
+from freqfusion.models.library import LibraryModel, check_images
 
 Size = tuple[int, int]
 Images = Tensor | Sequence[Tensor]
@@ -329,6 +333,118 @@ def predict_queries(
         QueryResult(class_logits, mask_logits, padded_size, size, output)
         for class_logits, mask_logits, size, output in zip(*final, sizes, outputs, strict=True)
     ]
+
+
+class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
+    """transformers' Mask2Former: gives scores for every pixel, and finds instances or panoptic segments.
+
+    Args:
+        host: the network, plain or upgraded.
+        num_classes: number of classes K.
+        things: for each class whether it is a thing; all by default.
+        output: what :meth:`find` gives, instances or panoptic segments.
+        frozen_norm: see :class:`~freqfusion.models.library.LibraryModel`.
+    """
+
+    has_own_loss = True
+    host: Mask2FormerForUniversalSegmentation
+
+    def __init__(
+        self,
+        host: Mask2FormerForUniversalSegmentation,
+        num_classes: int,
+        things: Sequence[bool] | None = None,
+        output: Literal["instance", "panoptic"] = "instance",
+        frozen_norm: bool = False,
+    ) -> None:
+        super().__init__(host, num_classes, frozen_norm)
+        self.things = [True] * num_classes if things is None else [bool(thing) for thing in things]
+        self.finds = "segments" if output == "panoptic" else "instances"
+        self.bypassed = (host, *map(host.get_submodule, ("model", "model.pixel_level_module")))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores for every pixel.
+
+        Args:
+            images: ``(B, 3, H, W)``, floating point, normalised, any ``H, W >= 1``.
+
+        Returns:
+            ``(B, K, H, W)``: the logarithm of what the queries vote for each class (see
+            :meth:`QueryResult.semantic`). That has the same largest class, and its softmax is each class's share of
+            the votes, so that scores of several passes are averaged as those of other networks are.
+
+        Raises:
+            TypeError: for integer images.
+            ValueError: for another shape.
+        """
+        check_images(images)
+        votes = torch.stack([result.semantic() for result in predict_queries(self.host, images)])
+        return votes.clamp_min(torch.finfo(votes.dtype).tiny).log()
+
+    def find(self, images: Sequence[Tensor], inference: ObjectInference = AS_SET) -> list[dict[str, Tensor]]:
+        """See :meth:`freqfusion.models.base.ObjectModel.find`.
+
+        Raises:
+            ValueError: for several passes, whose results are not put together.
+        """
+        if inference.flip or len(inference.sizes or ()) > 1:
+            raise ValueError(
+                "a mask classifier finds objects in one pass: give one size and no mirrored pass"
+            )
+        size = inference.sizes[0] if inference.sizes else None
+        resized = [_normalise(_at_size(image, size, inference.max_size)) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        things = [label for label, thing in enumerate(self.things) if thing]
+        with torch.no_grad():
+            results = predict_queries(self.host, resized, sizes)
+        if self.finds == "segments":
+            return [result.panoptic(things) for result in results]
+        kept = None if all(self.things) else things
+        return [result.instances(top_k=inference.max_detections, things=kept) for result in results]
+
+    def loss(
+        self,
+        images: Images,
+        target: Tensor | Sequence[Mapping[str, Any]],
+        criterion: Criterion = pixel_cross_entropy,
+    ) -> Tensor:
+        """The published loss, under both contracts.
+
+        Args:
+            images: normalised ``(B, 3, H, W)`` with a mask; with samples ``(3, H, W)`` each, in [0, 1].
+            target: a mask ``(B, H, W)`` int64 of class indices, 255 where there is no truth, or the images' samples.
+                Where instances are found, stuff counts as a crowd.
+            criterion: not used.
+
+        Returns:
+            A scalar.
+        """
+        if isinstance(target, Tensor):
+            targets = semantic_targets(target)
+        else:
+            images = [_normalise(image) for image in images]
+            samples = target if self.finds == "segments" else [self._things_of(x) for x in target]
+            targets = object_targets(samples)
+        return torch.stack(list(set_losses(self.host, images, *targets).values())).sum()
+
+    def _things_of(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """A sample whose stuff is left out: it is no more to be found than a crowd."""
+        thing = torch.tensor(self.things, device=sample["labels"].device)[sample["labels"]]
+        return {**sample, "iscrowd": sample["iscrowd"] | ~thing}
+
+
+def _at_size(image: Tensor, size: int | None, max_size: int | None) -> Tensor:
+    """An image ``(3, H, W)`` whose shorter side is ``size``, unless the longer were above ``max_size``."""
+    if size is None:
+        return image
+    limit = max(image.shape) * size if max_size is None else max_size
+    fitting = fitting_size(image.shape[-2], image.shape[-1], size, limit)
+    return F.interpolate(image[None], fitting, mode="bilinear", antialias=True)[0]
+
+
+def _normalise(image: Tensor) -> Tensor:
+    mean, deviation = (image.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image - mean) / deviation
 
 
 @torch.no_grad()

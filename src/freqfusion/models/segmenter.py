@@ -107,14 +107,10 @@ def build_segmenter(
     num_classes: int,
     channels: int = 128,
     finest_stride: int = 4,
-    pretrained: bool = False,
     fusion_options: Mapping[str, Any] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
 ) -> EncoderDecoder:
-    """A segmentation network on any timm backbone whose maps have different strides.
-
-    ``build_segmenter("convnext_tiny", decoder="unet", num_classes=19, pretrained=True)`` maps normalised images
-    ``(B, 3, H, W)`` of any size to logits ``(B, num_classes, H, W)``.
+    """A segmentation network with fresh weights on any timm backbone whose maps have different strides.
 
     Args:
         backbone: a network of ``timm.list_models()``, see :class:`~freqfusion.models.encoders.TimmEncoder`.
@@ -124,7 +120,6 @@ def build_segmenter(
         num_classes: number of classes K, at least 1.
         channels: channels of the decoder.
         finest_stride: smallest stride of a map that the decoder gets; 2 adds a level to networks that have it.
-        pretrained: load timm's ImageNet weights (downloaded once by timm).
         fusion_options: further arguments of the fusion method.
         backbone_options: further arguments of ``timm.create_model``.
 
@@ -132,17 +127,7 @@ def build_segmenter(
         ImportError: where timm is not installed.
         ValueError: for an unknown name, a class count below 1, or a backbone without maps of two strides.
     """
-    encoder = TimmEncoder(backbone, finest_stride, pretrained=pretrained, options=backbone_options)
-    model = EncoderDecoder(
+    encoder = TimmEncoder(backbone, finest_stride, options=backbone_options)
+    return EncoderDecoder(
         encoder, num_classes, fusion, decoder=decoder, channels=channels, fusion_options=fusion_options
     )
-    arguments = {
-        "num_classes": num_classes,
-        "fusion": fusion,
-        "channels": channels,
-        "finest_stride": finest_stride,
-        "fusion_options": fusion_options,
-        "backbone_options": backbone_options,
-    }
-    model.made_by = (f"{decoder}_{backbone}", arguments)
-    return model

@@ -8,7 +8,6 @@ from torch import Tensor
 from freqfusion.decoders.ham import LightHamHead
 from freqfusion.models.base import Segmenter
 from freqfusion.models.mscan import MSCAN
-from freqfusion.weights.files import load_backbone_weights
 
 HEAD_SIZES: dict[str, tuple[int, int]] = {"t": (256, 16), "s": (256, 16), "b": (512, 64), "l": (1024, 64)}
 """Channels and factorisation rank of each variant's head (SegNeXt's released configurations)."""
@@ -25,11 +24,9 @@ class SegNeXt(Segmenter):
         feature_resample_group: see :class:`~freqfusion.decoders.ham.LightHamHead`.
         dropout: channel dropout before the classifier.
         fusion_options: further arguments of the fusion method.
-        backbone_weights: path or address of ImageNet weights for the backbone, see
-            :func:`~freqfusion.weights.files.load_backbone_weights`; none are fetched unless given.
 
     Raises:
-        ValueError: for an unknown variant or fusion, or weights that do not fit.
+        ValueError: for an unknown variant or fusion.
     """
 
     backbone: MSCAN
@@ -45,7 +42,6 @@ class SegNeXt(Segmenter):
         feature_resample_group: int = 4,
         dropout: float = 0.1,
         fusion_options: Mapping[str, Any] | None = None,
-        backbone_weights: str | None = None,
     ) -> None:
         backbone = MSCAN(variant)
         channels, rank = HEAD_SIZES[variant]
@@ -62,8 +58,6 @@ class SegNeXt(Segmenter):
             fusion_options=fusion_options,
         )
         super().__init__(backbone, head, num_classes)
-        if backbone_weights is not None:
-            load_backbone_weights(backbone, backbone_weights)
 
     def decode(self, image: Tensor) -> Tensor:
         """Class scores at stride 8: ``(B, num_classes, ceil(H / 8), ceil(W / 8))``."""

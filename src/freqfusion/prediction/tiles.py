@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
 from freqfusion.tasks.rng import fixed_randomness
 

@@ -9,21 +9,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from freqfusion._settings import check_settings
-from freqfusion._untrusted import START_WEIGHTS, without_outside
-from freqfusion.models.library import HostSegmenter, as_segmenter
+from freqfusion._untrusted import START_WEIGHTS
+from freqfusion.models.library import LibraryModel
 from freqfusion.tasks.rng import get_rng_state, set_rng_state
 from freqfusion.tasks.sharding import shard
-from freqfusion.weights.files import list_problems
-from freqfusion.zoo import create_host, from_pretrained
-from freqfusion.zoo.pretrained import describe_model, rebuild_model
-from freqfusion.zoo.spec import ModelSpec
+from freqfusion.weights.fill import match
+from freqfusion.zoo import ModelSpec, create_model
+from freqfusion.zoo.create import wrap
+from freqfusion.zoo.pretrained import describe_model, is_saved, rebuild_model
+from freqfusion.zoo.spec import spec_of
 
-PRETRAINED = "pretrained:"
-"""Begins the name of a network that is a folder of `freqfusion.save_pretrained`."""
 MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError)
 """What networks raise for options that do not fit, besides ValueError."""
-REBUILT = "rebuilt"
-"""The name, in a checkpoint, of a network that was not made by its name; its options say how it was made."""
 
 
 class ClassFigure(NamedTuple):
@@ -37,43 +34,6 @@ class ClassFigure(NamedTuple):
     """Its key in :attr:`TaskModule.results`, a list with a number a class, NaN where it is not defined."""
     mean: str
     """The key of its mean."""
-
-
-def existing_network(name: str, options: Mapping[str, Any] | None) -> nn.Module | None:
-    """A network that is not made by a name of this package, or None if it is.
-
-    Args:
-        name: ``"pretrained:FOLDER"``, or what a checkpoint has in its place.
-        options: of the network.
-
-    Returns:
-        The network in training mode.
-
-    Raises:
-        FileNotFoundError, ImportError, ValueError: see :func:`freqfusion.from_pretrained`.
-    """
-    if name == REBUILT:
-        return rebuild_model((options or {})["description"]).train()
-    if not name.startswith(PRETRAINED):
-        return None
-    if options:
-        raise ValueError(f"a network that exists already takes no network_options, got {dict(options)}")
-    return from_pretrained(name.removeprefix(PRETRAINED)).train()
-
-
-def misfit(name: str, options: Mapping[str, Any] | None, error: Exception) -> str:
-    """What to say of options that do not fit a network."""
-    reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-    return f"network_options {options} do not fit {name!r}: {' '.join(reason.split())}"
-
-
-def without_weights(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and options of a network that starts from no weights, being else the same."""
-    library = name.partition(":")[0]
-    if "?" in name:
-        spec = ModelSpec.parse(name)
-        name = str(ModelSpec(spec.source, spec.name, without_outside(spec.arguments, library)))
-    return name, without_outside(options, library)
 
 
 def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
@@ -92,21 +52,6 @@ def compare_classes(known: Sequence[str], classes: Sequence[str]) -> None:
     rank_zero_warn(f"{found}; {len(differing)} of {len(classes)} names differ")
 
 
-def compare_states(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> str:
-    """How a file's tensors differ from a module's in names and shapes, in one line; ``""`` if they fit."""
-    return list_problems(
-        {
-            "missing": [key for key in own if key not in state],
-            "unknown": [key for key in state if key not in own],
-            "of another shape": [
-                f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-                for key, value in own.items()
-                if key in state and state[key].shape != value.shape
-            ],
-        }
-    )
-
-
 def warn_of_warmup(warmup_steps: int, steps: float) -> None:
     """Say so if a run ends before its warm-up does."""
     if warmup_steps and steps <= warmup_steps:
@@ -114,44 +59,6 @@ def warn_of_warmup(warmup_steps: int, steps: float) -> None:
             f"the warm-up of {warmup_steps} steps is as long as the whole run of {int(steps)}: "
             "the learning rate never reaches its peak; lower warmup_steps"
         )
-
-
-def host_network(
-    name: str,
-    num_classes: int,
-    fusion: str,
-    options: Mapping[str, Any] | None,
-    existing: nn.Module | None,
-) -> HostSegmenter:
-    """A model of another library as a segmentation network.
-
-    Args:
-        name: see :func:`freqfusion.zoo.create_host`.
-        num_classes: number of classes.
-        fusion: method of its fusions.
-        options: further arguments of ``create_host``, and ``frozen_norm`` of
-            :func:`~freqfusion.models.library.as_segmenter`.
-        existing: a model that is taken instead of one by the name.
-
-    Raises:
-        ImportError: if the library is not installed.
-        ValueError: for an unknown name, options that do not fit, or an existing model of other classes.
-    """
-    settings = dict(options or {})
-    frozen_norm = settings.pop("frozen_norm", False)
-    if existing is None:
-        try:
-            existing = create_host(name, num_classes, fusion, **settings)
-        except MISFITS as error:
-            raise ValueError(misfit(name, options, error)) from error
-        return as_segmenter(existing, num_classes, frozen_norm=frozen_norm)
-    network = as_segmenter(existing)
-    if network.num_classes != num_classes:
-        raise ValueError(
-            f"the network predicts {network.num_classes} classes, the data has {num_classes}: use the data set that "
-            "the network was made for"
-        )
-    return network
 
 
 class TaskModule(L.LightningModule):
@@ -195,13 +102,42 @@ class TaskModule(L.LightningModule):
 
     @property
     def _is_made_by_weights(self) -> bool:
-        """Whether the weights that the network started from decided how it was built."""
+        """Whether the weights that a library's network started from decided how it was built."""
         name, options = self.hparams["network"], self.hparams["network_options"] or {}
-        if name.startswith(PRETRAINED):
+        if isinstance(name, Mapping) or is_saved(name):
             return True
-        if not name.startswith(("torchvision:", "transformers:")):
-            return False
-        return any({**ModelSpec.parse(name).arguments, **options}.get(key) for key in START_WEIGHTS)
+        given = {**ModelSpec.parse(name).options, **options, **self.hparams}
+        return isinstance(self.network, LibraryModel) and any(given.get(key) for key in START_WEIGHTS)
+
+    def create_network(self, **options: Any) -> Any:
+        """The network that the hyperparameters say, a name or the description in a checkpoint, in training mode.
+
+        Args:
+            **options: further ones of :func:`freqfusion.create_model`.
+
+        Raises:
+            FileNotFoundError, ImportError, ValueError: see there; also for options that do not fit.
+        """
+        settings = self.hparams
+        network, options = settings["network"], {**(settings["network_options"] or {}), **options}
+        try:
+            if isinstance(network, Mapping):
+                return wrap(
+                    rebuild_model(network, source="the checkpoint"), settings["num_classes"], **options
+                ).train()
+            return create_model(
+                network,
+                settings["num_classes"],
+                settings["fusion"],
+                weights=settings["weights"],
+                backbone_weights=settings["backbone_weights"],
+                **options,
+            )
+        except MISFITS as error:
+            reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"network_options {options} do not fit {network!r}: {' '.join(reason.split())}"
+            ) from error
 
     def check_settings(self) -> None:
         """Hold the saved hyperparameters against the table of bounds, before the network is built.
@@ -212,10 +148,8 @@ class TaskModule(L.LightningModule):
         self.hparams.update(check_settings(self.task, self.hparams))
 
     def setup(self, stage: str) -> None:
-        if (
-            stage == "fit" and self._is_made_by_weights
-        ):  # before it is put into shards, and not at every checkpoint
-            self._description = describe_model(getattr(self.network, "host", self.network))
+        if stage == "fit":  # before it is put into shards, and not at every checkpoint
+            self._description = self._describe()
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "classes"):
             return
@@ -224,7 +158,7 @@ class TaskModule(L.LightningModule):
                 f"the network predicts {len(self.classes)} classes, the data has "
                 f"{len(data.classes)}: use the data set that the network was made for"
             )
-        known = getattr(getattr(self.network, "host", self.network), "classes", None)
+        known = getattr(self.network.spec, "classes", None)
         if known is not None:
             compare_classes(known, data.classes)
         self.classes, self.palette = tuple(data.classes), tuple(data.palette)
@@ -236,21 +170,18 @@ class TaskModule(L.LightningModule):
             shard(self.network, self.device_mesh["data_parallel"])
             self._is_sharded = True
 
+    def _describe(self) -> dict[str, Any]:
+        """How the network is made, for its checkpoints."""
+        network = _bare(self.network)
+        return describe_model(network) if self._is_made_by_weights else {"spec": spec_of(network).to_json()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        name = self.hparams["network"]
-        options = dict(self.hparams["network_options"] or {})
-        host: Any = getattr(self.network, "host", None)
-        upgrade = getattr(host, "freqfusion_upgrade", None)
-        if upgrade is not None and "weights" in options:  # which decide how an upgrade begins
-            options["init"] = upgrade.init
-        if self._is_made_by_weights:
-            checkpoint["hyper_parameters"]["network"] = REBUILT
-            if self._description is None:
-                self._description = describe_model(host or self.network)
-            options = {"description": self._description}
-        else:
-            checkpoint["hyper_parameters"]["network"], options = without_weights(name, options)
-        checkpoint["hyper_parameters"]["network_options"] = options or None
+        settings = checkpoint["hyper_parameters"]
+        if not isinstance(settings["network"], Mapping):
+            checkpoint["asked"] = {name: settings[name] for name in ("network", "network_options")}
+        # what was trained is made again without the weights that it started from
+        settings["network"] = self._description or self._describe()
+        settings |= {"network_options": None, "weights": None, "backbone_weights": None}
         checkpoint["task"] = self.task
         checkpoint["classes"] = list(self.classes)
         checkpoint["category_ids"] = self.category_ids
@@ -264,7 +195,7 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         compare_classes(checkpoint["classes"], self.classes)
-        misfits = "" if self._is_sharded else compare_states(checkpoint["state_dict"], self.state_dict())
+        misfits = "" if self._is_sharded else match(checkpoint["state_dict"], self.state_dict()).problems
         if misfits:
             raise ValueError(
                 f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
@@ -286,11 +217,11 @@ class TaskModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse to start with norms that are frozen while their statistics are of no data."""
         options = self.hparams["network_options"] or {}
-        weights = options.get("weights") or options.get("backbone_weights")
+        weights = self.hparams["weights"] or self.hparams["backbone_weights"]
         if options.get("frozen_norm") and not weights and not self.is_resumed:
             raise ValueError(
                 "frozen_norm is set, but no weights are given, so the backbone would have no normalisation: give "
-                "trained ones with --model.network_options.backbone_weights, or train from scratch with "
+                "trained ones with --model.backbone_weights, or train from scratch with "
                 "--model.network_options.frozen_norm false"
             )
 
@@ -307,3 +238,8 @@ class TaskModule(L.LightningModule):
         elif rank > 0:
             torch.manual_seed(torch.initial_seed() + rank)
         self._rng_states = None
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    """A library's model without its wrapper."""
+    return network.host if isinstance(network, LibraryModel) else network

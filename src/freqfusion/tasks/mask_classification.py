@@ -3,33 +3,29 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
-from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from freqfusion.models.inference import fitting_size
-from freqfusion.models.library import HostSegmenter
-from freqfusion.tasks.base import existing_network, host_network
+from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
 from freqfusion.tasks.object_task import ObjectTask
-from freqfusion.tasks.schedule import adamw_with_schedule
+from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
 
 class MaskModule(ObjectTask):
     """Trains and judges a Mask2Former. The defaults are the published settings.
 
     Args:
-        network: A name such as `mask2former_swin_t` of `freqfusion.models.library.list_hosts`, or `pretrained:FOLDER`
-            for one that `freqfusion convert` or `save_pretrained` wrote.
+        network: Its name, as `freqfusion.create_model` takes it: `mask2former_swin_t`, a folder of
+            `freqfusion convert` or `save_pretrained`.
         fusion: How coarse and fine features are joined: a name of `freqfusion.fusion.list_fusions`. bilinear is the
             plain network.
         num_classes: Number of classes; on the command line it comes from the data.
         things: For each class whether it is a thing; on the command line it comes from the data.
         output: What is wanted and judged: panoptic segments or instances.
-        network_options: Further arguments of `freqfusion.zoo.create_host`.
+        network_options: Further arguments of `freqfusion.create_model`.
+        weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
+        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
         lr: Peak learning rate of all but the backbone.
         backbone_lr_factor: The backbone's learning rate relative to that.
         betas: AdamW's decay rates of the two moments.
@@ -44,16 +40,17 @@ class MaskModule(ObjectTask):
     """
 
     task = "masks"
-    network: HostSegmenter
 
     def __init__(
         self,
-        network: str = "mask2former_r50",
+        network: str | dict[str, Any] = "mask2former_r50",
         fusion: str = "freqfusion",
         num_classes: int = 0,
         things: Sequence[bool] | None = None,
         output: Literal["panoptic", "instance"] = "panoptic",
         network_options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        backbone_weights: str | None = None,
         lr: float = 1e-4,
         backbone_lr_factor: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -70,11 +67,11 @@ class MaskModule(ObjectTask):
         things, milestones = self.things, list(milestones)
         self.save_hyperparameters()
         self.check_settings()
-        existing = existing_network(network, network_options)
-        self.network = host_network(network, num_classes, fusion, network_options, existing)
-        if not self.network.is_mask2former:
+        self.network = self.create_network(things=things, output=output)
+        if not (isinstance(self.network, ObjectModel) and isinstance(self.network, PixelModel)):
             raise ValueError(
-                f"{network!r} is no Mask2Former; networks that give a class for every pixel are for the task semantic"
+                f"{network!r} is not a Mask2Former: networks that give a class for every pixel are for --task "
+                "semantic, detectors for --task detection"
             )
         self.judge_by(
             PanopticJudge(self.things) if output == "panoptic" else DetectionJudge(True, max_detections)
@@ -98,51 +95,15 @@ class MaskModule(ObjectTask):
 
         Labels count from 0.
         """
-        options = self.hparams
-        things = [label for label, thing in enumerate(self.things) if thing]
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        with torch.no_grad():
-            results = self.network.find([self._prepared(image) for image in images], sizes)
-        if options["output"] == "panoptic":
-            return [result.panoptic(things) for result in results]
-        kept = None if all(self.things) else things
-        return [result.instances(top_k=options["max_detections"], things=kept) for result in results]
+        return self.network.find(images, self.inference)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        if self.hparams["output"] == "instance":
-            samples = [self._things_of(sample) for sample in samples]
-        loss = self.network.object_loss([_normalise(image) for image in batch["image"]], samples)
+        loss = self.network.loss(batch["image"], samples)
         self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
-    def _things_of(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """A sample whose stuff is left out: it is no more to be found than a crowd."""
-        thing = torch.tensor(self.things, device=sample["labels"].device)[sample["labels"]]
-        return {**sample, "iscrowd": sample["iscrowd"] | ~thing}
-
-    def _prepared(self, image: Tensor) -> Tensor:
-        size = self.hparams["test_size"]
-        if size is not None:
-            fitting = fitting_size(image.shape[-2], image.shape[-1], size, self.hparams["test_max_size"])
-            image = F.interpolate(image[None], fitting, mode="bilinear", antialias=True)[0]
-        return _normalise(image)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        options = self.hparams
-        return adamw_with_schedule(
-            self.network,
-            int(self.checked_steps(options["warmup_steps"])),
-            lr=options["lr"] * options["backbone_lr_factor"],
-            head_lr_factor=1 / options["backbone_lr_factor"],
-            betas=tuple(options["betas"]),
-            weight_decay=options["weight_decay"],
-            poly_power=options["poly_power"],
-            warmup_steps=options["warmup_steps"],
-            warmup_ratio=options["warmup_ratio"],
-            milestones=options["milestones"],
-        )
-
-
-def _normalise(image: Tensor) -> Tensor:
-    return TF.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        optimizer = settings_in(AdamWSettings, self.hparams).create(self.network)
+        schedule = settings_in(Schedule, self.hparams)
+        return schedule.apply(optimizer, self.checked_steps(schedule.warmup_steps))

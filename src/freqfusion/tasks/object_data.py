@@ -3,39 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from freqfusion.data import create_object_dataset
 from freqfusion.data.object_transforms import collate_objects, eval_object_transform, train_object_transform
-from freqfusion.data.objects import segments_to_objects
 from freqfusion.tasks.image_data import ImageData, Sample
-
-IGNORE_INDEX = 255
-
-
-def training_target(sample: Sample, things: Sequence[int]) -> dict[str, Tensor]:
-    """What a detector is trained with, of a transformed sample.
-
-    Args:
-        sample: with ``boxes`` or ``segments``, plain tensors.
-        things: labels of the things.
-
-    Returns:
-        ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` from 1 on, ``masks`` ``(N, H, W)`` uint8 where there are some, all
-        without crowds; of panoptic samples also ``semantic`` ``(H, W)`` uint8, 255 where there is no truth.
-    """
-    target: dict[str, Tensor] = {}
-    objects = sample
-    if "segments" in sample:
-        segments: Tensor = sample["segments"]
-        objects = segments_to_objects(segments, sample["labels"], sample["iscrowd"], things)
-        table = torch.cat((sample["labels"].new_tensor([IGNORE_INDEX]), sample["labels"]))
-        target["semantic"] = table[segments].to(torch.uint8)
-    single = ~objects["iscrowd"]
-    target |= {key: objects[key][single] for key in ("boxes", "masks") if key in objects}
-    target["labels"] = objects["labels"][single] + 1
-    return target
 
 
 class ObjectData(ImageData):

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from freqfusion.models.base import ObjectModel
+from freqfusion.models.inference import ObjectInference
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.evaluators import Judge
 
@@ -22,11 +24,23 @@ class ObjectTask(TaskModule):
         things: for each class whether it is a thing; all by default.
     """
 
+    network: ObjectModel
     judge: Judge
 
     def __init__(self, num_classes: int, things: Sequence[bool] | None) -> None:
         super().__init__(num_classes)
         self.things = [True] * num_classes if things is None else [bool(thing) for thing in things]
+
+    @property
+    def inference(self) -> ObjectInference:
+        """How the network is asked in an evaluation."""
+        options, size = self.hparams, self.hparams["test_size"]
+        return ObjectInference(
+            sizes=[size] if isinstance(size, int) else size,
+            max_size=options.get("test_max_size"),
+            flip=options.get("flip_test", False),
+            max_detections=options["max_detections"],
+        )
 
     def judge_by(self, judge: Judge) -> None:
         """Take the figures of a judge for those of the task."""

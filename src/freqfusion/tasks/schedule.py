@@ -1,17 +1,19 @@
-"""Published schedules: AdamW's parameter groups and the learning rate of each step.
+"""Published schedules: the optimizer's parameter groups and the learning rate of each step.
 
-Source of SegNeXt's constants: the released SegNeXt and FreqFusion configurations (AdamW 6e-5, betas 0.9/0.999,
-weight decay 0.01, head x10, no decay on normalisation layers, poly of power 1 with 1,500 steps of warm-up).
+Source of SegNeXt's constants: the released SegNeXt and FreqFusion configurations (AdamW 6e-4, backbone 6e-5, betas
+0.9/0.999, weight decay 0.01, no decay on normalisation layers, poly of power 1 with 1,500 steps of warm-up); of the
+detectors': mmdetection's ``schedule_1x``.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
-from freqfusion.models.library import HostSegmenter
+from freqfusion.models.base import Model
 
 NORMALISATION = (
     nn.modules.batchnorm._BatchNorm,  # and so InstanceNorm and SyncBatchNorm, its subclasses
@@ -19,127 +21,109 @@ NORMALISATION = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+Settings = TypeVar("Settings")
 
 
-def parameter_groups(
-    network: nn.Module, lr: float, weight_decay: float, head_lr_factor: float
-) -> list[dict[str, Any]]:
-    """Split trainable parameters by learning rate (of the backbone or not) and weight decay (or none).
-
-    A network of this package has its head below ``decode_head``; models of other libraries say which parameters are
-    their backbone's (:class:`~freqfusion.models.library.HostSegmenter`).
-
-    Weights and biases of normalisation layers are not decayed, and neither are the embeddings and tables of positions
-    that another library's model names; everything else is, biases included. The published SegNeXt configuration
-    selects by name (``"norm"`` in it), which misses the normalisation layers that its stem and head hold in a
-    ``Sequential``; here the layer's type decides.
-
-    Returns:
-        Groups for ``torch.optim.AdamW``, each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty
-        groups are left out.
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    seen: set[nn.Parameter] = set()
-    host = network if isinstance(network, HostSegmenter) else None
-    for path, module in network.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            full = f"{path}.{name}" if path else name
-            head = not host.is_backbone(full) if host else path.partition(".")[0] == "decode_head"
-            decayed = not isinstance(module, NORMALISATION) and not (host and host.no_weight_decay(full))
-            group_name = ("head" if head else "backbone") + ("" if decayed else "_norm")
-            group = groups.setdefault(
-                group_name,
-                {
-                    "name": group_name,
-                    "params": [],
-                    "lr": lr * (head_lr_factor if head else 1.0),
-                    "weight_decay": weight_decay if decayed else 0.0,
-                },
-            )
-            group["params"].append(parameter)
-    return list(groups.values())
+def settings_in(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings from those of its fields that ``values`` has."""
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})  # type: ignore[arg-type]
 
 
-def adamw_with_schedule(
-    network: nn.Module,
-    total_steps: int,
-    *,
-    lr: float,
-    head_lr_factor: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    poly_power: float,
-    warmup_steps: int,
-    warmup_ratio: float,
-    milestones: Sequence[float] = (),
-) -> OptimizerLRSchedulerConfig:
-    """AdamW on :func:`parameter_groups`, and its schedule for each optimiser step, as Lightning takes them.
+@dataclass(frozen=True)
+class AdamWSettings:
+    """AdamW with a learning rate of the backbone's own."""
 
-    Args:
-        network: whose trainable parameters are optimised.
-        total_steps: length of the run.
-        lr: peak learning rate of the backbone.
-        head_lr_factor: that of the rest, relative to it.
-        betas: decay rates of the two moments.
-        weight_decay: of parameters that are decayed.
-        poly_power: of the decay to zero.
-        warmup_steps: of linear warm-up.
-        warmup_ratio: share of the learning rate at its first step.
-        milestones: shares of the run after which the learning rate falls to a tenth, in place of the decay.
-    """
-    groups = parameter_groups(network, lr, weight_decay, head_lr_factor)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
-    if milestones:
-        steps = [round(share * total_steps) for share in milestones]
-        factor = steps_with_warmup(steps, 0.1, warmup_steps, warmup_ratio)
-    else:
-        factor = poly_with_warmup(total_steps, poly_power, warmup_steps, warmup_ratio)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    lr: float
+    """Peak learning rate of all but the backbone."""
+    backbone_lr_factor: float
+    """The backbone's learning rate relative to that."""
+    betas: Sequence[float]
+    """Decay rates of the two moments."""
+    weight_decay: float
+    """Of all but normalisation layers, embeddings and tables of positions."""
 
+    def create(self, network: Model) -> torch.optim.AdamW:
+        """The optimizer of the trainable parameters of ``network``."""
+        first, second = self.betas
+        return torch.optim.AdamW(self.groups(network), lr=self.lr, betas=(first, second))
 
-def poly_with_warmup(
-    total_steps: int, power: float = 1.0, warmup_steps: int = 1500, warmup_ratio: float = 1e-6
-) -> Callable[[int], float]:
-    """The factor on the base learning rate at each optimiser step, counted from 0.
+    def groups(self, network: Model) -> list[dict[str, Any]]:
+        """Trainable parameters by learning rate (of the backbone or not) and weight decay (or none).
 
-    ``(1 - step / total_steps) ** power``, times ``ratio + (1 - ratio) * step / warmup_steps`` during the
-    warm-up (the poly decay runs on beneath the warm-up, as in the published runs).
+        Weights and biases of normalisation layers are not decayed, and neither are the embeddings and tables of
+        positions that a network names; everything else is, biases included. The published SegNeXt configuration
+        selects by name (``"norm"`` in it), which misses the normalisation layers that its stem and head hold in a
+        ``Sequential``; here the layer's type decides.
 
-    >>> factor = poly_with_warmup(total_steps=100, warmup_steps=10, warmup_ratio=0.1)
-    >>> [round(factor(step), 3) for step in (0, 5, 10, 50, 100)]
-    [0.1, 0.522, 0.9, 0.5, 0.0]
-    """
-
-    def factor(step: int) -> float:
-        poly = max(0.0, 1 - step / total_steps) ** power
-        if step >= warmup_steps:
-            return poly
-        return poly * (warmup_ratio + (1 - warmup_ratio) * step / warmup_steps)
-
-    return factor
+        Returns:
+            Groups for ``torch.optim.AdamW``, each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty
+            groups are left out.
+        """
+        groups: dict[str, dict[str, Any]] = {}
+        seen: set[nn.Parameter] = set()
+        for path, module in network.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad or parameter in seen:
+                    continue
+                seen.add(parameter)
+                full = f"{path}.{name}" if path else name
+                backbone = network.is_backbone(full)
+                decayed = not isinstance(module, NORMALISATION) and not network.no_weight_decay(full)
+                group_name = ("backbone" if backbone else "head") + ("" if decayed else "_norm")
+                group = groups.setdefault(
+                    group_name,
+                    {
+                        "name": group_name,
+                        "params": [],
+                        "lr": self.lr * (self.backbone_lr_factor if backbone else 1.0),
+                        "weight_decay": self.weight_decay if decayed else 0.0,
+                    },
+                )
+                group["params"].append(parameter)
+        return list(groups.values())
 
 
-def steps_with_warmup(
-    milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 500, warmup_ratio: float = 1e-3
-) -> Callable[[int], float]:
-    """The factor on the base learning rate at each optimiser step, counted from 0, of the detectors' schedule.
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate over a run."""
 
-    ``gamma`` to the power of the number of milestones reached, times ``ratio + (1 - ratio) * step / warmup_steps``
-    during the warm-up (mmdetection's ``schedule_1x``).
+    warmup_steps: int = 0
+    """Optimiser steps of linear warm-up."""
+    warmup_ratio: float = 1.0
+    """Share of the learning rate at the first step of the warm-up."""
+    poly_power: float = 0.0
+    """Power of the decay to zero over the run."""
+    milestones: Sequence[float] = ()
+    """Shares of the run after which the learning rate is multiplied by ``gamma``, in place of the decay."""
+    gamma: float = 0.1
 
-    >>> factor = steps_with_warmup([60, 80], warmup_steps=10, warmup_ratio=0.0)
-    >>> [round(factor(step), 4) for step in (0, 5, 10, 59, 60, 80)]
-    [0.0, 0.5, 1.0, 1.0, 0.1, 0.01]
-    """
+    def factor(self, total_steps: float) -> Callable[[int], float]:
+        """The factor on the peak learning rate at each optimiser step, counted from 0.
 
-    def factor(step: int) -> float:
-        reached: float = gamma ** sum(step >= milestone for milestone in milestones)
-        if step >= warmup_steps:
-            return reached
-        return reached * (warmup_ratio + (1 - warmup_ratio) * step / warmup_steps)
+        ``(1 - step / total_steps) ** poly_power``, or with milestones ``gamma`` to the power of the number of those
+        reached; times ``ratio + (1 - ratio) * step / warmup_steps`` during the warm-up (the decay runs on beneath it,
+        as in the published runs).
 
-    return factor
+        >>> factor = Schedule(warmup_steps=10, warmup_ratio=0.1, poly_power=1.0).factor(100)
+        >>> [round(factor(step), 3) for step in (0, 5, 10, 50, 100)]
+        [0.1, 0.522, 0.9, 0.5, 0.0]
+        >>> factor = Schedule(milestones=(0.6, 0.8)).factor(100)
+        >>> [round(factor(step), 4) for step in (0, 59, 60, 80)]
+        [1.0, 1.0, 0.1, 0.01]
+        """
+        milestones = [round(share * total_steps) for share in self.milestones]
+
+        def factor(step: int) -> float:
+            value: float = self.gamma ** sum(step >= milestone for milestone in milestones)
+            if not milestones:
+                value = max(0.0, 1 - step / total_steps) ** self.poly_power
+            if step < self.warmup_steps:
+                value *= self.warmup_ratio + (1 - self.warmup_ratio) * step / self.warmup_steps
+            return value
+
+        return factor
+
+    def apply(self, optimizer: torch.optim.Optimizer, total_steps: float) -> OptimizerLRSchedulerConfig:
+        """The optimizer with this schedule for each of its steps, as Lightning takes them."""
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -6,18 +6,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
-from freqfusion.models import Segmenter, create_model
+from freqfusion.models.base import IGNORE_INDEX, PixelModel, pixel_cross_entropy
 from freqfusion.models.inference import fitting_size, predict_logits
-from freqfusion.models.library import HostSegmenter, list_hosts
-from freqfusion.tasks.base import MISFITS, ClassFigure, TaskModule, existing_network, host_network, misfit
+from freqfusion.tasks.base import ClassFigure, TaskModule
 from freqfusion.tasks.rng import fixed_randomness
-from freqfusion.tasks.schedule import adamw_with_schedule
+from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
-IGNORE_INDEX = 255
 BINARY_FIGURES = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
 """Of networks of two classes, for the second of them."""
 
@@ -32,17 +30,16 @@ class SegmentationModule(TaskModule):
     Networks of two classes are judged by Dice, sensitivity, specificity and the area under the ROC curve too.
 
     Args:
-        network: A name of `freqfusion.models.list_models` (or `DECODER_BACKBONE`, see there), of
-            `freqfusion.models.library.list_hosts`, a model of another library such as
-            `smp:Unet?encoder_name=resnet18`, or `pretrained:FOLDER` for one that `freqfusion convert` or
-            `save_pretrained` wrote.
+        network: Its name, as `freqfusion.create_model` takes it: `segnext_t`, `unet_convnext_tiny`,
+            `smp:Unet?encoder_name=resnet18`, a folder of `freqfusion convert` or `save_pretrained`.
         fusion: How coarse and fine features are joined: a name of `freqfusion.fusion.list_fusions`.
         num_classes: Number of classes; on the command line it comes from the data.
-        network_options: Further arguments of `freqfusion.models.create_model` or
-            `freqfusion.zoo.create_host`.
-        class_weights: One weight a class in the loss.
-        lr: Peak learning rate of the backbone.
-        head_lr_factor: The head's learning rate relative to the backbone's.
+        network_options: Further arguments of `freqfusion.create_model`.
+        weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
+        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        class_weights: One weight per class in the loss.
+        lr: Peak learning rate of all but the backbone.
+        backbone_lr_factor: The backbone's learning rate relative to that.
         betas: AdamW's decay rates of the two moments.
         weight_decay: AdamW's weight decay; normalisation layers have none.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -71,17 +68,20 @@ class SegmentationModule(TaskModule):
         ClassFigure("IoU", "iou", "iou", "miou"),
         ClassFigure("boundary IoU", "boundary_iou", "boundary_iou_per_class", "boundary_iou"),
     )
+    network: PixelModel
     class_weights: Tensor | None
 
     def __init__(
         self,
-        network: str = "segnext_t",
+        network: str | dict[str, Any] = "segnext_t",
         fusion: str = "freqfusion",
         num_classes: int = 0,
         network_options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        backbone_weights: str | None = None,
         class_weights: list[float] | None = None,
-        lr: float = 6e-5,
-        head_lr_factor: float = 10.0,
+        lr: float = 6e-4,
+        backbone_lr_factor: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         warmup_steps: int = 1500,
@@ -103,18 +103,21 @@ class SegmentationModule(TaskModule):
         scales = tuple(scales)
         self.save_hyperparameters()
         self.check_settings()
-        self.network = _create_network(network, fusion, num_classes, network_options)
-        if class_weights is not None and getattr(self.network, "is_mask2former", False):
+        self.network = self.create_network()
+        if not isinstance(self.network, PixelModel):
             raise ValueError(
-                "class_weights weigh the pixels of a cross entropy, which Mask2Former has not: leave them out"
+                f"{type(self.network).__name__} finds objects, it gives no class for every pixel: train it with "
+                "--task detection"
             )
+        if class_weights is not None and self.network.has_own_loss:
+            raise ValueError("class_weights is not supported for Mask2Former; remove it")
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
         self.binary = BinaryMetrics(IGNORE_INDEX) if num_classes == 2 else None
         if self.binary is not None:
             self.figures = {**self.figures, **BINARY_FIGURES}
         self.mean_loss = MeanMetric()
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        per_class = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", per_class, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, num_classes, H, W)`` of normalised images ``(B, 3, H, W)``."""
@@ -123,17 +126,11 @@ class SegmentationModule(TaskModule):
 
     def loss(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Cross entropy of logits ``(B, K, H, W)`` and masks ``(B, H, W)``, averaged over all pixels."""
-        total = F.cross_entropy(
-            logits.float(), mask, self.class_weights, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        return total / mask.numel()
+        return pixel_cross_entropy(logits, mask, self.class_weights)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         image, mask = batch["image"], batch["mask"]
-        if isinstance(self.network, HostSegmenter):
-            loss = self.network.training_loss(image, mask, self.loss)
-        else:
-            loss = self.loss(self(image), mask)
+        loss = self.network.loss(image, mask, self.loss)
         self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
@@ -204,33 +201,6 @@ class SegmentationModule(TaskModule):
         self.results |= {figure.per_class: values[figure.per_class].tolist() for figure in self.class_figures}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        options = self.hparams
-        return adamw_with_schedule(
-            self.network,
-            int(self.checked_steps(options["warmup_steps"])),
-            lr=options["lr"],
-            head_lr_factor=options["head_lr_factor"],
-            betas=tuple(options["betas"]),
-            weight_decay=options["weight_decay"],
-            poly_power=options["poly_power"],
-            warmup_steps=options["warmup_steps"],
-            warmup_ratio=options["warmup_ratio"],
-        )
-
-
-def _create_network(name: str, fusion: str, num_classes: int, options: dict[str, Any] | None) -> nn.Module:
-    existing = existing_network(name, options)
-    foreign = name in list_hosts() or ":" in name if existing is None else not isinstance(existing, Segmenter)
-    if foreign:
-        return host_network(name, num_classes, fusion, options, existing)
-    if isinstance(existing, Segmenter):
-        if existing.num_classes != num_classes:
-            raise ValueError(
-                f"the network predicts {existing.num_classes} classes, the data has {num_classes}: use the data set "
-                "that the network was made for"
-            )
-        return existing
-    try:
-        return create_model(name, num_classes, fusion=fusion, **(options or {}))
-    except MISFITS as error:
-        raise ValueError(misfit(name, options, error)) from error
+        optimizer = settings_in(AdamWSettings, self.hparams).create(self.network)
+        schedule = settings_in(Schedule, self.hparams)
+        return schedule.apply(optimizer, self.checked_steps(schedule.warmup_steps))

@@ -10,23 +10,21 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from freqfusion._optional import IMPORT_VARIABLE
 from freqfusion._untrusted import MAX_CLASSES, building, check_plain
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
-from freqfusion.models import RCNN, PanopticFPN, Segmenter
-from freqfusion.models.library import as_segmenter
-from freqfusion.tasks.base import PRETRAINED, REBUILT, TaskModule, compare_states
+from freqfusion.models.base import ObjectModel, PixelModel
+from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.detection import DetectionModule
 from freqfusion.tasks.mask_classification import MaskModule
 from freqfusion.tasks.registry import TASKS, find_task
 from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.training.finite import greatest_weight
 from freqfusion.weights.files import load_plain
-from freqfusion.zoo import from_pretrained
-from freqfusion.zoo.spec import ModelSpec, check_spec
+from freqfusion.weights.fill import match
+from freqfusion.zoo import create_model
+from freqfusion.zoo.pretrained import read_description, refuse_code
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -127,26 +125,15 @@ def _check(content: dict[str, Any], path: Path) -> None:
             f"{path} does not fit itself: it was made for {count} classes and names {classes}, expected as many, "
             f"{MAX_CLASSES} at most"
         )
-    name, options = settings.get("network"), settings.get("network_options") or {}
-    if not isinstance(name, str) or not isinstance(options, dict):
-        raise ValueError(f"{path} is damaged: its network is {name!r} with the options {options!r}")
-    if name.startswith(PRETRAINED):
-        raise ValueError(
-            f"{path} names a network in another place, {name!r}; its own weights are for one in it"
-        )
-    if name == REBUILT:
-        return  # looked at where it is rebuilt
-    if ":" not in name:
-        check_spec(ModelSpec("freqfusion", name, options), path)
-        return
-    spec = ModelSpec.parse(name)
-    if spec.is_known:
-        check_spec(ModelSpec(spec.source, spec.name, {**spec.arguments, **options}), path)
-    elif spec.source not in os.environ.get(IMPORT_VARIABLE, "").split(","):
-        raise ValueError(
-            f"{path} says that its network is made by {spec.source}:{spec.name}, code that is not run because a file "
-            f"names it; if you trust it, add --import {spec.source}"
-        )
+    network = settings.get("network")
+    if not isinstance(network, dict):
+        raise ValueError(f"{path} is damaged: its network is {network!r:.80}, expected how it is made")
+    for name in ("network_options", "weights", "backbone_weights"):
+        if settings.get(name):
+            raise ValueError(
+                f"{path} sets {name}={settings[name]!r:.80}; its own weights are for what is in it"
+            )
+    refuse_code(read_description(network, str(path))[0], str(path))
 
 
 def _is_colour(value: Any) -> bool:
@@ -182,7 +169,7 @@ def load_checkpoint(
     module_class, _ = find_task(task_of(content))
     with building(Path(path).stat().st_size, f"{path}: its network cannot be made as it says: "):
         module = module_class(**content["hyper_parameters"])
-    misfits = compare_states(content["state_dict"], module.state_dict())
+    misfits = match(content["state_dict"], module.state_dict()).problems
     if misfits:
         raise ValueError(f"{path} does not fit the network that it names: {misfits}")
     try:
@@ -202,37 +189,23 @@ def _around_pretrained(folder: str) -> TaskModule:
     A Mask2Former can serve several: with the classes of COCO it is for segments or instances, else for classes of
     pixels.
     """
-    network: Any = from_pretrained(folder)
-    classes = getattr(network, "classes", None)
+    network = create_model(folder)
+    num_classes, classes = network.num_classes, network.spec.classes
     options: dict[str, Any] = {}
-    if isinstance(getattr(network, "transform", None), GeneralizedRCNNTransform):
-        task = DetectionModule.task
-        heads = getattr(network, "roi_heads", None)
-        if isinstance(network, RCNN):
-            num_classes = network.num_classes
-        else:  # torchvision's count the background too
-            num_classes = (
-                heads.box_predictor.cls_score if heads else network.head.classification_head
-            ).out_features
-        if isinstance(network, PanopticFPN):
-            options["things"] = network.things
-    elif isinstance(network, Segmenter):
-        task = SegmentationModule.task
-        num_classes = network.num_classes
-    else:
-        host = as_segmenter(network)
-        num_classes = host.num_classes
+    task = SegmentationModule.task
+    if isinstance(network, ObjectModel) and not isinstance(network, PixelModel):
+        task, options = DetectionModule.task, {"things": list(network.things)}
+    elif isinstance(network, ObjectModel):
         published = {COCO_PANOPTIC: "panoptic", COCO_THINGS: "instance"}.get(tuple(classes or ()))
-        task = MaskModule.task if host.is_mask2former and published else SegmentationModule.task
-        if task == MaskModule.task:
+        if published:
             things = [index < len(COCO_THINGS) for index in range(num_classes)]
-            options |= {"output": published, "things": things}
+            task, options = MaskModule.task, {"output": published, "things": things}
     if classes is not None and len(classes) != num_classes:
         raise ValueError(
             f"{folder} names {len(classes)} classes for a network of {num_classes}; copy it again"
         )
     module_class: Any = TASKS[task][0]
-    module: TaskModule = module_class(network=f"{PRETRAINED}{folder}", num_classes=num_classes, **options)
+    module: TaskModule = module_class(network=folder, num_classes=num_classes, **options)
     if classes is not None:
         module.classes = tuple(classes)
     module.palette = tuple(voc_colour(index) for index in range(1, num_classes + 1))

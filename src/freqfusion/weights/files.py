@@ -1,4 +1,4 @@
-"""Reading weights from files, and loading a backbone's from a file or an address."""
+"""Files of weights, read without running code."""
 
 import hashlib
 import pickle
@@ -10,39 +10,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freqfusion._optional import require
 
-LISTED_KEYS = 8
-"""How many keys of each kind an error message names."""
 WRAPPERS = ("state_dict", "model")
 """Names under which checkpoints hold the state dict, beside an optimizer's and notes."""
-
-
-def load_backbone_weights(backbone: nn.Module, source: str | Path) -> None:
-    """Load weights into ``backbone``, in place; every key must match.
-
-    Understood layouts: a plain state dict of the backbone; a full model, whose ``backbone.`` entries are
-    taken; either of them in one of the wrappings that :func:`read_state_dict` knows. An ImageNet classifier
-    (``head.*``, torchvision's ``fc.*``) is left out.
-
-    Args:
-        backbone: the module to fill, e.g. ``MSCAN("t")``.
-        source: a path, or an ``http(s)://`` address, which is downloaded once into
-            ``torch.hub.get_dir()/checkpoints``.
-
-    Raises:
-        ImportError: for a safetensors file where that package is absent.
-        FileNotFoundError: if there is no such file.
-        OSError: if the download fails.
-        ValueError: if the file is not a readable set of weights, or does not fit the backbone.
-    """
-    address = str(source)
-    path = _download(address) if address.startswith(("http://", "https://")) else Path(source)
-    state = _backbone_entries(read_state_dict(path))
-    _check_fit(backbone, state, path)
-    backbone.load_state_dict(state, strict=False)  # whether they fit was checked
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -54,14 +27,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     ``.safetensors``: none can run code.
 
     Args:
-        path: the file.
+        path: the file, or an ``http(s)://`` address, which is downloaded once into
+            ``torch.hub.get_dir()/checkpoints``.
 
     Raises:
         ImportError: for a safetensors file where that package is absent.
         FileNotFoundError: if there is no such file.
+        OSError: if the download fails.
         ValueError: if the file is not a readable set of weights.
     """
-    path = Path(path)
+    address = str(path)
+    path = _download(address) if address.startswith(("http://", "https://")) else Path(path)
     content = _read(path)
     if isinstance(content, Mapping):
         wrapped = (content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping))
@@ -76,16 +52,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             )
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
-
-
-def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """What is wrong with a set of weights, in one line: the first keys of each kind, or ``""`` if there are none."""
-    found = []
-    for kind, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-            found.append(f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{more}")
-    return "; ".join(found)
 
 
 def _download(url: str) -> Path:
@@ -201,30 +167,3 @@ def _rewrite_command(path: Path) -> str:
             f"torch.save(content.get('state_dict', content), {str(path.with_suffix('.state_dict.pth'))!r})"
         )
     return f'python -c "{code}"'
-
-
-def _backbone_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "backbone."
-    if any(key.startswith(prefix) for key in state):
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in state.items() if not key.startswith(("head.", "fc."))}
-
-
-def _check_fit(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = backbone.state_dict()
-    misfits = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = {
-        # old files lack the counters of batch norms, which have no effect
-        "missing": [key for key in own if key not in state and not key.endswith(".num_batches_tracked")],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": misfits,
-    }
-    found = list_problems(problems)
-    if found:
-        raise ValueError(
-            f"{path} does not fit this {type(backbone).__name__}; is it another variant? {found}"
-        )

@@ -1,127 +1,140 @@
-"""What a family of published models says of itself, and how the tensors of an official file get into ours."""
+"""The one checker and renamer: whether tensors of a file fit a model, and which of its names they get."""
 
-import inspect
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from freqfusion.fusion import FreqFusion
-from freqfusion.fusion.freqfusion import SIMILARITY_CHANNELS
-from freqfusion.weights.files import list_problems
-
+LISTED = 8
+"""How many keys of each kind an error message names."""
 Reasons = Mapping[str, str]
 """Regular expressions for whole keys, each with the reason for the exception."""
-
-
-class Shapes(dict[str, tuple[int, ...]]):
-    """Shapes of an official file's tensors by key; asking for a key that it lacks is a ValueError."""
-
-    def __missing__(self, key: str) -> tuple[int, ...]:
-        raise ValueError(f"it has no {key}")
-
-    def count(self, prefix: str) -> int:
-        """How many modules a list holds, given the beginning of its keys, such as ``"backbone.layers."``."""
-        return len({key.removeprefix(prefix).partition(".")[0] for key in self if key.startswith(prefix)})
+OwnKeys = Callable[[str], Sequence[str]]
+"""A model's key for one of a file; several if the file's tensor holds them one after another along its first axis;
+none if it is not known."""
 
 
 def same_key(key: str) -> Sequence[str]:
-    """For a family whose names are ours."""
+    """For files whose names are the model's."""
     return (key,)
 
 
-class Plan(NamedTuple):
-    """How the tensors of one official file become a model."""
+class Match(NamedTuple):
+    """How the tensors of a file fit a model."""
 
-    title: str
-    """What it is, for people: the variant and what else was found."""
-    model: nn.Module
-    """With fresh weights; :func:`freqfusion.save_pretrained` knows how it is made."""
-    own_keys: Callable[[str], Sequence[str]] = same_key
-    """The model's key for an official one; several if the official tensor holds them one after another along its
-    first axis; none if it is not known."""
-    unneeded: Reasons = MappingProxyType({})
-    """Official keys without a place in the model."""
-    kept: Reasons = MappingProxyType({})
-    """Keys of the model that may be absent from the file and then stay as they were made."""
-    classes: tuple[str, ...] | None = None
-    """Their names, where their number is that of a data set on which such models were published."""
+    tensors: dict[str, Tensor]
+    """Under the model's names."""
+    unneeded: Counter[str]
+    """How many were left out, by reason."""
+    problems: str
+    """What does not fit, in one line; ``""`` if every tensor is accounted for."""
 
 
-class Family(NamedTuple):
-    """Published models that have their names in common."""
-
-    title: str
-    """A line of the list of what is known."""
-    recognises: Callable[[Shapes], bool]
-    """Whether a file is one of them."""
-    plan: Callable[[Shapes], Plan]
-    """Raises ValueError, whose message goes on after "the file is taken for one of these, but"."""
-
-
-def fusion_options(
-    shapes: Shapes, prefix: str, usual: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """The settings of a released FreqFusion that its shapes tell, where they are not the usual ones.
-
-    Shapes do not tell ``semi_conv``, ``comp_feat_upsample``, ``hr_residual``, ``upsample_mode``, ``padding_mode`` and
-    ``encoder_dilation``.
+def match(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    own_keys: OwnKeys = same_key,
+    unneeded: Reasons = MappingProxyType({}),
+    kept: Reasons = MappingProxyType({}),
+) -> Match:
+    """Find the place of every tensor.
 
     Args:
-        shapes: of the file.
-        prefix: of the module's keys, such as ``"neck.alignment.0."``.
-        usual: settings that the network has by default, where they are not those of FreqFusion.
+        state: the file's tensors by name.
+        own: the model's, as ``state_dict(keep_vars=True)`` gives them; of a tensor with several names one is enough.
+        own_keys: the model's names of a file's tensor.
+        unneeded: names of the file without a place in the model.
+        kept: names of the model that may be absent from the file.
+    """
+    filled: dict[str, Tensor] = {}
+    left_out: Counter[str] = Counter()
+    addressed: set[str] = set()
+    unknown, misfits, kinds = [], [], []
+    for key, value in state.items():
+        reason = reason_for(key, unneeded)
+        if reason:
+            left_out[reason] += 1
+            continue
+        names = own_keys(key)
+        if not names or not own.keys() >= set(names) or addressed & set(names):
+            unknown.append(key)
+            continue
+        addressed.update(names)
+        shapes = [tuple(own[name].shape) for name in names]
+        expected = shapes[0] if len(names) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if tuple(value.shape) != expected:
+            of = "" if names == (key,) else f" of {', '.join(names)}"
+            misfits.append(f"{key} {tuple(value.shape)} instead of {expected}{of}")
+            continue
+        usual = value.layout == torch.strided and not (
+            value.is_quantized or value.is_meta or value.is_complex()
+        )
+        if not usual or value.is_floating_point() < own[names[0]].is_floating_point():
+            kinds.append(f"{key} ({value.dtype}, {value.layout}, {value.device})")
+            continue
+        pieces = [value] if len(names) == 1 else value.split([shape[0] for shape in shapes])
+        filled.update(zip(names, pieces, strict=True))
+    present = {id(own[name]) for name in addressed}
+    problems = list_problems(
+        {
+            "missing": [
+                name
+                for name, tensor in own.items()
+                if name not in addressed and id(tensor) not in present and not reason_for(name, kept)
+            ],
+            "without a place": unknown,
+            "of another shape": misfits,
+            "of another kind than the numbers expected": kinds,
+        }
+    )
+    return Match(filled, left_out, problems)
+
+
+def fill_(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    title: str,
+    own_keys: OwnKeys = same_key,
+    unneeded: Reasons = MappingProxyType({}),
+    kept: Reasons = MappingProxyType({}),
+) -> Counter[str]:
+    """Load tensors into a model, each one checked (see :func:`match`); they take the dtype of the model's. In place.
+
+    Args:
+        title: what the model is, for messages.
+
+    Returns:
+        How many tensors were left out, by reason.
 
     Raises:
-        ValueError: if a tensor that every FreqFusion has is missing, or the kernels are of no odd side.
+        ValueError: for tensors of another shape or kind, without a place in the model, and places without a tensor.
+            The model is then as it was.
     """
-    taps, compressed, encoder_kernel = shapes[f"{prefix}content_encoder.weight"][:3]
-    refines = f"{prefix}content_encoder2.weight" in shapes
-    rows = {"lowpass": taps}
-    if refines:
-        rows["highpass"] = shapes[f"{prefix}content_encoder2.weight"][0]
-    windows = {name: shapes[f"{prefix}hamming_{name}"] for name in rows}
-    windowed = all(len(window) == 4 for window in windows.values())
-    if windowed:
-        sides = {name: window[-1] for name, window in windows.items()}
-        groups = taps // max(1, sides["lowpass"] ** 2)
-    else:
-        groups = next((n for n in range(1, taps + 1) if all(_is_kernel(x, n) for x in rows.values())), 0)
-        if not groups:
-            raise ValueError(
-                f"its FreqFusion {prefix} predicts {rows} numbers a pixel, no kernels of odd sides"
-            )
-        sides = {name: math.isqrt(x // groups) for name, x in rows.items()}
-    found: dict[str, Any] = {
-        "compressed_channels": compressed,
-        "encoder_kernel": encoder_kernel,
-        "up_group": groups,
-        "hamming_window": windowed,
-        "use_high_pass": refines,
-        "feature_resample": f"{prefix}dysampler.offset.weight" in shapes,
-        **{f"{name}_kernel": side for name, side in sides.items()},
-    }
-    if found["feature_resample"]:
-        offsets, features = shapes[f"{prefix}dysampler.offset.weight"][:2]
-        found |= {
-            "feature_resample_group": offsets // 8,  # x and y of four sub-pixels for each group
-            "feature_resample_norm": f"{prefix}dysampler.norm_hr.weight" in shapes,
-            "direction_feat": "sim" if features == SIMILARITY_CHANNELS else "sim_concat",
-        }
-    defaults = {name: x.default for name, x in inspect.signature(FreqFusion).parameters.items()}
-    return {name: value for name, value in found.items() if value != {**defaults, **usual}[name]}
+    found = match(state, model.state_dict(keep_vars=True), own_keys, unneeded, kept)
+    if found.problems:
+        raise ValueError(f"its tensors do not fit {title}: {found.problems}")
+    model.load_state_dict(found.tensors, strict=False)  # what is left is kept
+    return found.unneeded
 
 
-def _is_kernel(rows: int, groups: int) -> bool:
-    """Whether ``rows`` outputs hold kernels of an odd side for each of ``groups``."""
-    side = math.isqrt(rows // groups)
-    return groups * side**2 == rows and side % 2 == 1
+def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with a set of weights, in one line: the first keys of each kind, or ``""`` if there are none."""
+    found = []
+    for kind, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+            found.append(f"{len(keys)} {kind}: {', '.join(keys[:LISTED])}{more}")
+    return "; ".join(found)
+
+
+def reason_for(key: str, reasons: Reasons) -> str:
+    """Why a key is an exception, or ``""`` if it is none."""
+    return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, key)), "")
 
 
 class Renaming:
@@ -191,64 +204,3 @@ def _match(template: str, key: str) -> Sequence[str] | None:
 
 def _put(template: str, parts: Sequence[str]) -> str:
     return (template + "{}" if template.endswith(".") else template).format(*parts)
-
-
-def fill(plan: Plan, state: Mapping[str, Tensor]) -> Counter[str]:
-    """Load an official file's tensors into a plan's model, each one checked.
-
-    The model is in float32, or in float64 where a tensor is.
-
-    Returns:
-        How many tensors were left out, by reason.
-
-    Raises:
-        ValueError: for tensors of another shape or kind, without a place in the model, and places without a tensor.
-            The model is then as it was.
-    """
-    own = plan.model.state_dict()
-    filled: dict[str, Tensor] = {}
-    unneeded: Counter[str] = Counter()
-    addressed: set[str] = set()
-    unknown, misfits, kinds = [], [], []
-    for key, value in state.items():
-        reason = reason_for(key, plan.unneeded)
-        if reason:
-            unneeded[reason] += 1
-            continue
-        names = plan.own_keys(key)
-        if not names or not own.keys() >= set(names) or addressed & set(names):
-            unknown.append(key)
-            continue
-        addressed.update(names)
-        shapes = [tuple(own[name].shape) for name in names]
-        expected = shapes[0] if len(names) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        if tuple(value.shape) != expected:
-            misfits.append(f"{key} {tuple(value.shape)} instead of {expected} of {', '.join(names)}")
-            continue
-        usual = value.layout == torch.strided and not (
-            value.is_quantized or value.is_meta or value.is_complex()
-        )
-        if not usual or value.is_floating_point() < own[names[0]].is_floating_point():
-            kinds.append(f"{key} ({value.dtype}, {value.layout}, {value.device})")
-            continue
-        pieces = [value] if len(names) == 1 else value.split([shape[0] for shape in shapes])
-        filled.update(zip(names, pieces, strict=True))
-    found = list_problems(
-        {
-            "missing": [name for name in own if name not in addressed and not reason_for(name, plan.kept)],
-            "without a place": unknown,
-            "of another shape": misfits,
-            "of another kind than the numbers expected": kinds,
-        }
-    )
-    if found:
-        raise ValueError(f"its tensors do not fit {plan.title}: {found}")
-    double = any(value.dtype == torch.float64 for value in filled.values())
-    plan.model.to(torch.float64 if double else torch.float32)
-    plan.model.load_state_dict(filled, strict=False)  # what is left is kept
-    return unneeded
-
-
-def reason_for(key: str, reasons: Reasons) -> str:
-    """Why a key is an exception, or ``""`` if it is none."""
-    return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, key)), "")

@@ -1,6 +1,15 @@
 """Names and files to models."""
 
-from freqfusion.zoo.hosts import create_host, load_backbone_
+from freqfusion.zoo.create import create_model, list_models, register_model
 from freqfusion.zoo.pretrained import from_pretrained, push_to_hub, save_pretrained
+from freqfusion.zoo.spec import ModelSpec
 
-__all__ = ["create_host", "from_pretrained", "load_backbone_", "push_to_hub", "save_pretrained"]
+__all__ = [
+    "ModelSpec",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "push_to_hub",
+    "register_model",
+    "save_pretrained",
+]

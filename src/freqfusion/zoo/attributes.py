@@ -18,7 +18,7 @@ FROZEN = "frozen_norms"
 ATTRIBUTES = "attributes"
 _OF_TRAINING = re.compile(
     r"training|_?gradient_checkpointing|use_checkpoint|grad_checkpointing|_skip_resize|warnings_issued|config"
-    r"|(default|pretrained)_cfg|name_or_path|made_by|classes|freqfusion_\w+|_is_\w+|_ddp\w+|num_batches_tracked"
+    r"|(default|pretrained)_cfg|name_or_path|spec|freqfusion_\w+|_is_\w+|_ddp\w+|num_batches_tracked"
 )
 """Attributes that say how a model is trained or where it is from, not what it computes."""
 _OWN = frozenset(vars(nn.Module()))

@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import json
+import os
+import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion._files import write_atomically
-from freqfusion._optional import require
-from freqfusion._untrusted import (
-    MAX_CLASSES,
-    building,
-    check_arguments,
-    check_plain,
-    read_json,
-    without_outside,
-)
-from freqfusion.upgrade import Upgrade, Upgraded
+from freqfusion._optional import IMPORT_VARIABLE, require
+from freqfusion._untrusted import building, check_plain, read_json
+from freqfusion.models.base import Model
 from freqfusion.upgrade.core import upgrade_again_
+from freqfusion.weights.fill import match
 from freqfusion.zoo.attributes import (
     ATTRIBUTES,
     FROZEN,
@@ -32,49 +29,37 @@ from freqfusion.zoo.attributes import (
     freeze_as,
     restore_settings,
 )
-from freqfusion.zoo.spec import ModelSpec, check_spec
+from freqfusion.zoo.published import PUBLISHED
+from freqfusion.zoo.spec import ModelSpec, spec_of
 
 CONFIG = "freqfusion.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = 1
-_PARTS: dict[str, type] = {
-    "host": dict,
-    "host.source": str,
-    "host.name": str,
-    "host.arguments": dict,
-    "versions": dict,
-    "sha256": str,
-    "upgrade": dict,
-    "upgrade.fusion": str,
-    "upgrade.init": str,
-    "upgrade.options": dict,
-    "upgrade.sites": list,
-    "settings": dict,
-    "settings.frozen_norms": list,
-    "settings.attributes": dict,
-    "classes": list,
-}
-"""What the JSON holds, checked in this order; a model that is not upgraded has null for ``upgrade``."""
-_OPTIONAL = ("settings", "settings.frozen_norms", "settings.attributes", "classes")
 _PACKAGES = {"smp": "segmentation-models-pytorch", "fusion": "freqfusion"}
 
 
-def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None = None) -> Path:
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    host: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Path:
     """Write a model, upgraded or not, to a folder: ``model.safetensors`` and ``freqfusion.json``.
 
     The JSON names the constructor with its arguments, the upgrade, what was set afterwards (thresholds, image sizes,
     frozen norms) and the versions; nothing is pickled. Weights that the constructor would start from are left out.
-    Both files are written beside their place and moved there. If the model has an attribute ``classes``, the names of
-    what it predicts, these are kept too.
+    Both files are written beside their place and moved there.
 
     Args:
         model: the model whose weights are saved.
         directory: made if it does not exist; the two files in it are replaced.
-        host: how the model is made before its upgrade, as :func:`~freqfusion.zoo.spec.load_model`
-            takes it, e.g. ``"torchvision:maskrcnn_resnet50_fpn?num_classes=5"``. Not needed for models of
-            transformers and segmentation_models_pytorch, which know it themselves, for those of
-            ``freqfusion.models``, and for those that ``load_model`` made.
+        host: how the model is made before its upgrade, as :class:`~freqfusion.zoo.spec.ModelSpec`
+            reads it, e.g. ``"torchvision:maskrcnn_resnet50_fpn?num_classes=5"``. Not needed for models of
+            transformers and segmentation_models_pytorch, which know it themselves, and for those that
+            :func:`freqfusion.create_model` made.
+        classes: names of what it predicts; by default those that it has in ``model.spec.classes``.
 
     Returns:
         The folder.
@@ -85,13 +70,14 @@ def save_pretrained(model: nn.Module, directory: str | Path, *, host: str | None
             with layers that differ in more than plain values.
     """
     safetensors = require("safetensors.torch", "hub")
-    description = describe_model(model, host)
+    model = getattr(model, "host", model) if isinstance(model, Model) else model
+    description = describe_model(model, host, classes)
     weights = _unshared(model)
     data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
         **description,
-        "versions": _versions(description["host"]["source"]),
+        "versions": _versions(description["spec"]["name"]),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     try:
@@ -139,7 +125,7 @@ def from_pretrained(
     if not folder.is_dir():
         folder = _download(str(directory), revision)
     config, data = _read(folder)
-    _warn_of_versions(config["versions"], config["host"]["source"], folder)
+    _warn_of_versions(config["versions"], config["spec"]["name"], folder)
     model = rebuild_model(config, host, str(folder / CONFIG), len(data))
     try:
         weights: dict[str, Tensor] = safetensors.load(data)
@@ -153,50 +139,49 @@ def from_pretrained(
     return model.eval()
 
 
-def describe_model(model: nn.Module, host: str | None = None) -> dict[str, Any]:
-    """How a model is made, upgraded and set, and what its classes are called, in the plain values of the JSON.
+def is_saved(name: str | Path) -> bool:
+    """Whether a name stands for a folder of :func:`save_pretrained`, or may stand for a repository of the hub."""
+    text = str(name)
+    if (Path(text) / CONFIG).is_file():
+        return True
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not Path(text).exists()
+
+
+def describe_model(
+    model: nn.Module, host: str | None = None, classes: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The spec of a model and what it was set to afterwards, in the plain values of the JSON.
 
     The model is made again, and compared, so that nothing is written down that cannot be read.
 
     Args:
         model: see :func:`save_pretrained`.
-        host: likewise.
+        host: see :func:`save_pretrained`.
+        classes: see :func:`save_pretrained`.
 
     Raises:
         ValueError: if it cannot be told how the model is made, or if that makes another one.
     """
-    spec = ModelSpec.parse(host) if host is not None else _describe(model)
-    if spec.is_known:
-        spec = ModelSpec(spec.source, spec.name, without_outside(spec.arguments, spec.source))
-    upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
-    description: dict[str, Any] = {
-        "host": {"source": spec.source, "name": spec.name, "arguments": spec.arguments},
-        "upgrade": None
-        if upgrade is None
-        else {
-            "fusion": upgrade.fusion,
-            "init": upgrade.init,
-            "options": upgrade.options,
-            "sites": list(upgrade.sites),
-        },
-    }
-    classes = getattr(model, "classes", None)
-    if isinstance(classes, (list, tuple)):
-        description["classes"] = [str(name) for name in classes]
-    _check_description(description, "the model")
-    maker = f"{spec.source}:{spec.name} with these arguments"
+    from freqfusion.zoo.create import build
+
+    spec = spec_of(model, host)
+    if classes is not None:
+        spec = replace(spec, classes=tuple(map(str, classes)))
+    if spec.is_known:  # what could not be read again is not written
+        ModelSpec.from_json(spec.to_json(), "the model")
+    maker = f"{spec.name} with these options"
     with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
-        made = rebuild_model(description, host=spec.build)
+        made = build(spec)
     settings: dict[str, Any] = {FROZEN: freeze_as(model, made)}
     _check_fit(model.state_dict(), made, "the saved model", maker)
     settings[ATTRIBUTES] = find_attributes(model, made, maker)
     restore_settings(made, {ATTRIBUTES: settings[ATTRIBUTES]}, maker)
     settings = {name: value for name, value in settings.items() if value}
-    return description | ({"settings": settings} if settings else {})
+    return {"spec": spec.to_json(), "settings": settings}
 
 
 def rebuild_model(
-    description: Mapping[str, Any],
+    description: Any,
     host: str | Callable[[], nn.Module] | None = None,
     source: str = "the description",
     size: int | None = None,
@@ -204,7 +189,7 @@ def rebuild_model(
     """A model with fresh weights, as :func:`describe_model` says it was made.
 
     Args:
-        description: of the model.
+        description: of the model; a file may hold it that is somebody else's.
         host: see :func:`from_pretrained`.
         source: where the description comes from, for messages.
         size: bytes of the weights that belong to it, where these are somebody else's; a model with many more
@@ -214,57 +199,58 @@ def rebuild_model(
         ImportError: if the host's library is not installed.
         ValueError: if only the description names the code that makes the model, or if it asks for something outside.
     """
-    _check_description(description, source)
-    spec = ModelSpec(**description["host"])
+    from freqfusion.zoo.create import build
 
-    def bounds() -> contextlib.AbstractContextManager[None]:
-        if size is None:
-            return contextlib.nullcontext()
-        return building(size, f"{source}: the model cannot be made as it says: ")
-
-    if host is None:
-        if not spec.is_known:
-            raise ValueError(
-                f"{source} says that the model is made by {spec.source}:{spec.name}, code that is not "
-                "run because a file names it; if you trust it, pass it as host="
-            )
-        with bounds():
-            model = spec.build()
-    else:
-        model = ModelSpec.parse(host).build() if isinstance(host, str) else host()
-    if description["upgrade"] is not None:
-        with bounds():
-            upgrade_again_(model, Upgrade(**description["upgrade"]))
-    restore_settings(model, description.get("settings", {}), source)
-    if "classes" in description:
-        model.classes = tuple(description["classes"])  # type: ignore[assignment]
+    spec, settings = read_description(description, source)
+    with (
+        contextlib.nullcontext()
+        if size is None
+        else building(size, f"{source}: the model cannot be made as it says: ")
+    ):
+        if host is None or isinstance(host, str):
+            if host is not None:
+                spec = replace(ModelSpec.parse(host), upgrade=spec.upgrade, classes=spec.classes)
+            else:
+                refuse_code(spec, source)
+            model = build(spec)
+        else:
+            model = host()
+            if spec.upgrade is not None:
+                upgrade_again_(model, spec.upgrade)
+            model.spec = spec  # type: ignore[assignment]
+    restore_settings(model, settings, source)
     return model
 
 
-def _check_description(description: Mapping[str, Any], source: str) -> None:
-    """Refuse what has another form, or asks for something outside."""
-    check_plain(description, source)
-    for key, kind in _PARTS.items():
-        if key in ("versions", "sha256"):  # of the file, not of the model
-            continue
-        _check_part(description, key, kind, source)
-    classes = description.get("classes", [])
-    if len(classes) > MAX_CLASSES or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"{source} was changed: classes must be at most {MAX_CLASSES} texts. Copy it again")
-    spec = ModelSpec(**description["host"])
-    if spec.is_known:
-        check_spec(spec, source)
-    if description["upgrade"] is not None:
-        check_arguments(description["upgrade"]["options"], source)
+def refuse_code(spec: ModelSpec, source: str) -> None:
+    """Refuse a model that is made by code that only a file names, and not the user.
+
+    Raises:
+        ValueError: naming the code.
+    """
+    if not spec.is_known and spec.library not in os.environ.get(IMPORT_VARIABLE, "").split(","):
+        raise ValueError(
+            f"{source} says that the model is made by {spec.name}, code that is not run because a file names it; if "
+            f"you trust it, pass it as host=, or on the command line add --import {spec.library}"
+        )
 
 
-def _check_part(config: Mapping[str, Any], key: str, kind: type, source: str | Path) -> None:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    plain = key.startswith("upgrade") and config.get("upgrade", "absent") is None
-    if not isinstance(value, kind) and not plain and not (value is None and key in _OPTIONAL):
-        raise ValueError(f"{source} was changed: {key} is {value!r}. Copy it again")
+def read_description(description: Any, source: str) -> tuple[ModelSpec, dict[str, Any]]:
+    """Spec and settings in what :func:`describe_model` gave, checked.
+
+    Raises:
+        ValueError: for another form, or what would fetch or open something outside.
+    """
+    parts = description if isinstance(description, Mapping) else {}
+    spec = ModelSpec.from_json(parts.get("spec"), source)
+    settings = parts.get("settings") or {}
+    kinds: dict[str, type] = {FROZEN: list, ATTRIBUTES: dict}
+    if not isinstance(settings, dict) or any(
+        not isinstance(settings.get(name, kind()), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"{source} was changed: settings is {settings!r:.80}. Copy it again")
+    check_plain(settings, source)
+    return spec, settings
 
 
 def push_to_hub(
@@ -299,27 +285,6 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def _describe(model: nn.Module) -> ModelSpec:
-    """How the model is made, if that can be known."""
-    spec = getattr(model, "freqfusion_host", None)
-    if isinstance(spec, ModelSpec):
-        return spec
-    made_by = getattr(model, "made_by", None)  # of our own networks
-    if isinstance(made_by, tuple):
-        return ModelSpec("freqfusion", *made_by)
-    host = type(model).host_class() if isinstance(model, Upgraded) else type(model)
-    library = host.__module__.partition(".")[0]
-    config: Any = getattr(model, "config", None)
-    if library == "transformers" and config is not None:
-        return ModelSpec("transformers", host.__name__, config.to_dict())
-    if library == "segmentation_models_pytorch" and config is not None:
-        return ModelSpec("smp", host.__name__, {**config, "encoder_weights": None})
-    raise ValueError(
-        f"it is not known how this {host.__name__} is made; say it with host=, for example "
-        'host="torchvision:maskrcnn_resnet50_fpn?num_classes=5" or host="my_package.models:build"'
-    )
-
-
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
     """Contiguous CPU tensors, one name for each: of weights that several modules share the first one stays."""
     seen: set[int] = set()
@@ -331,29 +296,11 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, target: str) -> None:
+def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, target: str) -> None:
     """Raise unless the weights are those of the model; shared ones may come under one of their names."""
-    expected = model.state_dict(keep_vars=True)
-    present = {id(expected[name]) for name in weights if name in expected}
-    problems = [
-        f"lacks {name}"
-        for name, tensor in expected.items()
-        if name not in weights and id(tensor) not in present
-    ]
-    problems += [f"has {name}, which is unknown" for name in weights if name not in expected]
-    problems += [
-        f"has {name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-        for name, tensor in weights.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    problems += [
-        f"has {name} in {tensor.dtype} instead of {expected[name].dtype}"
-        for name, tensor in weights.items()
-        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point()
-    ]
+    problems = match(weights, model.state_dict(keep_vars=True)).problems
     if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(f"{source} does not fit {target}: it {'; it '.join(problems[:4])}{more}")
+        raise ValueError(f"{source} does not fit {target}: {problems}")
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -382,8 +329,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"{path} has the format {config['format']!r}, this freqfusion reads {FORMAT}; update it: "
             "python -m pip install --upgrade freqfusion"
         )
-    for key, kind in _PARTS.items():
-        _check_part(config, key, kind, path)
+    for key, kind in (("versions", dict), ("sha256", str)):
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f"{path} was changed: {key} is {config.get(key)!r}. Copy it again")
+    read_description(config, str(path))
     data = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(data).hexdigest() != config["sha256"]:
         raise ValueError(
@@ -393,7 +342,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return config, data
 
 
-def _versions(source: str) -> dict[str, str]:
+def _versions(name: str) -> dict[str, str]:
+    """Of torch, of this package, and of the library that a model's name begins with."""
+    source = name.rpartition(":")[0] or ("transformers" if name in PUBLISHED else "")
     versions = {"torch": str(torch.__version__)}
     for package in ("freqfusion", _PACKAGES.get(source, source)):
         with contextlib.suppress(
@@ -403,8 +354,8 @@ def _versions(source: str) -> dict[str, str]:
     return versions
 
 
-def _warn_of_versions(written: dict[str, str], source: str, folder: Path) -> None:
-    here = _versions(source)
+def _warn_of_versions(written: dict[str, str], model: str, folder: Path) -> None:
+    here = _versions(model)
     changed = [
         f"{name} {version} (here {here.get(name, 'none')})"
         for name, version in written.items()
@@ -415,23 +366,19 @@ def _warn_of_versions(written: dict[str, str], source: str, folder: Path) -> Non
 
 
 def _model_card(repo_id: str, model: nn.Module, config: dict[str, Any]) -> str:
-    host, upgrade = config["host"], config["upgrade"]
-    made = f"`{host['source']}:{host['name']}`"
-    what = (
-        f"{made}, upgraded with `{upgrade['fusion']}` at {len(upgrade['sites'])} sites (init `{upgrade['init']}`)"
-        if upgrade
-        else made
-    )
+    hub = require("huggingface_hub", "hub")
+    upgrade, made = config["spec"]["upgrade"], f"`{config['spec']['name']}`"
+    if upgrade:
+        made += f", upgraded with `{upgrade['fusion']}` at {len(upgrade['sites'])} sites (init `{upgrade['init']}`)"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    data = hub.ModelCardData(library_name="freqfusion", tags=["freqfusion"])
     return f"""---
-library_name: freqfusion
-tags:
-- freqfusion
+{data.to_yaml()}
 ---
 # {repo_id}
 
-{what}. {parameters:,} parameters. Written with {versions}.
+{made}. {parameters:,} parameters. Written with {versions}.
 
 ```python
 import freqfusion

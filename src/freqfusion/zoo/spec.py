@@ -1,247 +1,173 @@
-"""Models by a line of text: ``torchvision:maskrcnn_resnet50_fpn?num_classes=5``."""
+"""How a model is made: one value that is text, JSON and a model's attribute ``spec``."""
 
 import ast
-import copy
-import importlib
-import importlib.util
-import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from torch import nn
 
-from freqfusion import models
-from freqfusion._optional import require
-from freqfusion._untrusted import check_arguments, check_name
-from freqfusion.fusion import create_fusion
+from freqfusion._untrusted import MAX_CLASSES, check_arguments, check_name, check_plain, without_outside
+from freqfusion.upgrade import Upgrade, Upgraded
 
+LIBRARIES = ("torchvision", "smp", "transformers", "monai", "ultralytics", "fusion")
+"""Which names before a colon are libraries, so that building runs no code that a text names."""
 EXAMPLES = """\
-torchvision:maskrcnn_resnet50_fpn?num_classes=5
-smp:Unet?encoder_name=resnet18&classes=2
-transformers:Mask2Former, transformers:SegformerForSemanticSegmentation?num_labels=19
-monai:BasicUNet?spatial_dims=2&in_channels=1&out_channels=2
+segnext_t, unet_convnext_tiny, mask_rcnn_r50, mask2former_swin_b (freqfusion.list_models() has more)
+torchvision:maskrcnn_resnet50_fpn
+smp:Unet?encoder_name=resnet18
+transformers:Mask2Former, transformers:SegformerForSemanticSegmentation
+monai:BasicUNet?spatial_dims=2&in_channels=1
 ultralytics:yolo11n.yaml
-freqfusion:segnext_t?num_classes=19
 fusion:freqfusion?hr_channels=64&lr_channels=128
 package.module:function?width=32, or path/to/file.py:function"""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How a model is made.
+    """How a model is made, upgraded, and what its classes are called.
 
-    A constructor's name in a library and its arguments, which are plain values; ``str()`` gives the line that
-    :meth:`parse` reads.
+    ``str()`` gives the line of text that :meth:`parse` reads, of name and options; :meth:`to_json` has everything.
     """
 
-    source: str
-    """One of ``torchvision smp transformers monai ultralytics freqfusion fusion``, else a Python module or file."""
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    """``segnext_t``; ``library:name`` with one of :data:`LIBRARIES`; ``module:function`` or ``file.py:function``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the constructor, plain values. None names weights to start from."""
+    upgrade: Upgrade | None = None
+    """What :func:`freqfusion.upgrade_` did to it."""
+    classes: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "ModelSpec":
-        """Read ``library:name?argument=value&...``; values are Python literals, other words are strings.
+        """Read ``name?option=value&...``; values are Python literals, other words are strings.
 
         Raises:
             ValueError: if it is not of that form.
 
-        >>> ModelSpec.parse("smp:Unet?encoder_name=resnet18&classes=2")
-        ModelSpec(source='smp', name='Unet', arguments={'encoder_name': 'resnet18', 'classes': 2})
+        >>> ModelSpec.parse("smp:Unet?encoder_name=resnet18&classes=2").options
+        {'encoder_name': 'resnet18', 'classes': 2}
         """
-        target, _, query = text.partition("?")
-        source, colon, name = target.rpartition(":")
-        if not (source and colon and name):
+        name, _, query = text.partition("?")
+        if not name or name.startswith(":") or name.endswith(":"):
             raise ValueError(f"{text!r} does not name a model; write it like one of these:\n{EXAMPLES}")
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        return cls(source, name, {key: _literal(value) for key, value in pairs})
+        return cls(name, {key: _literal(value) for key, value in pairs})
 
     def __str__(self) -> str:
-        query = urlencode({key: _text(value) for key, value in self.arguments.items()})
-        return f"{self.source}:{self.name}" + (f"?{query}" if query else "")
+        query = urlencode({key: _text(value) for key, value in self.options.items()})
+        return self.name + (f"?{query}" if query else "")
+
+    @property
+    def library(self) -> str:
+        """What stands before the colon; ``""`` for networks of this package."""
+        return self.name.rpartition(":")[0]
 
     @property
     def is_known(self) -> bool:
-        """Whether the library is one of those above, so that building runs no code that the text names."""
-        return self.source in _BUILDERS
+        """Whether it is of this package or of a library, so that building runs no code that the text names."""
+        return self.library in ("", *LIBRARIES)
 
-    def build(self) -> nn.Module:
-        """The model with fresh weights; nothing is downloaded unless an argument asks for it.
+    def without_outside(self) -> "ModelSpec":
+        """The same without options that make a known library fetch or open something."""
+        return replace(self, options=without_outside(self.options, self.library)) if self.is_known else self
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any, source: str | Path = "the spec") -> "ModelSpec":
+        """Read what :meth:`to_json` gave, in a file that may be somebody else's.
 
         Raises:
-            ImportError: if the library is not installed.
-            ValueError: if it has no such model, or what was named does not make one.
-            TypeError: for an argument that the constructor does not take.
+            ValueError: for another form, or what would fetch or open something outside.
         """
-        build = _BUILDERS.get(self.source)
-        arguments = copy.deepcopy(self.arguments)  # transformers takes entries out of nested dicts
-        model = build(self.name, arguments) if build else self._python()(**arguments)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"{self} made a {type(model).__name__}, not a torch.nn.Module")
-        model.freqfusion_host = self  # type: ignore[assignment]
-        return model
-
-    def _python(self) -> Callable[..., Any]:
-        if self.source.endswith(".py"):
-            path = Path(self.source)
-            if not path.is_file():
-                raise ValueError(f"there is no file {path} to take {self.name} from")
-            source = importlib.util.spec_from_file_location(path.stem, path)
-            assert source is not None  # a .py file has a loader
-            assert source.loader is not None
-            module = importlib.util.module_from_spec(source)
-            source.loader.exec_module(module)
-        else:
-            try:
-                module = importlib.import_module(self.source)
-            except ModuleNotFoundError as error:
-                if error.name != self.source.partition(".")[0]:
-                    raise
-                raise ValueError(
-                    f"there is neither a library nor a Python module {self.source!r}; write the model like one of "
-                    f"these:\n{EXAMPLES}"
-                ) from error
-        function: Any = getattr(module, self.name, None)
-        if not callable(function):
-            raise ValueError(f"{self.source} has no function or class {self.name!r}")
-        found: Callable[..., Any] = function
-        return found
+        check_plain(content, source)
+        parts = content if isinstance(content, Mapping) else {}
+        upgrade, classes = parts.get("upgrade"), parts.get("classes")
+        _check_types(parts, {"name": str, "options": dict}, source, "spec")
+        if upgrade is not None:
+            _check_types({"upgrade": upgrade}, {"upgrade": dict}, source, "spec")
+            kinds: dict[str, type] = {"fusion": str, "init": str, "sites": (list, tuple), "options": dict}  # type: ignore[dict-item]
+            _check_types(upgrade, kinds, source, "spec.upgrade")
+            check_arguments(upgrade["options"], source)
+            upgrade = Upgrade(
+                upgrade["fusion"], upgrade["init"], tuple(upgrade["sites"]), dict(upgrade["options"])
+            )
+        if classes is not None and not (
+            isinstance(classes, (list, tuple))
+            and len(classes) <= MAX_CLASSES
+            and all(isinstance(name, str) for name in classes)
+        ):
+            raise ValueError(
+                f"{source} was changed: classes must be at most {MAX_CLASSES} texts. Copy it again"
+            )
+        spec = cls(
+            parts["name"], dict(parts["options"]), upgrade, None if classes is None else tuple(classes)
+        )
+        if spec.is_known:
+            _check_known(spec, source)
+        return spec
 
 
-def load_model(spec: str) -> nn.Module:
-    """Build a model from a line of text, with fresh weights.
+def spec_of(model: nn.Module, host: str | None = None) -> ModelSpec:
+    """How a model is made and upgraded as it is now.
 
     Args:
-        spec: ``library:name?argument=value&...``, for example
-            ``torchvision:maskrcnn_resnet50_fpn?num_classes=5`` or ``smp:Unet?encoder_name=resnet18``;
-            or ``package.module:function`` or ``file.py:function`` for a constructor of your own.
-
-    Returns:
-        The model; it remembers ``spec``, so that :func:`freqfusion.save_pretrained` can write it down.
+        model: upgraded or not.
+        host: how it is made before its upgrade, where it does not know that itself.
 
     Raises:
-        ImportError: if the library is not installed.
-        ValueError: for another form, or a name that the library does not have.
-        TypeError: for an argument that the constructor does not take.
+        ValueError: if that is not known.
     """
-    return ModelSpec.parse(spec).build()
+    known: Any = getattr(model, "spec", None)
+    if host is not None:
+        spec = replace(ModelSpec.parse(host), classes=getattr(known, "classes", None))
+    elif isinstance(known, ModelSpec):
+        spec = known
+    else:
+        spec = _spec_of_library(model)
+    return replace(spec.without_outside(), upgrade=getattr(model, "freqfusion_upgrade", None))
 
 
-def check_spec(spec: ModelSpec, source: str | Path) -> None:
-    """Refuse a model of a library, named by a file, whose constructor would fetch or open something.
+def _spec_of_library(model: nn.Module) -> ModelSpec:
+    host = type(model).host_class() if isinstance(model, Upgraded) else type(model)
+    library = host.__module__.partition(".")[0]
+    config: Any = getattr(model, "config", None)
+    if library == "transformers" and config is not None:
+        return ModelSpec(f"transformers:{host.__name__}", config.to_dict())
+    if library == "segmentation_models_pytorch" and config is not None:
+        return ModelSpec(f"smp:{host.__name__}", {**config, "encoder_weights": None})
+    raise ValueError(
+        f"it is not known how this {host.__name__} is made; say it with host=, for example "
+        'host="torchvision:maskrcnn_resnet50_fpn?num_classes=5" or host="my_package.models:build"'
+    )
 
-    Raises:
-        ValueError: naming the argument.
-    """
-    check_name(spec.name, source)
-    check_arguments(spec.arguments, source, spec.source)
-    if spec.source == "ultralytics":
+
+def _check_types(parts: Mapping[str, Any], kinds: Mapping[str, Any], source: str | Path, place: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(parts.get(name), kind):
+            raise ValueError(f"{source} was changed: {place}.{name} is {parts.get(name)!r}. Copy it again")
+
+
+def _check_known(spec: ModelSpec, source: str | Path) -> None:
+    """Refuse a model, named by a file, whose constructor would fetch or open something."""
+    name = spec.name.removeprefix(f"{spec.library}:")
+    check_name(name, source)
+    check_arguments(spec.options, source, spec.library)
+    if spec.library == "ultralytics":
         # it looks in the working directory first, for the name with and without its size
-        names = (spec.name, re.sub(r"(\d+)[nslmx]", r"\1", spec.name))
-        found = next((name for name in names if Path(name).exists()), None)
+        found = next((x for x in (name, re.sub(r"(\d+)[nslmx]", r"\1", name)) if Path(x).exists()), None)
         if found is not None:
             raise ValueError(
-                f"{source} names {spec.name}, and {found} in the working directory would be read for it: run this "
+                f"{source} names {name}, and {found} in the working directory would be read for it: run this "
                 "in another directory"
             )
-
-
-def _model_class(module: Any, name: str, library: str) -> type[nn.Module]:
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{library} has no model {name!r}")
-    return found
-
-
-def _torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
-    models = require("torchvision.models", "vision")
-    if name not in models.list_models():
-        raise ValueError(f"torchvision has no model {name!r}; torchvision.models.list_models() lists them")
-    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-        arguments.setdefault("weights_backbone", None)
-    model: nn.Module = models.get_model(name, **arguments)
-    return model
-
-
-def _smp(name: str, arguments: dict[str, Any]) -> nn.Module:
-    smp = require("segmentation_models_pytorch", "hosts")
-    return _model_class(smp, name, "smp")(**{"encoder_weights": None, **arguments})
-
-
-_TASKS = (
-    "",
-    "ForUniversalSegmentation",
-    "ForInstanceSegmentation",
-    "ForSemanticSegmentation",
-    "ForDepthEstimation",
-    "ForObjectDetection",
-)
-
-
-def _transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
-    transformers = require("transformers", "hosts")
-    candidates: Iterator[Any] = (getattr(transformers, name + task, None) for task in _TASKS)
-    classes: list[Any] = [
-        cls for cls in candidates if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    ]
-    if not classes:
-        raise ValueError(
-            f"transformers has no model {name!r}, nor one of that name with {', '.join(_TASKS[1:])}"
-        )
-    model: nn.Module = classes[0](classes[0].config_class.from_dict(arguments))
-    return model
-
-
-def _monai(name: str, arguments: dict[str, Any]) -> nn.Module:
-    network = _model_class(require("monai.networks.nets", "medical"), name, "monai")
-    if "pretrained" in inspect.signature(network).parameters:  # some download weights unless told otherwise
-        arguments.setdefault("pretrained", False)
-    return network(**arguments)
-
-
-def _ultralytics(name: str, arguments: dict[str, Any]) -> nn.Module:
-    if not name.endswith(".yaml"):  # a .pt file is a pickle, which could run anything
-        raise ValueError(
-            f"an ultralytics model is named by its configuration, such as yolo11n.yaml, not {name!r}"
-        )
-    try:
-        from ultralytics import RTDETR, YOLO
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "ultralytics is not installed; freqfusion does not bring it, as its licence is AGPL-3.0. If that "
-            "suits you, run: python -m pip install ultralytics"
-        ) from error
-    model: Any = (RTDETR if "rtdetr" in name else YOLO)(name).model
-    if arguments:  # the wrapper passes none on
-        model = type(model)(name, verbose=False, **arguments)
-    built: nn.Module = model
-    return built
-
-
-def _freqfusion(name: str, arguments: dict[str, Any]) -> nn.Module:
-    create: Any = models.create_detector if name.startswith(models.DETECTORS) else models.create_model
-    model: nn.Module = create(name, **arguments)
-    return model
-
-
-def _fusion(name: str, arguments: dict[str, Any]) -> nn.Module:
-    return create_fusion(name, **arguments)
-
-
-_BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
-    "torchvision": _torchvision,
-    "smp": _smp,
-    "transformers": _transformers,
-    "monai": _monai,
-    "ultralytics": _ultralytics,
-    "freqfusion": _freqfusion,
-    "fusion": _fusion,
-}
 
 
 def _literal(text: str) -> Any:

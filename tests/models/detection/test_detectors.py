@@ -8,11 +8,11 @@ import torchvision
 from torch import Tensor
 
 import freqfusion
-from freqfusion.models.detection import RCNN, PanopticFPN, create_detector, list_detectors
-from freqfusion.models.detection.augmented import predict_objects
+from freqfusion import create_model, list_models
+from freqfusion.models.detection import RCNN, LibraryDetector, PanopticFPN
 from freqfusion.models.detection.backbone import ResNetEncoder
 from freqfusion.models.detection.rcnn import paste_masks
-from freqfusion.models.inference import fitting_size
+from freqfusion.models.inference import ObjectInference, fitting_size
 
 SMALL: dict[str, Any] = {
     "channels": 32,
@@ -31,7 +31,7 @@ def create_small(kind: str, fusion: str = "freqfusion", **options: Any) -> RCNN:
     settings = {**SMALL, "things": THINGS if panoptic else None, **options}
     if panoptic:
         settings.setdefault("semantic_channels", 32)
-    return create_detector(f"{kind}_r18", classes, fusion, **settings)
+    return create_model(f"{kind}_r18", classes, fusion, **settings)
 
 
 def make_target(height: int, width: int, boxes: list[list[float]]) -> dict[str, Tensor]:
@@ -64,8 +64,8 @@ def make_batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 
 def test_names() -> None:
-    assert len(list_detectors()) == 12
-    assert list_detectors()[-1] == "panoptic_fpn_r101"
+    assert len(list_models("*_rcnn_*")) == 8
+    assert list_models("panoptic_fpn_*")[-1] == "panoptic_fpn_r101"
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -224,19 +224,19 @@ def test_backbone_weights(tmp_path: Any) -> None:
 
 
 def test_a_network_of_timm() -> None:
-    model = create_detector("mask_rcnn_convnext_atto", 2, **SMALL)
+    model = create_model("mask_rcnn_convnext_atto", 2, **SMALL)
     images, targets = make_batch()
     for target in targets:
         target["labels"] = target["labels"].clamp(max=2)
     sum(model(images, targets).values()).backward()
     with pytest.raises(ValueError, match=r"strides \(16, 32, 64\), the detectors need \(4, 8, 16, 32\)"):
-        create_detector("faster_rcnn_levit_conv_128s", 2, **SMALL)
+        create_model("faster_rcnn_levit_conv_128s", 2, **SMALL)
 
 
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("yolo_r50", {}, "unknown detector 'yolo_r50'; choose one of faster_rcnn_r18"),
+        ("yolo_r50", {}, "unknown model 'yolo_r50'"),
         ("faster_rcnn_r50", {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ("panoptic_fpn_r18", {}, "things must say for each of the 3 classes whether it is one, got none"),
         ("panoptic_fpn_r18", {"things": [True] * 3}, "needs things and stuff, got 3 things among 3"),
@@ -251,7 +251,7 @@ def test_a_network_of_timm() -> None:
 )
 def test_what_cannot_be_built(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create_detector(name, **{"num_classes": 3, **options})
+        create_model(name, **{"num_classes": 3, **options})
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_one_fixed_size_has_no_scales() -> None:
         weights=None, weights_backbone=None, num_classes=3
     )
     with pytest.raises(ValueError, match=r"SSD resizes every image to \(320, 320\) .*leave sizes out"):
-        predict_objects(model.eval(), [torch.rand(3, 40, 50)], sizes=[320, 400])
+        LibraryDetector(model.eval()).find([torch.rand(3, 40, 50)], ObjectInference(sizes=[320, 400]))
 
 
 def test_saved_and_loaded(tmp_path: Any) -> None:
@@ -303,9 +303,9 @@ def test_upgraded_torchvision_detector_keeps_its_contract() -> None:
 def test_numbers_of_classes_come_back_where_values_were_lost() -> None:
     """No state dict has them."""
     things = [True, False, True, False]
-    expected = create_detector("panoptic_fpn_r18", 4, things=things)
+    expected = create_model("panoptic_fpn_r18", 4, things=things)
     with torch.device("meta"):
-        model = create_detector("panoptic_fpn_r18", 4, things=things)
+        model = create_model("panoptic_fpn_r18", 4, things=things)
     model.to_empty(device="cpu")
     for name in ("thing_labels", "stuff_labels", "thing_numbers", "semantic_numbers"):
         assert torch.equal(getattr(model, name), getattr(expected, name)), name

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
+from freqfusion import create_model
 from freqfusion.decoders import FPN
-from freqfusion.models.detection import RCNN, create_detector
+from freqfusion.models.detection import RCNN
 from freqfusion.zoo.official import read_official
 from freqfusion.zoo.official.detectors import own_keys
 from support import GOLDEN, assert_close, fill_by_rule, load_golden, value_by_rule
@@ -22,7 +23,7 @@ COCO_THINGS = [True] * 80 + [False] * 53
 def create_released(name: str) -> RCNN:
     """A network with the options of the release."""
     panoptic = name.startswith("panoptic")
-    return create_detector(
+    return create_model(
         name,
         133 if panoptic else 80,
         top_level="fused",
@@ -71,7 +72,7 @@ def test_parameters_of_the_paper(name: str, classes: int, parameters: int) -> No
     for fusion in ("nearest", "freqfusion"):
         options = {"feature_resample_norm": False} if fusion == "freqfusion" else None
         with torch.device("meta"):
-            model = create_detector(name, classes, fusion, things=things, fusion_options=options)
+            model = create_model(name, classes, fusion, things=things, fusion_options=options)
         counts[fusion] = sum(p.numel() for p in model.parameters())
     assert counts["nearest"] == parameters
     assert json.loads((GOLDEN / "param_counts.json").read_text())[name]["plain_params"] == parameters
@@ -136,7 +137,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> RCNN:
         state[key] = value * meta["gains"].get(key, 1)
     path = tmp_path_factory.mktemp("official") / "faster_rcnn_r50_freqfusion.pth"
     torch.save({"meta": {"epoch": 12}, "state_dict": state}, path)
-    model = read_official(path)
+    model = read_official(path)[0].model
     path.unlink()
     assert isinstance(model, RCNN)
     return model

@@ -7,11 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from freqfusion.decoders import FPN
-from freqfusion.models.encoders import TimmEncoder
-from freqfusion.weights.files import load_backbone_weights
-
-RESNETS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
-"""Short names of torchvision's residual networks."""
+from freqfusion.models.encoders import RESNETS, TimmEncoder
 
 
 class ResNetEncoder(nn.Module):
@@ -42,6 +38,7 @@ class ResNetEncoder(nn.Module):
             self.add_module(part, getattr(network, part))
         width = network.fc.in_features
         self.out_channels = (width // 8, width // 4, width // 2, width)
+        self.name = name
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         for module in self._frozen():
@@ -93,45 +90,22 @@ class PyramidBackbone(nn.Module):
         return OrderedDict((str(i), x) for i, x in enumerate(self.fpn(self.body(images))))
 
 
-def create_encoder(name: str, weights: str | None, **options: Any) -> nn.Module:
-    """An encoder by name.
+def create_encoder(name: str, **options: Any) -> nn.Module:
+    """An encoder with fresh weights by name.
 
     Args:
         name: ``"r18"``, ``"r34"``, ``"r50"``, ``"r101"``, or a network of timm with maps at the strides 4 to 32.
-        weights: see :func:`freqfusion.models.detection.create_detector`; None for fresh ones.
         **options: of :class:`ResNetEncoder`, or of ``timm.create_model``.
 
     Raises:
         ImportError: for a network of timm where timm is not installed.
-        ValueError: for an unknown name, other strides, or weights that do not fit.
+        ValueError: for an unknown name or other strides.
     """
     if name in RESNETS:
-        encoder = ResNetEncoder(RESNETS[name], **options)
-        if weights is None:
-            return encoder
-        library, _, tag = weights.partition(":")
-        if library == "torchvision":
-            kinds = torchvision.models.get_model_weights(RESNETS[name])
-            if tag not in kinds.__members__:
-                raise ValueError(
-                    f"torchvision has no weights {tag!r} of {RESNETS[name]}; it has {', '.join(kinds.__members__)}"
-                )
-            state = dict(kinds[tag].get_state_dict(progress=True, check_hash=True))
-            encoder.load_state_dict({key: x for key, x in state.items() if not key.startswith("fc.")})
-        elif library == "timm":
-            pretrained: Any = TimmEncoder(tag, pretrained=True).network
-            encoder.load_state_dict(pretrained.state_dict())
-        else:
-            load_backbone_weights(encoder, weights)
-        return encoder
-    if weights is not None and weights != "timm":
+        return ResNetEncoder(RESNETS[name], **options)
+    encoder = TimmEncoder(name, options=options)
+    if encoder.strides != ResNetEncoder.strides:
         raise ValueError(
-            f"backbone_weights of the timm network {name!r} can only be 'timm' (timm's own, downloaded once), "
-            f"got {weights!r}"
+            f"{name!r} gives maps at the strides {encoder.strides}, the detectors need {ResNetEncoder.strides}"
         )
-    timm_encoder = TimmEncoder(name, pretrained=weights is not None, options=options)
-    if timm_encoder.strides != ResNetEncoder.strides:
-        raise ValueError(
-            f"{name!r} gives maps at the strides {timm_encoder.strides}, the detectors need {ResNetEncoder.strides}"
-        )
-    return timm_encoder
+    return encoder

@@ -173,6 +173,7 @@ class PanopticFPN(Constants, RCNN):
         super().__init__(backbone, len(thing_labels), masks=True, **options)
         self.num_classes = len(things)
         self.things = [bool(thing) for thing in things]
+        self.finds = "segments"
         branches = len(stuff_labels) + 1
         self.semantic_branch = SemanticBranch(backbone.out_channels, semantic_channels, branches)
         if not 0.5 <= panoptic_score_thresh <= 1:  # below one half a region may have several classes

@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
-from freqfusion.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.detection.backbone import PyramidBackbone
+from freqfusion.models.detection.contract import Detector
 from freqfusion.models.detection.heads import (
     BoxPredictor,
     MaskPredictor,
@@ -103,7 +104,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
         return result
 
 
-class RCNN(GeneralizedRCNN):
+class RCNN(GeneralizedRCNN, Detector):
     """Faster R-CNN or, with masks, Mask R-CNN on a feature pyramid; called as torchvision's are.
 
     What differs from torchvision's models of these names, because the published ones have it so: anchors that
@@ -135,9 +136,6 @@ class RCNN(GeneralizedRCNN):
     Source: Ren et al., NeurIPS 2015; He et al., "Mask R-CNN", ICCV 2017; settings of the configurations
     ``faster_rcnn_r50_fpn`` and ``mask_rcnn_r50_fpn`` of mmdetection 2.28, on which the FreqFusion release builds.
     """
-
-    made_by: tuple[str, dict[str, Any]] | None = None
-    """Name and arguments with which :func:`freqfusion.models.create_detector` makes such a network, if it did."""
 
     def __init__(
         self,
@@ -200,3 +198,5 @@ class RCNN(GeneralizedRCNN):
         )
         super().__init__(backbone, rpn, heads, transform)
         self.num_classes = num_classes
+        self.things = [True] * num_classes
+        self.finds = "instances" if masks else "boxes"

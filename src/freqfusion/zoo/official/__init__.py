@@ -5,17 +5,20 @@ Nothing is downloaded and no file can run code. A family of published models is 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from freqfusion._optional import require
 from freqfusion._untrusted import building
 from freqfusion.weights.files import read_state_dict
-from freqfusion.weights.fill import Family, Plan, Shapes, fill
+from freqfusion.weights.fill import fill_
 from freqfusion.zoo.official import detectors, mask2former, segnext
+from freqfusion.zoo.official.base import Family, Plan, Shapes
 from freqfusion.zoo.pretrained import CONFIG, WEIGHTS, save_pretrained
+from freqfusion.zoo.spec import spec_of
 
 __all__ = ["FAMILIES", "Conversion", "convert_official", "read_official"]
 
@@ -39,23 +42,6 @@ class Conversion:
     """How many others there were, by the reason why the model has no place for them."""
     files: tuple[Path, ...]
     """That were written."""
-
-
-def read_official(path: str | Path) -> nn.Module:
-    """The model of an official checkpoint, with its weights, in evaluation mode on the CPU.
-
-    Args:
-        path: a file of :data:`FAMILIES`, in a layout of :func:`~freqfusion.weights.files.read_state_dict`.
-
-    Returns:
-        The model in the dtype of the file; :func:`~freqfusion.save_pretrained` takes it as it is.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ImportError: if a library that has the model is not installed.
-        ValueError: if the file cannot be read, holds another model, or does not fit in every tensor.
-    """
-    return _read(Path(path))[0].model
 
 
 def convert_official(path: str | Path, directory: str | Path) -> Conversion:
@@ -85,17 +71,36 @@ def convert_official(path: str | Path, directory: str | Path) -> Conversion:
             raise FileExistsError(
                 f"{folder} holds a model already ({file.name}); name another folder, or delete it"
             )
-    plan, tensors, unneeded = _read(Path(path))
+    plan, tensors, unneeded = read_official(path)
     save_pretrained(plan.model, folder)
     parameters = sum(parameter.numel() for parameter in plan.model.parameters())
     return Conversion(plan.title, parameters, tensors, unneeded, files)
 
 
-def _read(path: Path) -> tuple[Plan, int, Counter[str]]:
-    """The plan with its model filled, how many tensors that took, and the others by reason."""
-    state = read_state_dict(path)
+def find_family(state: Mapping[str, Tensor]) -> Family | None:
+    """The family of published models that a file's tensors are of, if any."""
     shapes = Shapes({key: tuple(value.shape) for key, value in state.items()})
-    family = next((family for family in FAMILIES if family.recognises(shapes)), None)
+    return next((family for family in FAMILIES if family.recognises(shapes)), None)
+
+
+def read_official(path: str | Path) -> tuple[Plan, int, Counter[str]]:
+    """The model of an official checkpoint, with its weights, in evaluation mode on the CPU.
+
+    Args:
+        path: a file of :data:`FAMILIES`, in a layout of :func:`~freqfusion.weights.read_state_dict`.
+
+    Returns:
+        The plan, whose ``model`` is in the dtype of the file and whose classes it has; how many tensors that took,
+        and how many others there were by the reason why the model has no place for them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if a library that has the model is not installed.
+        ValueError: if the file cannot be read, holds another model, or does not fit in every tensor.
+    """
+    path = Path(path)
+    state = read_state_dict(path)
+    family = find_family(state)
     if family is None:
         known = "\n".join(f"  {family.title}" for family in FAMILIES)
         raise ValueError(
@@ -106,9 +111,10 @@ def _read(path: Path) -> tuple[Plan, int, Counter[str]]:
     if numbers > max(MAX_NUMBERS, path.stat().st_size):
         raise ValueError(f"{path} claims {numbers:,} numbers, more than it has bytes: it is damaged")
     with building(4 * numbers, f"{path} looks like one of {family.title}, but "):
-        plan = family.plan(shapes)
-        unneeded = fill(plan, state)
+        plan = family.plan(Shapes({key: tuple(value.shape) for key, value in state.items()}))
+        double = any(value.dtype == torch.float64 for value in state.values())
+        plan.model.to(torch.float64 if double else torch.float32)
+        unneeded = fill_(plan.model, state, plan.title, plan.own_keys, plan.unneeded, plan.kept)
     plan.model.eval()
-    if plan.classes is not None:
-        plan.model.classes = plan.classes  # type: ignore[assignment]
+    plan.model.spec = replace(spec_of(plan.model), classes=plan.classes)  # type: ignore[assignment]
     return plan, len(state) - unneeded.total(), unneeded

@@ -7,7 +7,8 @@ from typing import Any
 
 from freqfusion._optional import require
 from freqfusion.data import class_names
-from freqfusion.weights.fill import Family, Plan, Renaming, Shapes, fusion_options
+from freqfusion.weights.fill import Renaming
+from freqfusion.zoo.official.base import Family, Plan, Shapes, fusion_options
 
 BACKBONES = {(2, 2): "r18", (4, 6): "r34", (4, 6, 1): "r50", (4, 23, 1): "r101"}
 """By the number of blocks in the second and third stage; 1 stands for bottleneck blocks."""
@@ -38,7 +39,7 @@ _NAMES = Renaming(
 
 
 def own_keys(official_key: str, fusions: int = 4) -> Sequence[str]:
-    """The name in a network of :func:`freqfusion.models.create_detector` of a released tensor; none if unknown.
+    """The name in a network of :func:`freqfusion.create_model` of a released tensor; none if unknown.
 
     Args:
         official_key: the tensor's name.
@@ -59,7 +60,7 @@ def _recognises(shapes: Shapes) -> bool:
 
 def _plan(shapes: Shapes) -> Plan:
     require("torchvision", "vision")
-    from freqfusion.models import create_detector
+    from freqfusion.zoo.create import create_model  # which reads official files
 
     depths = tuple(shapes.count(f"backbone.layer{stage}.") for stage in (2, 3))
     bottleneck = "backbone.layer1.0.conv3.weight" in shapes
@@ -90,9 +91,7 @@ def _plan(shapes: Shapes) -> Plan:
     pyramid = "FreqFusion" if fusions else "plain"
     return Plan(
         f"{_TITLES[kind]}, {_TITLES[backbone]}, {pyramid} pyramid, {things + stuff} classes",
-        create_detector(
-            f"{kind}_{backbone}", things + stuff, "freqfusion" if fusions else "nearest", **options
-        ),
+        create_model(f"{kind}_{backbone}", things + stuff, "freqfusion" if fusions else "nearest", **options),
         partial(own_keys, fusions=fusions),
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
         classes=CLASSES.get((things, stuff)),

@@ -10,7 +10,9 @@ from freqfusion._optional import require
 from freqfusion.data import class_names
 from freqfusion.fusion.freqfusion import OffsetGenerator
 from freqfusion.upgrade import Upgrade, upgrade_
-from freqfusion.weights.fill import Family, Plan, Renaming, Shapes, fusion_options, reason_for
+from freqfusion.weights.backbones import STAGES, Rows, swin_rows
+from freqfusion.weights.fill import Renaming, reason_for
+from freqfusion.zoo.official.base import Family, Plan, Shapes, fusion_options
 
 PIXEL_DECODER = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."
@@ -24,7 +26,6 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (192, (2, 2, 18, 2)): "Swin-L",
 }
 """By width of the first stage and depths."""
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 JOINTS = ("in_16", "in_8", "out_4")
 """Of the upgraded pixel decoder, in the order of the release's ``freqfusions``."""
 CLASSES = {
@@ -58,31 +59,12 @@ KEPT = {
 }
 
 
-Rows = dict[str, str | tuple[str, ...]]
-
-
-def swin_rows(old: bool) -> Rows:
-    """For transformers 5, or as it was before."""
-    swin = ENCODER if old else ENCODER + "swin."
-    block, own_block = "backbone.layers.{}.blocks.{}.", swin + "encoder.layers.{}.blocks.{}."
-    attention = own_block + ("attention.self." if old else "attention.")
-    qkv = ("query", "key", "value") if old else ("q_proj", "k_proj", "v_proj")
-    positions = attention if old else attention + "relative_position_bias."
-    rows: Rows = {
-        "backbone.patch_embed.proj.{}": swin + "embeddings.patch_embeddings.projection.{}",
-        "backbone.patch_embed.norm.{}": swin + "embeddings.norm.{}",
-        block + "norm1.{}": own_block + "layernorm_before.{}",
-        block + "norm2.{}": own_block + "layernorm_after.{}",
-        block + "attn.qkv.{}": tuple(attention + name + ".{}" for name in qkv),
-        block + "attn.relative_position_{}": positions + "relative_position_{}",
-        block + "attn.proj.{}": own_block + ("attention.output.dense.{}" if old else "attention.o_proj.{}"),
-        block + "mlp.fc1.{}": own_block + ("intermediate.dense.{}" if old else "mlp.fc1.{}"),
-        block + "mlp.fc2.{}": own_block + ("output.dense.{}" if old else "mlp.fc2.{}"),
-        "backbone.layers.{}.downsample.": swin + "encoder.layers.{}.downsample.",
+def _backbone_rows(old_swin: bool) -> Rows:
+    """Of a Swin; for transformers 5, or as it was before."""
+    return {
+        f"backbone.{official}": tuple(ENCODER + own for own in ((owns,) if isinstance(owns, str) else owns))
+        for official, owns in swin_rows(old_swin).items()
     }
-    for i, stage in enumerate(STAGES):
-        rows[f"backbone.norm{i}."] = f"{ENCODER}hidden_states_norms.{stage}."
-    return rows
 
 
 def _resnet_rows() -> Rows:
@@ -140,7 +122,7 @@ def _predictor_rows() -> Rows:
 
 @cache
 def _names(old_swin: bool) -> Renaming:
-    return Renaming(swin_rows(old_swin) | _resnet_rows() | _pixel_decoder_rows() | _predictor_rows())
+    return Renaming(_backbone_rows(old_swin) | _resnet_rows() | _pixel_decoder_rows() | _predictor_rows())
 
 
 def _names_of(model: nn.Module) -> Renaming:

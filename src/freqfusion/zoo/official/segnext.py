@@ -3,9 +3,8 @@
 from typing import Any
 
 from freqfusion.data import class_names
-from freqfusion.models import create_model
 from freqfusion.models.mscan import MSCAN_VARIANTS
-from freqfusion.weights.fill import Family, Plan, Shapes, fusion_options
+from freqfusion.zoo.official.base import Family, Plan, Shapes, fusion_options
 
 FUSIONS = "decode_head.freqfusions."
 RELEASED = {"hamming_window": False, "direction_feat": "sim", "compressed_channels": None}
@@ -21,6 +20,8 @@ def _recognises(shapes: Shapes) -> bool:
 
 
 def _plan(shapes: Shapes) -> Plan:
+    from freqfusion.zoo.create import create_model  # which reads official files
+
     stages = range(1, 5)
     widths = tuple(shapes[f"backbone.norm{i}.weight"][0] for i in stages)
     depths = tuple(shapes.count(f"backbone.block{i}.") for i in stages)
