@@ -30,7 +30,7 @@ def test_no_number_may_be_infinite_or_nan(group):
         ("semantic", "betas", [(0, 0.999)], [(0, 1), (0.9,)]),
         ("semantic", "window", [1, (3, 4)], [0, (3,), (0, 3)]),
         ("semantic", "boundary_width", [3, 0.02], [0, 0.0, 1.5, -1]),
-        ("detection", "milestones", [[], [8, 11.5]], [[-1]]),
+        ("detection", "milestones", [[], [0.5, 1]], [[-1], [8]]),
         ("masks", "milestones", [[], [0.9, 1]], [[1.1]]),
         ("trainer", "max_epochs", [1, -1], [0, -2]),
         ("trainer", "devices", [1, -1, "auto", "2", "0,1", [0, 1]], [0, "0", -2, "-3", [], [-1]]),

@@ -11,15 +11,17 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-import freqfusion.tasks.semantic
+from freqfusion import register_model
+from freqfusion.models import PixelModel
 from freqfusion.tasks import FSDP, SegmentationData, SegmentationModule
 from freqfusion.training import create_trainer
 
 
-class NoisyNet(nn.Module):
+@register_model("noisy")
+class NoisyNet(PixelModel):
     """Everything that makes an exact resume hard: batch statistics, dropout, random numbers in each pass."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, fusion: str = "") -> None:
         super().__init__()
         self.num_classes = num_classes
         self.backbone = nn.Sequential(
@@ -32,10 +34,11 @@ class NoisyNet(nn.Module):
         return self.decode_head(x * (1 + 0.2 * torch.rand(x.shape[0], x.shape[1], 1, 1)))
 
 
-class PlainNet(nn.Module):
+@register_model("plain")
+class PlainNet(PixelModel):
     """No batch statistics and no randomness: the gradient of a batch is the mean of its images'."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, fusion: str = "") -> None:
         super().__init__()
         self.num_classes = num_classes
         self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.GELU())
@@ -43,14 +46,6 @@ class PlainNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.decode_head(self.backbone(image))
-
-
-NETWORKS = {"noisy": NoisyNet, "plain": PlainNet}
-
-
-def create_tiny(name: str, num_classes: int, fusion: str = "", **options: Any) -> nn.Module:
-    """Stands in for ``create_model``."""
-    return NETWORKS[name](num_classes, **options)
 
 
 def tiny_data(length: int = 22, **options: Any) -> SegmentationData:
@@ -69,7 +64,7 @@ def tiny_fit(
     """Train; returns the final weights and the trainer."""
     torch.manual_seed(0 if resume is None else 99)  # what comes from the checkpoint must not depend on it
     datamodule = tiny_data(**(data or {}))
-    module = SegmentationModule(network, num_classes=datamodule.num_classes, lr=1e-2, warmup_steps=2)
+    module = SegmentationModule(network, num_classes=datamodule.num_classes, lr=0.1, warmup_steps=2)
     trainer = create_trainer(
         out,
         **{
@@ -105,7 +100,6 @@ class Kill(L.Callback):
 
 
 if __name__ == "__main__":
-    freqfusion.tasks.semantic.create_model = create_tiny  # type: ignore[assignment]
     folder = Path(sys.argv[2])
     if sys.argv[1] == "killed":
         tiny_fit(folder, "noisy", max_epochs=3, checkpoint_steps=2, callbacks=[Kill(after=8)])

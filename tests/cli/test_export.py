@@ -36,13 +36,12 @@ def test_a_part_of_a_network_with_another_number_of_channels(capsys, tmp_path):
     assert "does not take inputs of shape (1, 3, 8, 8)" in capsys.readouterr().err
 
 
-def test_a_checkpoint(tmp_path, monkeypatch):
+def test_a_checkpoint(tmp_path):
     pytest.importorskip("lightning")
     pytest.importorskip("torchmetrics")
     from freqfusion.training import load_checkpoint
-    from tiny_training import create_tiny, tiny_fit
+    from tiny_training import tiny_fit
 
-    monkeypatch.setattr("freqfusion.tasks.semantic.create_model", create_tiny)
     tiny_fit(tmp_path, "plain", max_steps=3, data={"length": 4})
     checkpoint, out = tmp_path / "last.ckpt", tmp_path / "net.pt2"
     words = ["--size", "8x9", "--format", "torch-export", "--out", str(out)]

@@ -379,7 +379,7 @@ def test_semantic_inference_equals_the_originals() -> None:
 
 def test_panoptic_inference_equals_the_originals() -> None:
     for meta, arrays, index, result in golden_results():
-        found = result.panoptic(meta["things"])
+        found = result.panoptic([label in meta["things"] for label in range(4)])
         assert found["segments"].dtype == torch.int64
         assert torch.equal(found["segments"], arrays[f"panoptic/{index}"].long())
         assert torch.equal(found["segment_labels"], arrays[f"panoptic_labels/{index}"])
@@ -389,7 +389,8 @@ def test_panoptic_inference_equals_the_originals() -> None:
 
 def test_instance_inference_equals_the_originals() -> None:
     for meta, arrays, index, result in golden_results():
-        for name, things in (("things", meta["things"]), ("all", None)):
+        of_things = [label in meta["things"] for label in range(4)]
+        for name, things in (("things", of_things), ("all", None)):
             found = result.instances(top_k=meta["top_k"], things=things)
             assert_close("scores", found["scores"], arrays[f"{name}_scores/{index}"], 1e-6)
             assert torch.equal(found["labels"], arrays[f"{name}_labels/{index}"])
@@ -416,17 +417,17 @@ def test_segments_of_stuff_are_one_and_hidden_queries_none() -> None:
     result = result_of([1, 0, 1, 0, 3], [top, middle, bottom, most, top])
     result.class_logits[3, 0] = 5  # less sure than the queries that it lies below
     result.class_logits[2, 1] = 8
-    found = result.panoptic(things=[0])
+    found = result.panoptic(things=[True, False, False])
     assert found["segment_labels"].tolist() == [1, 0]
     assert found["segments"][:, 0].tolist() == [1, 1, 1, 2, 2, 2, 1, 1, 1, 1]
     assert float(found["segment_scores"][0]) == pytest.approx(1, abs=1e-6)
-    apart = result.panoptic(things=[0, 1])
+    apart = result.panoptic(things=[True, True, False])
     assert apart["segment_labels"].tolist() == [1, 0, 1]
     assert float(apart["segment_scores"][2]) == pytest.approx(
         float(torch.tensor([0.0, 8, 0, 0]).softmax(0)[1])
     )
     assert (
-        result.panoptic(things=[0], overlap_threshold=0.0)["segments"][:, 0].tolist()
+        result.panoptic(things=[True, False, False], overlap_threshold=0.0)["segments"][:, 0].tolist()
         == [1] * 3 + [2] * 3 + [1] * 4
     )
 
@@ -434,12 +435,12 @@ def test_segments_of_stuff_are_one_and_hidden_queries_none() -> None:
 def test_nothing_found() -> None:
     nothing = torch.zeros(1, 1)
     unsure = result_of([3, 3], [nothing, nothing])
-    found = unsure.panoptic(things=[0])
+    found = unsure.panoptic(things=[True, False, False])
     assert found["segments"].tolist() == [[0]]
     assert found["segment_labels"].shape == found["segment_scores"].shape == (0,)
     sure_of_no_pixel = result_of([0, 1], [nothing, nothing])
-    assert sure_of_no_pixel.panoptic(things=[0])["segments"].tolist() == [[0]]
-    objects = sure_of_no_pixel.instances(top_k=1000, things=[])
+    assert sure_of_no_pixel.panoptic(things=[True, False, False])["segments"].tolist() == [[0]]
+    objects = sure_of_no_pixel.instances(top_k=1000, things=[False, False, False])
     assert objects["boxes"].shape == (0, 4)
     assert objects["masks"].shape == (0, 1, 1, 1)
     objects = sure_of_no_pixel.instances(top_k=1000)
@@ -463,7 +464,7 @@ def test_images_of_any_size_are_judged_as_if_padded_together(upgraded: bool) -> 
         cropped = masks[i : i + 1, :, : image.shape[1], : image.shape[2]]
         fitted = F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
         torch.testing.assert_close(result.masks(), fitted)
-        assert result.panoptic(things=[0])["segments"].shape == output
+        assert result.panoptic(things=[True] * 9)["segments"].shape == output
         assert result.instances()["masks"].shape[-2:] == output
     with pytest.raises(ValueError, match="got 1 output sizes for 3 images"):
         predict_queries(host, images, [(1, 1)])

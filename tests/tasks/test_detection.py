@@ -18,9 +18,9 @@ import tiny_objects
 from freqfusion.data import create_object_dataset
 from freqfusion.data.objects import Category
 from freqfusion.metrics import read_detections
+from freqfusion.models.detection.contract import training_target
 from freqfusion.tasks import DetectionModule, ObjectData
 from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
-from freqfusion.tasks.object_data import training_target
 from freqfusion.training import create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
 from tiny_objects import tiny_detection, write_coco
@@ -38,7 +38,7 @@ def run_fit(out: Path, module: Any, data: Any, resume: Path | None = None, **opt
 def test_overfits_a_handful_of_images(tmp_path: Path) -> None:
     """Boxes and masks of what it was trained on come out, over FreqFusion and with every class."""
     torch.manual_seed(0)
-    module, data = tiny_detection(write_coco(tmp_path), warmup_steps=10, milestones=[80])
+    module, data = tiny_detection(write_coco(tmp_path), warmup_steps=10, milestones=[0.8])
     run_fit(
         tmp_path / "run",
         module,
@@ -60,7 +60,7 @@ def test_target_of_boxes() -> None:
         "iscrowd": torch.tensor([True, False]),
         "masks": torch.arange(2 * 3 * 4).view(2, 3, 4).to(torch.uint8),
     }
-    target = training_target(sample, things=[0, 1, 2])
+    target = training_target(sample, things=[True] * 3)
     assert target["labels"].tolist() == [3]
     assert target["boxes"].tolist() == [[2.0, 2.0, 8.0, 9.0]]
     assert torch.equal(target["masks"], sample["masks"][1:])
@@ -73,7 +73,7 @@ def test_target_of_segments() -> None:
         "labels": torch.tensor([5, 1, 5, 0]),
         "iscrowd": torch.tensor([False, False, True, False]),
     }
-    target = training_target(sample, things=[0, 5])
+    target = training_target(sample, things=[True, False, False, False, False, True])
     assert target["labels"].tolist() == [6, 1]
     assert target["boxes"].tolist() == [[1.0, 0.0, 3.0, 1.0], [2.0, 1.0, 4.0, 2.0]]
     assert target["masks"].tolist() == [[[0, 1, 1, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 1, 1]]]
@@ -102,7 +102,7 @@ def learning_rates(tmp_path: Path, batch_size: int, accumulate: int = 1, **optio
 
 def test_schedule(tmp_path: Path) -> None:
     """Warm-up over four steps, drops after the second and third epoch; linear in the images of a step."""
-    rates = learning_rates(tmp_path, 2, accumulate=2, warmup_steps=4, milestones=[2, 3])
+    rates = learning_rates(tmp_path, 2, accumulate=2, warmup_steps=4, milestones=[0.5, 0.75])
     peak = 0.02 * 4 / 16
     # written after a step, when the rate is that of the next one; two steps an epoch
     factors = [1 / 4, 1 / 2, 3 / 4, 1 / 10, 1 / 10, 1 / 100, 1 / 100, 1 / 100]
@@ -118,7 +118,7 @@ def test_a_frozen_backbone_goes_on_without_its_file(tmp_path: Path) -> None:
 
     def build(**more: Any) -> tuple[DetectionModule, ObjectData]:
         _, data = tiny_detection(root, "faster_rcnn_r18")
-        return DetectionModule("faster_rcnn_r18", num_classes=2, network_options={**options, **more}), data
+        return DetectionModule("faster_rcnn_r18", num_classes=2, network_options=options, **more), data
 
     run_fit(tmp_path / "run", *build(backbone_weights=str(tmp_path / "resnet18.pth")), max_epochs=1)
     (tmp_path / "resnet18.pth").unlink()
@@ -155,7 +155,7 @@ def test_an_interrupted_run_ends_alike(tmp_path: Path, monkeypatch: pytest.Monke
 
     def fit(out: Path, resume: Path | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0 if resume is None else 99)
-        module, data = tiny_detection(root, data={"batch_size": 2, "flip": 0.5}, milestones=[1])
+        module, data = tiny_detection(root, data={"batch_size": 2, "flip": 0.5}, milestones=[0.5])
         run_fit(out, module, data, resume, max_epochs=2, checkpoint_steps=1)
         return module.state_dict()
 
@@ -230,8 +230,7 @@ def test_a_detector_of_torchvision(tmp_path: Path) -> None:
         "torchvision:retinanet_resnet50_fpn",
         "dysample",
         num_classes=2,
-        network_options={"min_size": 64, "max_size": 96},
-        upgrade_options={"init": "identity"},
+        network_options={"min_size": 64, "max_size": 96, "init": "identity"},
     )
     run_fit(tmp_path / "run", module, data, max_epochs=1)
     assert set(module.figures) == {
@@ -244,18 +243,18 @@ def test_a_detector_of_torchvision(tmp_path: Path) -> None:
     }
     again, classes, _ = load_checkpoint(tmp_path / "run" / "last.ckpt")
     assert classes == ("disc", "block")
-    assert isinstance(again.network, torchvision.models.detection.RetinaNet)
+    assert isinstance(again.network.host, torchvision.models.detection.RetinaNet)
     first, second = module.state_dict(), again.state_dict()
     assert all(torch.equal(first[key], value) for key, value in second.items())
     assert any("fusions" in key for key in second)
 
 
 def test_sizes_and_mirrored_passes_are_merged(tmp_path: Path) -> None:
-    module, data = tiny_detection(write_coco(tmp_path), test_sizes=[48, 64], flip_test=True)
+    module, data = tiny_detection(write_coco(tmp_path), test_size=[48, 64], flip_test=True)
     module.eval()
     image = data.transform("eval")(data.dataset("train")[0])["image"]
     merged = module([image])[0]
-    plain = DetectionModule(**{**module.hparams, "test_sizes": None, "flip_test": False}).eval()
+    plain = DetectionModule(**{**module.hparams, "test_size": None, "flip_test": False}).eval()
     plain.load_state_dict(module.state_dict())
     single = plain([image])[0]
     assert len(merged["boxes"]) <= 100
@@ -273,9 +272,12 @@ def test_sizes_and_mirrored_passes_are_merged(tmp_path: Path) -> None:
     [
         ({"num_classes": 0}, "num_classes is 0, expected at least 1"),
         ({"network_options": {"colour": 1}}, "network_options {'colour': 1} do not fit 'faster_rcnn_r50'"),
-        ({"network": "segnext_t"}, "unknown detector 'segnext_t'"),
+        ({"network": "segnext_t", "things": None}, "segnext_t gives a class for every pixel"),
         ({"network": "torchvision:resnet9"}, "torchvision has no model 'resnet9'"),
-        ({"upgrade_options": {"init": "paper"}}, "upgrade_options are for detectors of torchvision"),
+        (
+            {"network_options": {"init": "paper"}},
+            "init and upgrade_options are for models of other libraries",
+        ),
     ],
 )
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:

@@ -132,8 +132,7 @@ def test_semantic(tmp_path: Path) -> None:
         "mask2former_swin_t",
         num_classes=data.num_classes,
         network_options=TINY,
-        lr=1e-4,
-        head_lr_factor=10.0,
+        lr=1e-3,
         warmup_steps=0,
         test_size=40,
     )
@@ -178,7 +177,7 @@ def test_steps_in_place_of_the_decay(tmp_path: Path) -> None:
 def test_wrong_settings_and_data(tmp_path: Path) -> None:
     root = write_panoptic(tmp_path)
     panoptic, boxes = object_data(root), object_data(root, "coco")
-    with pytest.raises(ValueError, match="'segformer_b0' is no Mask2Former"):
+    with pytest.raises(ValueError, match="SegformerForSemanticSegmentation gives a class for every pixel"):
         MaskModule("segformer_b0", num_classes=3)
     with pytest.raises(ValueError, match="do not fit 'mask2former_swin_t'"):
         mask_module(panoptic, network_options={"colours": 3})
@@ -200,12 +199,11 @@ def test_starts_from_saved_models(tmp_path: Path) -> None:
         (("grass", "lake"), "semantic"),
         (None, "semantic"),
     ):
-        host: Any = create_model("mask2former_swin_t", len(classes or range(3)), **TINY)
-        host.classes = classes
-        save_pretrained(host, tmp_path / "saved")
+        network: Any = create_model("mask2former_swin_t", len(classes or range(3)), **TINY)
+        save_pretrained(network, tmp_path / "saved", classes=classes)
         module, names, palette = load_checkpoint(tmp_path / "saved")
         assert module.task == task
-        assert len(names) == len(palette) == host.config.num_labels
+        assert len(names) == len(palette) == network.num_classes
         if classes:
             assert names == classes
         if task == "masks":
@@ -215,7 +213,7 @@ def test_starts_from_saved_models(tmp_path: Path) -> None:
 
     data = object_data(write_panoptic(tmp_path / "data"))
     save_pretrained(create_model("mask2former_swin_t", 3, "sapa", **TINY), tmp_path / "mine")
-    trained = mask_module(data, network=f"pretrained:{tmp_path / 'mine'}", network_options=None)
+    trained = mask_module(data, network=str(tmp_path / "mine"), network_options=None)
     run_fit(tmp_path / "run", trained, data, max_epochs=1, limit_val_batches=0)
     shutil.rmtree(tmp_path / "mine")
     again, _, _ = load_checkpoint(tmp_path / "run" / "last.ckpt")
@@ -226,8 +224,7 @@ def test_starts_from_weights(tmp_path: Path) -> None:
     """Of a plain model: the upgrade starts as that one, which the checkpoint remembers without its folder."""
     data = object_data(write_panoptic(tmp_path / "data"))
     save_pretrained(create_model("mask2former_swin_t", 3, "bilinear", **TINY), tmp_path / "plain")
-    options = {**TINY, "weights": str(tmp_path / "plain")}
-    trained = mask_module(data, network_options=options)
+    trained = mask_module(data, weights=str(tmp_path / "plain"))
     run_fit(tmp_path / "run", trained, data, max_epochs=1, limit_val_batches=0)
     shutil.rmtree(tmp_path / "plain")
     again: Any

@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from freqfusion import create_model
-from freqfusion.tasks.schedule import parameter_groups, poly_with_warmup
+from freqfusion.tasks.schedule import AdamWSettings, Schedule
 from tiny_training import NoisyNet
 
 
 def test_every_parameter_is_in_exactly_one_group():
     network = create_model("segnext_t", num_classes=4)
-    groups = parameter_groups(network, 6e-5, 0.01, 10.0)
+    groups = AdamWSettings(6e-4, 0.1, (0.9, 0.999), 0.01).groups(network)
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in grouped}) == len(grouped)
     assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in network.parameters()}
@@ -18,11 +18,11 @@ def test_every_parameter_is_in_exactly_one_group():
 def test_head_learns_ten_times_faster_and_norms_are_not_decayed():
     network = NoisyNet(4)
     network.decode_head = nn.Sequential(network.decode_head, nn.GroupNorm(2, 4))
-    groups = {group["name"]: group for group in parameter_groups(network, 6e-5, 0.01, 10.0)}
+    groups = {group["name"]: group for group in AdamWSettings(6e-4, 0.1, (0.9, 0.999), 0.01).groups(network)}
     settings = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
     assert settings == {
-        "backbone": (6e-5, 0.01),
-        "backbone_norm": (6e-5, 0.0),
+        "backbone": (pytest.approx(6e-5), 0.01),
+        "backbone_norm": (pytest.approx(6e-5), 0.0),
         "head": (pytest.approx(6e-4), 0.01),
         "head_norm": (pytest.approx(6e-4), 0.0),
     }
@@ -38,14 +38,16 @@ def test_frozen_and_shared_parameters():
     network.backbone[0].requires_grad_(False)
     network.alias = network.decode_head
     grouped = [
-        parameter for group in parameter_groups(network, 1.0, 0.1, 1.0) for parameter in group["params"]
+        parameter
+        for group in AdamWSettings(1.0, 1.0, (0.9, 0.999), 0.1).groups(network)
+        for parameter in group["params"]
     ]
     assert len(grouped) == 4
     assert all(parameter.requires_grad for parameter in grouped)
 
 
 def test_learning_rate_of_the_published_run():
-    factor = poly_with_warmup(160_000)
+    factor = Schedule(1500, 1e-6, poly_power=1.0).factor(160_000)
     assert factor(0) == pytest.approx(1e-6)
     assert factor(750) == pytest.approx((1 - 750 / 160_000) * (1e-6 + (1 - 1e-6) * 0.5))
     assert factor(1500) == pytest.approx(1 - 1500 / 160_000)
@@ -55,7 +57,7 @@ def test_learning_rate_of_the_published_run():
 
 
 def test_power_and_no_warmup():
-    factor = poly_with_warmup(100, power=0.9, warmup_steps=0)
+    factor = Schedule(poly_power=0.9).factor(100)
     assert factor(0) == 1.0
     assert factor(50) == pytest.approx(0.5**0.9)
 

@@ -31,16 +31,19 @@ def test_a_checkpoint_rebuilds_the_network(run):
 
 
 def test_it_holds_plain_values_and_no_path_of_starting_weights(tmp_path):
-    content = {"hyper_parameters": {"network_options": {"backbone_weights": "w.pth", "other": 1}}}
     module = SegmentationModule("plain", num_classes=2)
-    module.hparams["network_options"] = {"backbone_weights": "w.pth", "other": 1}
+    content = {"hyper_parameters": {**module.hparams, "backbone_weights": "w.pth"}}
 
     class Trainer:
         world_size = 1
 
     module._trainer = Trainer()
     module.on_save_checkpoint(content)
-    assert content["hyper_parameters"]["network_options"] == {"other": 1}
+    options = {"num_classes": 2, "fusion": "freqfusion"}
+    spec = {"name": "plain", "options": options, "upgrade": None, "classes": None}
+    assert content["hyper_parameters"]["network"] == {"spec": spec}
+    assert content["hyper_parameters"]["backbone_weights"] is None
+    assert content["asked"] == {"network": "plain", "network_options": None}
     assert content["classes"] == ["class 0", "class 1"]
     assert content["palette"] == [[0, 0, 0], [255, 255, 255]]
 

@@ -11,8 +11,9 @@ import torch
 from freqfusion import create_model, save_pretrained
 from freqfusion.cli.main import main
 from freqfusion.tasks import SegmentationModule
-from freqfusion.tasks.base import compare_classes, without_weights
+from freqfusion.tasks.base import compare_classes
 from freqfusion.training import load_checkpoint
+from freqfusion.zoo import ModelSpec
 from tiny_objects import write_coco
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--data.workers", "0"]
@@ -39,7 +40,7 @@ def test_a_saved_segmenter_is_trained_in_training_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_pretrained(create_model("fpn_small", 8, fusion="bilinear"), tmp_path / "saved")
-    words = ["--model.network", f"pretrained:{tmp_path / 'saved'}", "--out", str(tmp_path / "run")]
+    words = ["--model.network", str(tmp_path / "saved"), "--out", str(tmp_path / "run")]
     words += [*SYNTHETIC, *QUIET, "--data.batch_size", "2", "--data.crop_size", "[32,48]"]
     assert all(modes_in_training(monkeypatch, SegmentationModule, words))
 
@@ -47,15 +48,14 @@ def test_a_saved_segmenter_is_trained_in_training_mode(
 def test_a_saved_detector_is_judged_and_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By ``--checkpoint FOLDER`` and by ``pretrained:FOLDER``, as the pages say."""
+    """By ``--checkpoint FOLDER`` and by the name FOLDER, as the pages say."""
     data = write_coco(write_coco(tmp_path / "data"), "val")
     torch.manual_seed(0)
     network: Any = create_model("faster_rcnn_r18", 2, "freqfusion", **DETECTOR)
-    network.classes = ("disc", "block")
-    save_pretrained(network, tmp_path / "saved")
+    save_pretrained(network, tmp_path / "saved", classes=("disc", "block"))
     words = ["--data.dataset", "coco", "--data.root", str(data), "--data.workers", "0"]
     words += ["--trainer.accelerator", "cpu"]
-    name = f"pretrained:{tmp_path / 'saved'}"
+    name = str(tmp_path / "saved")
     results = []
     for out, given in (
         ("a", ["--checkpoint", str(tmp_path / "saved")]),
@@ -96,14 +96,13 @@ def test_a_model_of_transformers_is_rebuilt_as_its_weights_were(tmp_path: Path) 
         num_labels=8,
     )
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "hub")
-    options = json.dumps({"weights": str(tmp_path / "hub")})
     words = [
         "--model.network",
         "transformers:SegformerForSemanticSegmentation",
         "--out",
         str(tmp_path / "run"),
     ]
-    words += ["--model.network_options", options, *SYNTHETIC, *QUIET, "--data.batch_size", "2"]
+    words += ["--model.weights", str(tmp_path / "hub"), *SYNTHETIC, *QUIET, "--data.batch_size", "2"]
     assert main(["fit", *words, "--data.crop_size", "[32,48]"]) == 0
     shutil.rmtree(tmp_path / "hub")
     module: Any = load_checkpoint(tmp_path / "run" / "last.ckpt")[0]
@@ -112,16 +111,11 @@ def test_a_model_of_transformers_is_rebuilt_as_its_weights_were(tmp_path: Path) 
     assert built.num_attention_heads == [1, 1, 2, 2]
 
 
-def test_weights_that_have_served_are_left_out() -> None:
-    assert without_weights("mask2former_swin_t", {"backbone_weights": "a.pth", "num_queries": 3}) == (
-        "mask2former_swin_t",
-        {"num_queries": 3},
-    )
-    assert without_weights("smp:Unet?encoder_name=resnet18&encoder_weights=imagenet", {}) == (
-        "smp:Unet?encoder_name=resnet18",
-        {},
-    )
-    assert without_weights("torchvision:fasterrcnn_resnet50_fpn", {"weights_backbone": "DEFAULT"})[1] == {}
+def test_a_spec_names_no_weights() -> None:
+    spec = ModelSpec.parse("smp:Unet?encoder_name=resnet18&encoder_weights=imagenet").without_outside()
+    assert str(spec) == "smp:Unet?encoder_name=resnet18"
+    spec = ModelSpec("torchvision:fasterrcnn_resnet50_fpn", {"weights_backbone": "DEFAULT"}).without_outside()
+    assert spec.options == {}
 
 
 def test_classes_of_other_names_and_orders() -> None:
@@ -149,4 +143,4 @@ def test_a_detector_with_frozen_norms_of_its_start_weights_is_loaded(
     assert main(["fit", *words]) == 0
     monkeypatch.undo()
     module: Any = load_checkpoint(tmp_path / "run" / "last.ckpt")[0]
-    assert type(module.network.backbone.body.bn1).__name__ == "FrozenBatchNorm2d"
+    assert type(module.network.host.backbone.body.bn1).__name__ == "FrozenBatchNorm2d"

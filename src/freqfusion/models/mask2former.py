@@ -224,7 +224,7 @@ class QueryResult:
             return self._fit(torch.einsum("qk,qhw->khw", classes, masks.sigmoid()))
 
     def panoptic(
-        self, things: Sequence[int], *, mask_threshold: float = 0.8, overlap_threshold: float = 0.8
+        self, things: Sequence[bool], *, mask_threshold: float = 0.8, overlap_threshold: float = 0.8
     ) -> dict[str, Tensor]:
         """Segments that do not overlap.
 
@@ -232,7 +232,7 @@ class QueryResult:
         class of stuff are one.
 
         Args:
-            things: labels of the things.
+            things: for each class whether it is a thing.
             mask_threshold: queries with a smaller class probability are not used.
             overlap_threshold: smallest remaining share of a query's mask.
 
@@ -262,7 +262,7 @@ class QueryResult:
                 segment_labels.append(label)
                 segment_scores.append(score)
                 number = len(segment_labels)
-                if label not in things:
+                if not things[label]:
                     of_stuff[label] = number
             segments[visible] = number
         return {
@@ -271,12 +271,12 @@ class QueryResult:
             "segment_scores": torch.tensor(segment_scores, dtype=torch.float32, device=labels.device),
         }
 
-    def instances(self, *, top_k: int = 100, things: Sequence[int] | None = None) -> dict[str, Tensor]:
+    def instances(self, *, top_k: int = 100, things: Sequence[bool] | None = None) -> dict[str, Tensor]:
         """Objects, the surest first.
 
         Args:
             top_k: how many pairs of a query and a class are taken.
-            things: keep those of these labels alone, as the original does for panoptic networks.
+            things: for each class whether it is kept, as the original keeps things alone in panoptic networks.
 
         Returns:
             Of N objects ``boxes`` ``(N, 4)`` around the masks, XYXY in pixels (0 without a pixel), ``labels``
@@ -287,9 +287,7 @@ class QueryResult:
         num_classes = probabilities.shape[1]
         scores, pairs = probabilities.flatten().topk(min(top_k, probabilities.numel()))
         if things is not None:
-            kept = torch.isin(
-                pairs % num_classes, torch.tensor(things, dtype=torch.int64, device=pairs.device)
-            )
+            kept = torch.tensor(things, dtype=torch.bool, device=pairs.device)[pairs % num_classes]
             scores, pairs = scores[kept], pairs[kept]
         logits = self.masks(pairs // num_classes)
         masks = logits > 0
@@ -394,13 +392,12 @@ class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
         size = inference.sizes[0] if inference.sizes else None
         resized = [_normalise(_at_size(image, size, inference.max_size)) for image in images]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        things = [label for label, thing in enumerate(self.things) if thing]
         with torch.no_grad():
             results = predict_queries(self.host, resized, sizes)
         if self.finds == "segments":
-            return [result.panoptic(things) for result in results]
-        kept = None if all(self.things) else things
-        return [result.instances(top_k=inference.max_detections, things=kept) for result in results]
+            return [result.panoptic(self.things) for result in results]
+        limit = inference.max_detections
+        return [result.instances(top_k=limit, things=self.things) for result in results]
 
     def loss(
         self,

@@ -73,7 +73,7 @@ class TaskModule(L.LightningModule):
 
     task: ClassVar[str]
     """What ``task:`` in a recipe says."""
-    network: nn.Module
+    network: Any
     figures: Mapping[str, str]
     """The figures of an evaluation, all but the loss shares in [0, 1]: name to label. Logged as ``val_NAME``."""
     headline: Sequence[str]
@@ -135,8 +135,9 @@ class TaskModule(L.LightningModule):
             )
         except MISFITS as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            given = settings["network_options"] or {}
             raise ValueError(
-                f"network_options {options} do not fit {network!r}: {' '.join(reason.split())}"
+                f"network_options {given} do not fit {network!r}: {' '.join(reason.split())}"
             ) from error
 
     def check_settings(self) -> None:

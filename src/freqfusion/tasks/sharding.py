@@ -8,6 +8,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from freqfusion.models.base import Model
+from freqfusion.models.library import LibraryModel
+
 LEAST_SHARD = 500_000
 """Parameters from which on a part of the network is gathered and freed by itself."""
 
@@ -44,7 +47,7 @@ class FSDP(ModelParallelStrategy):
         return super().load_checkpoint(checkpoint_path, weights_only=True)
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+def shard(network: Model, mesh: DeviceMesh) -> None:
     """Put a network's parameters into shards, in place; its parts of many parameters by themselves.
 
     Args:
@@ -53,7 +56,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    uncalled = [*getattr(network, "bypassed", ()), network]
+    uncalled = [*network.bypassed, network]
     left: dict[nn.Module, int] = {}
     """Parameters that are in no shard yet."""
     for module in [*network.modules()][::-1]:  # children before what holds them
@@ -64,6 +67,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(module, mesh=mesh)
             left[module] = 0
     fully_shard(network, mesh=mesh)
-    for method in ("training_loss", "object_loss", "find"):
-        if hasattr(network, method):  # like forward, called from outside
-            register_fsdp_forward_method(network, method)
+    if isinstance(network, LibraryModel):  # whose methods call its host, not its own forward
+        for method in ("loss", "find"):
+            if hasattr(network, method):
+                register_fsdp_forward_method(network, method)

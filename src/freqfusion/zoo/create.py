@@ -36,6 +36,8 @@ DETECTORS = ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
 OF_WRAPPERS = ("frozen_norm", "output", "things")
 """Options of how a library's model is trained and used, not of how it is made."""
 
+_NO_OBJECTS = "{} gives a class for every pixel and finds no objects, so it takes neither things nor output"
+
 Builder = TypeVar("Builder", bound=Callable[..., Model])
 
 
@@ -236,8 +238,12 @@ def wrap(model: nn.Module, num_classes: int | None = None, **options: Any) -> An
     options = {key: value for key, value in options.items() if value is not None}
     if isinstance(model, (PixelModel, ObjectModel)):
         found: Any = model
-        if options.keys() - {"things"}:
-            raise ValueError(f"this {type(model).__name__} takes no {', '.join(options)}")
+        if "output" in options or ("things" in options and not isinstance(model, ObjectModel)):
+            raise ValueError(_NO_OBJECTS.format(type(model).__name__))
+        if "frozen_norm" in options:
+            raise ValueError(
+                f"frozen_norm is for networks of other libraries, this is a {type(model).__name__}"
+            )
     elif host_name(model) == MASK2FORMER:
         from freqfusion.models.mask2former import MaskClassifier
 
@@ -249,6 +255,8 @@ def wrap(model: nn.Module, num_classes: int | None = None, **options: Any) -> An
 
         found = LibraryDetector(model, num_classes, **options)
     else:
+        if options.keys() & {"things", "output"}:
+            raise ValueError(_NO_OBJECTS.format(type(model).__name__))
         count = count_classes(model) if num_classes is None else num_classes
         found = LibrarySegmenter(model, count, **options)
     if num_classes not in (None, found.num_classes):
@@ -286,6 +294,8 @@ def _build_own(options: Mapping[str, Any], name: str) -> Model:
         )
     if num_classes is None:
         raise ValueError(f"{name!r} needs num_classes, the number of classes")
+    if "things" in options and not kind and name not in _REGISTERED:
+        raise ValueError(_NO_OBJECTS.format(name))
     model = builder(num_classes=num_classes, fusion=fusion, **options)
     if not isinstance(model, Model):
         raise TypeError(

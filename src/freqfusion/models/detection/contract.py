@@ -60,8 +60,7 @@ class Detector(ObjectModel):
 
     def loss(self, images: Sequence[Tensor], samples: Sequence[Mapping[str, Any]]) -> Tensor:
         """See :meth:`freqfusion.models.base.ObjectModel.loss`; the sum of all losses."""
-        things = [label for label, thing in enumerate(self.things) if thing]
-        targets = [training_target(sample, things) for sample in samples]
+        targets = [training_target(sample, self.things) for sample in samples]
         transform = self.network.transform
         before, transform._skip_resize = transform._skip_resize, True  # torchvision's option
         try:
@@ -116,12 +115,12 @@ def _count_classes(host: Any) -> int:
     return next(int(getattr(classifier, name)) for name in names if hasattr(classifier, name)) - 1
 
 
-def training_target(sample: Mapping[str, Any], things: Sequence[int]) -> dict[str, Tensor]:
+def training_target(sample: Mapping[str, Any], things: Sequence[bool]) -> dict[str, Tensor]:
     """What a detector is trained with, given a transformed sample.
 
     Args:
         sample: with ``boxes`` or ``segments``, plain tensors.
-        things: labels of the things.
+        things: for each class whether it is a thing.
 
     Returns:
         ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` from 1 on, ``masks`` ``(N, H, W)`` uint8 where there are some, all
@@ -131,7 +130,8 @@ def training_target(sample: Mapping[str, Any], things: Sequence[int]) -> dict[st
     objects = sample
     if "segments" in sample:
         segments: Tensor = sample["segments"]
-        objects = segments_to_objects(segments, sample["labels"], sample["iscrowd"], things)
+        labels = [label for label, thing in enumerate(things) if thing]
+        objects = segments_to_objects(segments, sample["labels"], sample["iscrowd"], labels)
         table = torch.cat((sample["labels"].new_tensor([IGNORE_INDEX]), sample["labels"]))
         target["semantic"] = table[segments].to(torch.uint8)
     single = ~objects["iscrowd"]
