@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Upgraded
 from freqfusion.integrations.spec import ModelSpec
 from freqfusion.integrations.transformers.catalog import PUBLISHED, build_published
+from freqfusion.ops.resize import resize
 
 if TYPE_CHECKING:
     from freqfusion.integrations.transformers.mask_classification import Images, QueryResult, Targets

@@ -23,10 +23,10 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from freqfusion.decoders.progressive import cascade_channels
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Joint, Upgraded
 from freqfusion.integrations.hosts import register_host
 from freqfusion.integrations.learned import averaged, fitted
+from freqfusion.ops.resize import resize
 
 
 class _InModel(NamedTuple):

@@ -15,8 +15,8 @@ from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.checkpoints import from_pretrained
 from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import FreqFusion
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations import Junction
+from freqfusion.ops.resize import resize
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint
 from freqfusion.training.data import SegmentationData
 from freqfusion.training.rng import fixed_randomness

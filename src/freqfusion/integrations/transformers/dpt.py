@@ -13,9 +13,9 @@ from transformers.models.prompt_depth_anything.modeling_prompt_depth_anything im
 )
 from transformers.models.zoedepth.modeling_zoedepth import ZoeDepthFeatureFusionStage
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Joint, Upgraded
 from freqfusion.integrations.hosts import register_host
+from freqfusion.ops.resize import resize
 
 
 class _Stage(Upgraded):

@@ -28,7 +28,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderLayer,
 )
 
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 
 Size = tuple[int, int]
 Images = Tensor | Sequence[Tensor]

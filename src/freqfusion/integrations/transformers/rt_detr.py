@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrCSPRepLayer
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2CSPRepLayer
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Joint, Upgraded
 from freqfusion.integrations.hosts import register_host
+from freqfusion.ops.resize import resize
 
 
 class TopDownBlock(Upgraded):

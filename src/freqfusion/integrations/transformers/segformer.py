@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from freqfusion.decoders.progressive import cascade_channels
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Joint, Upgraded
 from freqfusion.integrations.hosts import register_host
+from freqfusion.ops.resize import resize
 
 
 @register_host

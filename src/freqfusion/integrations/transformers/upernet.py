@@ -8,9 +8,9 @@ from transformers.models.beit.modeling_beit import BeitUperHead
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionUperHead
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.integrations.base import Joint, Upgraded
 from freqfusion.integrations.hosts import register_host
+from freqfusion.ops.resize import resize
 
 
 class _Head(Upgraded):

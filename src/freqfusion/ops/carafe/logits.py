@@ -7,22 +7,25 @@ from torch import Tensor
 from torch.library import custom_op
 
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import choose
+from freqfusion.ops._backends import OPERATORS, Operator, choose
 from freqfusion.ops._checks import accumulation_dtype, layout
-from freqfusion.ops.carafe.function import carafe
 from freqfusion.ops.carafe.naive import carafe_naive
-from freqfusion.ops.normalize_kernels import normalize_kernels
+from freqfusion.ops.carafe.op import cannot, carafe, kernels_for
+from freqfusion.ops.normalize_kernels.op import normalize_kernels
 
-# Only Triton has kernels for these operators.
+
+def _which_kernels(x: Tensor, logits: Tensor, groups: int, reflect: bool) -> str:
+    return str(kernels_for("triton").explain(x, logits, groups, reflect, normalize=True))
+
+
+OPERATORS["carafe_from_logits"] = Operator(2, ("triton",), cannot, _which_kernels)
 
 
 @custom_op("freqfusion::carafe_from_logits", mutates_args=())
 def _from_logits(
     x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
 ) -> Tensor:
-    from freqfusion.ops._triton import carafe as kernels
-
-    return kernels.carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
+    return kernels_for("triton").carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
 
 
 @custom_op("freqfusion::carafe_from_logits_backward", mutates_args=())
@@ -36,9 +39,8 @@ def _from_logits_backward(
     reflect: bool,
     gain: int,
 ) -> tuple[Tensor, Tensor]:
-    from freqfusion.ops._triton import carafe as kernels
-
-    return kernels.carafe_from_logits_backward(x, logits, window, grad, kernel_size, groups, reflect, gain)
+    rest = (kernel_size, groups, reflect, gain)
+    return kernels_for("triton").carafe_from_logits_backward(x, logits, window, grad, *rest)
 
 
 @_from_logits.register_fake
