@@ -13,12 +13,9 @@ from freqfusion.ops.carafe.naive import carafe_naive
 from freqfusion.ops.carafe.op import cannot, carafe, kernels_for
 from freqfusion.ops.normalize_kernels.op import normalize_kernels
 
-
-def _which_kernels(x: Tensor, logits: Tensor, groups: int, reflect: bool) -> str:
-    return str(kernels_for("triton").explain(x, logits, groups, reflect, normalize=True))
-
-
-OPERATORS["carafe_from_logits"] = Operator(2, ("triton",), cannot, _which_kernels)
+OPERATORS["carafe_from_logits"] = Operator(
+    2, ("triton",), cannot, lambda *call: kernels_for("triton").explain(*call, normalize=True)
+)
 
 
 @custom_op("freqfusion::carafe_from_logits", mutates_args=())
@@ -44,24 +41,13 @@ def _from_logits_backward(
 
 
 @_from_logits.register_fake
-def _(
-    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
+def _(x: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *logits.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_from_logits_backward.register_fake
-def _(
-    x: Tensor,
-    logits: Tensor,
-    window: Tensor | None,
-    grad: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, logits: Tensor, window: Tensor | None, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
     return grad_x, torch.empty_like(logits, memory_format=layout(logits))
 

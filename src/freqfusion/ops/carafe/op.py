@@ -39,11 +39,9 @@ def cannot(backend: str, x: Tensor, kernels: Tensor) -> str:
     return ""
 
 
-def _which_kernels(x: Tensor, kernels: Tensor, groups: int, reflect: bool) -> str:
-    return str(kernels_for("triton").explain(x, kernels, groups, reflect, normalize=False))
-
-
-OPERATORS["carafe"] = Operator(2, ("native", "triton"), cannot, _which_kernels)
+OPERATORS["carafe"] = Operator(
+    2, ("native", "triton"), cannot, lambda *call: kernels_for("triton").explain(*call, normalize=False)
+)
 
 
 def _reaching(
@@ -124,24 +122,13 @@ def _carafe_backward(
 
 
 @_carafe.register_fake
-def _(
-    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
-) -> Tensor:
+def _(x: Tensor, kernels: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *kernels.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_carafe_backward_x.register_fake
-def _(
-    kernels: Tensor,
-    grad: Tensor,
-    h: int,
-    w: int,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    backend: str = "torch",
-) -> Tensor:
+def _(kernels: Tensor, grad: Tensor, h: int, w: int, *rest: Any) -> Tensor:
     shape = (*grad.shape[:2], h, w)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
@@ -163,9 +150,7 @@ def _(
 
 
 @_carafe_backward.register_fake
-def _(
-    x: Tensor, kernels: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, kernels: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
     return grad_x, torch.empty_like(kernels, memory_format=layout(kernels))
 

@@ -21,11 +21,9 @@ MAX_DILATION = 2**31
 kernels_for = partial(implementation, "local_similarity")
 
 
-def _which_kernels(x: Tensor, groups: int, reflect: bool) -> str:
-    return str(kernels_for("triton").explain(x))
-
-
-OPERATORS["local_similarity"] = Operator(1, ("native", "triton"), which_kernels=_which_kernels)
+OPERATORS["local_similarity"] = Operator(
+    1, ("native", "triton"), which_kernels=lambda x, groups, reflect: kernels_for("triton").explain(x)
+)
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
@@ -71,7 +69,7 @@ def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[T
 
 
 @_local_similarity_backward.register_fake
-def _(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 

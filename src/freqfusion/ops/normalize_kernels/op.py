@@ -36,12 +36,8 @@ def _normalize_backward(logits: Tensor, window: Tensor | None, grad: Tensor, tap
 
 
 @_normalize.register_fake
-def _(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
-
-
 @_normalize_backward.register_fake
-def _(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
+def _(logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
 
 

@@ -16,11 +16,11 @@ from freqfusion.ops.resample.torch import resample as grid_sampled
 kernels_for = partial(implementation, "resample")
 
 
-def _which_kernels(x: Tensor, offsets: Tensor, groups: int, reflect: bool) -> str:
-    return str(kernels_for("triton").explain(x, groups))
-
-
-OPERATORS["resample"] = Operator(2, ("native", "triton"), which_kernels=_which_kernels)
+OPERATORS["resample"] = Operator(
+    2,
+    ("native", "triton"),
+    which_kernels=lambda x, offsets, groups, reflect: kernels_for("triton").explain(x, groups),
+)
 
 
 @custom_op("freqfusion::resample", mutates_args=())
@@ -58,36 +58,18 @@ def _resample_backward_offsets(
 
 
 @_resample.register_fake
-def _(
-    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *offsets.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_resample_backward_x.register_fake
-def _(
-    x: Tensor,
-    offsets: Tensor,
-    grad: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
-    backend: str = "native",
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, grad: Tensor, *rest: Any) -> Tensor:
     return torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
 
 
 @_resample_backward_offsets.register_fake
-def _(
-    x: Tensor,
-    offsets: Tensor,
-    grad: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
-    backend: str = "native",
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
     return torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
 
 

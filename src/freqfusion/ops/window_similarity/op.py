@@ -7,12 +7,9 @@ from freqfusion.ops._checks import check_filled, check_kernel_size, check_map, c
 from freqfusion.ops.carafe.op import cannot, carafe_backward_kernels
 from freqfusion.ops.window_similarity.naive import window_similarity_naive
 
-
-def _cannot(backend: str, query: Tensor, key: Tensor) -> str:
-    return cannot(backend, key, query)
-
-
-OPERATORS["window_similarity"] = Operator(2, ("native", "triton"), _cannot)
+OPERATORS["window_similarity"] = Operator(
+    2, ("native", "triton"), lambda backend, query, key: cannot(backend, key, query)
+)
 
 
 def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
@@ -36,6 +33,7 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     Source: Lu et al., "SAPA", NeurIPS 2022. This is also the derivative of the reassembly in its kernels,
     which computes it.
 
+    >>> import torch
     >>> query, key = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 1, 1)
     >>> window_similarity(query, key, kernel_size=3)[0, :, 0, 0]
     tensor([0., 0., 0., 0., 2., 0., 0., 0., 0.])
