@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from freqfusion import FreqFusion
+from freqfusion import FreqFusion, ops
 from freqfusion.ops import (
     _backends,
     _native,
@@ -112,6 +114,57 @@ def test_without_the_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> No
     window_similarity(torch.rand(1, 4, 6, 6), x, 3).sum().backward()
     with pytest.raises(RuntimeError, match="backend 'native' cannot run because it was not compiled"):
         resample(x, OFFSETS, backend="native")
+
+
+FOLDERS = {path.parent.name for path in Path(ops.__file__).parent.glob("*/op.py")}
+
+
+def test_every_operator_has_a_folder_with_its_oracle() -> None:
+    assert {"carafe_from_logits", *FOLDERS} == set(_backends.OPERATORS)  # which has kernels of the reassembly
+    for name in FOLDERS:
+        assert getattr(ops, name) is getattr(import_module(f"freqfusion.ops.{name}.op"), name)
+        naive = f"{name}_naive"
+        assert getattr(ops, naive) is getattr(import_module(f"freqfusion.ops.{name}.naive"), naive)
+
+
+@pytest.mark.parametrize("name", sorted(_backends.OPERATORS))
+def test_what_an_operator_cannot_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "REASON", "")
+    monkeypatch.setattr(_triton, "cannot_run_on", lambda device: "")
+    known, maps = _backends.OPERATORS[name], (X, KERNELS)
+    limited = known._replace(cannot=lambda backend, *tensors: f"{backend} has no kernel for {len(tensors)}")
+    monkeypatch.setitem(_backends.OPERATORS, name, limited)
+    expected = {
+        backend: f"{backend} has no kernel for {known.tensors}"
+        if backend in known.kernels
+        else f"it has no kernel for {name}"
+        for backend in ("native", "triton")
+    }
+    explanation = explain(name, *maps[: known.tensors])
+    assert explanation == ("torch", {**expected, "torch": ""}, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "reasons"),
+    [
+        ("carafe", [(1, 4, 1, 1), (1, 9, 17, 16)], {"native": "more than 256 fine pixels"}),
+        ("window_similarity", [(1, 4, 17, 16), (1, 4, 1, 1)], {"native": "more than 256 fine pixels"}),
+        ("carafe", [(1, 4, 1, 2**15), (1, 9, 1, 2**15)], {"triton": "a fine side times"}),
+        ("carafe_from_logits", [(1, 4, 2**16, 1), (1, 9, 2**14, 1)], {"triton": "a fine side times"}),
+        ("window_similarity", [(1, 4, 1, 2**15), (1, 4, 1, 2**15)], {"triton": "a fine side times"}),
+        ("normalize_kernels", [(1, 4097, 1, 1)], {"triton": "there are more than 4096 channels"}),
+    ],
+)
+def test_limits_of_kernels_are_explained(
+    name: str, shapes: list[tuple[int, ...]], reasons: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "REASON", "")
+    monkeypatch.setattr(_triton, "cannot_run_on", lambda device: "")
+    with use_backend("torch"):  # or the kernels that could serve would be explained, which takes Triton
+        found = explain(name, *(torch.zeros(1).expand(shape) for shape in shapes)).cannot
+    for backend in _backends.OPERATORS[name].kernels:
+        wanted = reasons.get(backend, "")
+        assert found[backend].startswith(wanted) if wanted else found[backend] == ""
 
 
 @pytest.mark.parametrize(("value", "expected"), [("torch", "torch"), ("", None), ("quick", "ValueError")])

@@ -390,7 +390,7 @@ def test_a_whole_module_agrees() -> None:
 
 
 def test_freqfusion_filters_from_logits_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from freqfusion.ops._triton import carafe as kernels
+    from freqfusion.ops.carafe import triton as kernels
 
     calls = []
     original = kernels.carafe_from_logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from freqfusion.ops import available_backends, carafe, carafe_naive, explain, use_backend
-from freqfusion.ops.carafe import function
+from freqfusion.ops.carafe import op
 from freqfusion.ops.carafe.logits import _applied_kernels, carafe_from_logits
 from support import run_compiling
 
@@ -156,7 +156,7 @@ def test_explains_why_not_the_faster_kernels() -> None:
 
 
 def test_images_beyond_32_bit_offsets_are_left_to_plain_sums() -> None:
-    from freqfusion.ops._triton import carafe as kernels
+    from freqfusion.ops.carafe import triton as kernels
 
     x = torch.empty(1, 64, 8192, 8192, dtype=F16, device="meta")
     assert x.numel() > 2**31
@@ -184,8 +184,8 @@ def test_bad_values_reach_their_tiles_at_most(dtype: torch.dtype, layout: torch.
         x[..., 1, 2] = float("nan")
         grad[..., 1, 2] = float("inf")
     out = carafe(x, kernels, 3, backend="triton")[0].cpu()
-    in_x = function._carafe_backward_x(kernels, grad, 20, 22, 3, 1, False, "triton")[0].cpu()
-    in_kernels = function._carafe_backward_kernels(x, grad.nan_to_num(), 3, 1, False, "triton")[0].cpu()
+    in_x = op._carafe_backward_x(kernels, grad, 20, 22, 3, 1, False, "triton")[0].cpu()
+    in_kernels = op.carafe_backward_kernels(x, grad.nan_to_num(), 3, 1, False, "triton")[0].cpu()
     near, far = torch.zeros(2, 20, 22, dtype=torch.bool)
     near[0:3, 1:4] = True
     far[3 + limit :] = True
@@ -198,9 +198,9 @@ def test_bad_values_reach_their_tiles_at_most(dtype: torch.dtype, layout: torch.
 
 
 def test_no_kernel_adds_atomically() -> None:
-    from freqfusion.ops._triton import carafe_bands, carafe_registers, carafe_sums
+    from freqfusion.ops.carafe.triton import bands, registers, sums
 
-    for module in (carafe_bands, carafe_registers, carafe_sums):
+    for module in (bands, registers, sums):
         assert "atomic" not in inspect.getsource(module)
 
 
@@ -280,7 +280,7 @@ SIZES = """
 import json, sys
 from functools import partial
 import torch
-from freqfusion.ops._triton import carafe
+from freqfusion.ops.carafe import triton
 from freqfusion.ops._triton.registry import Case, compile_case
 
 keys = []
@@ -288,7 +288,7 @@ for coarse in ((8, 16), (15, 24)):
     for ratio, kernel_size, gain in ((2, 5, None), (1, 3, 2)):
         sizes = 64, 1, coarse, (ratio * coarse[0], ratio * coarse[1]), kernel_size, gain, False
         for backward in (False, True):
-            run = partial(carafe._run, backward, torch.bfloat16, torch.channels_last, *sizes)
+            run = partial(triton._run, backward, torch.bfloat16, torch.channels_last, *sizes)
             keys += [usage.key for usage in compile_case(Case("", run), 90)]
 print(json.dumps(keys))
 """

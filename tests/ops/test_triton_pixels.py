@@ -201,7 +201,7 @@ def test_resample(
 
 def test_positions_of_more_tiles_than_one_search_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gather looks for tiles some at a time; here only one does not lie where its neighbours do."""
-    from freqfusion.ops._triton import resample as kernels
+    from freqfusion.ops.resample import triton as kernels
 
     monkeypatch.setattr(kernels, "SEARCHED", 2)
     offsets = 0.3 * random_map((1, 2, 13, 26)).clamp(-2, 2) + 0.01
@@ -265,10 +265,10 @@ def test_any_strides(name: str) -> None:
 @pytest.mark.parametrize("layout", [FIRST, LAST])
 def test_places_beyond_32_bit(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same results with 64-bit places, which maps of more than 2**31 values get."""
-    from freqfusion.ops._triton import local_similarity as similarity
-    from freqfusion.ops._triton import normalize_kernels as normalisation
-    from freqfusion.ops._triton import resample as sampling
     from freqfusion.ops._triton.tiles import is_wide
+    from freqfusion.ops.local_similarity import triton as similarity
+    from freqfusion.ops.normalize_kernels import triton as normalisation
+    from freqfusion.ops.resample import triton as sampling
 
     assert is_wide(torch.empty(1, 2**16, 2**8, 2**8, device="meta"))
     assert not is_wide(torch.empty(64, 2**14, 2**8, 2**8, device="meta"))
@@ -372,13 +372,13 @@ USUAL = ("local_similarity 3x3 64x200x336", "normalize_kernels 5x5 200x336", "re
 
 COMPILE = """
 import json, sys
-from importlib import import_module
+from freqfusion.ops._backends import implementation
 from freqfusion.ops._triton.registry import compile_case
 
 capability, *wanted = sys.argv[1:]
 found = []
-for module in ("local_similarity", "normalize_kernels", "resample"):
-    for case in import_module(f"freqfusion.ops._triton.{module}").cases():
+for operator in ("local_similarity", "normalize_kernels", "resample"):
+    for case in implementation(operator, "triton").cases():
         if not wanted or any(case.name.startswith(name) for name in wanted):
             found += [usage._asdict() for usage in compile_case(case, int(capability))]
 print(json.dumps(found))
@@ -387,7 +387,9 @@ print(json.dumps(found))
 SIZES = """
 import json, sys
 import torch
-from freqfusion.ops._triton import local_similarity, normalize_kernels, resample
+from freqfusion.ops.local_similarity import triton as local_similarity
+from freqfusion.ops.normalize_kernels import triton as normalize_kernels
+from freqfusion.ops.resample import triton as resample
 from freqfusion.ops._triton.registry import Case, compile_case
 
 keys = []

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.metrics.boundary_distance import distance_to_boundary
 from freqfusion.metrics.functional import boundary_width_in_pixels
+from freqfusion.ops.resize import resize
 
 Centres = Literal["image", "dataset"]
 Interpolation = Literal["nearest", "bilinear"]

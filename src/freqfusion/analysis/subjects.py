@@ -14,7 +14,7 @@ from freqfusion.analysis.record import Recorded, fusion_sites, record_features
 from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import FreqFusion
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.tasks.image_data import SegmentationData
 from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint

@@ -30,8 +30,8 @@ from freqfusion.ops import (
 )
 from freqfusion.ops._backends import UNASKED
 from freqfusion.ops.carafe.logits import carafe_from_logits
-from freqfusion.ops.local_similarity import local_similarity_naive
-from freqfusion.ops.normalize_kernels import normalize_kernels_naive
+from freqfusion.ops.local_similarity.naive import local_similarity_naive
+from freqfusion.ops.normalize_kernels.naive import normalize_kernels_naive
 from freqfusion.zoo import create_model
 
 PEER = "unfold"

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.freqfusion import FreqFusion, OffsetGenerator
-from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import local_similarity_naive, normalize_kernels_naive
 from freqfusion.ops.carafe.naive import pad
+from freqfusion.ops.resize import resize
 
 
 def carafe(

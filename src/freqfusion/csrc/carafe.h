@@ -1,4 +1,4 @@
-// The reassembly (see ops/carafe/function.py) and its two adjoints.
+// The reassembly (see ops/carafe/op.py) and its two adjoints.
 //
 // The fine pixels that share a window are its coarse pixel's: coarse row i has the fine rows
 // [first(i), first(i + 1)). A fine row is held as `slots` planes of coarse width, plane p with the p-th fine

@@ -1,4 +1,4 @@
-// Grouped bilinear sampling at displaced positions (see ops/resample.py).
+// Grouped bilinear sampling at displaced positions (see ops/resample/op.py).
 #pragma once
 
 #include "simd.h"

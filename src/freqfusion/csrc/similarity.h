@@ -1,4 +1,4 @@
-// Cosine similarity of every pixel with its neighbours (see ops/local_similarity.py).
+// Cosine similarity of every pixel with its neighbours (see ops/local_similarity/op.py).
 //
 // Pixels are scaled to unit length as they are read. Similarity is symmetric, so only the later half of the
 // taps (below, or to the right of the centre) is computed; the earlier ones are the same values, moved.

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import crop
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import check_kernel_size, checked_options, is_exporting
+from freqfusion.ops.resize import crop
 
 
 class AdaptivePool(nn.AdaptiveAvgPool2d):

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options
+from freqfusion.ops.resize import resize
 
 
 class CARAFE(Fusion):

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import fit
 from freqfusion.ops._checks import checked_options
+from freqfusion.ops.resize import fit
 
 
 class Deconv(Fusion):
@@ -14,7 +14,7 @@ class Deconv(Fusion):
 
     Parameters are ``weight`` ``(C, C, k, k)`` and ``bias`` ``(C,)``, as of
     :class:`torch.nn.ConvTranspose2d`. Sizes other than exactly x2 are cropped or interpolated, see
-    :func:`~freqfusion.fusion.interpolate.fit`.
+    :func:`~freqfusion.ops.resize.fit`.
 
     Args:
         hr_channels: channels of the fine map.

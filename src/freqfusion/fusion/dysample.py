@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import resample
 from freqfusion.ops._checks import check_groups, checked_options
+from freqfusion.ops.resize import resize
 
 Style = Literal["lp", "pl"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import check_kernel_size, checked_options
+from freqfusion.ops.resize import resize
 
 _OLD_KEYS = {
     "kernel_generator.conv1_en.weight": "ker_generator.compressor_en.weight",

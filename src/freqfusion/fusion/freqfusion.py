@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from freqfusion.fusion import _nhwc
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import resize
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import carafe_from_logits
+from freqfusion.ops.resize import resize
 
 DirectionFeat = Literal["sim_concat", "sim"]
 Init = Literal["paper", "official", "identity"]

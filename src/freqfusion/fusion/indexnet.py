@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import crop, resize
 from freqfusion.ops._checks import checked_options
+from freqfusion.ops.resize import crop, resize
 
 Kind = Literal["holistic", "depthwise_o2o", "depthwise_m2o"]
 

@@ -1,57 +1,10 @@
 """Fusions that interpolate: the baselines every method is compared with."""
 
-from collections.abc import Sequence
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.ops._checks import checked_options, is_exporting, refuse_torchscript
-
-
-def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
-    """Interpolate ``(B, C, h, w)`` to ``size``; the map itself where it has that size already."""
-    refuse_torchscript()
-    size = tuple(size)
-    if _has_size(x, size):
-        return x
-    if mode in ("nearest", "nearest-exact", "area"):  # these take no align_corners
-        return F.interpolate(x, size=size, mode=mode)
-    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
-
-
-def crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first rows and columns of ``(B, C, h, w)``, ``size`` of them."""
-    height, width = size
-    if _has_size(x, (height, width)):
-        return x
-    if not is_exporting():
-        return x[..., :height, :width]
-    # a slice of a size that is known only at run time would tie the program to the traced one's being a whole map
-    rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
-    return x.index_select(-2, rows).index_select(-1, columns)
-
-
-def _has_size(x: Tensor, size: tuple[int, ...]) -> bool:
-    """Whether ``x`` has that size; under export, whether it has it at every size that the program is for."""
-    if not is_exporting():
-        return x.shape[-2:] == size
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
-
-    return all(statically_known_true(mine == wanted) for mine, wanted in zip(x.shape[-2:], size, strict=True))
-
-
-def fit(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring an upsampled map ``(B, C, h, w)`` to ``size``.
-
-    A surplus of one row or column, as x2 leaves where the fine side is odd, is cropped at the bottom or right
-    (as mmdetection's CARAFE neck does); other sizes are interpolated bilinearly.
-    """
-    height, width = size
-    if 0 <= x.shape[-2] - height <= 1 and 0 <= x.shape[-1] - width <= 1:
-        return crop(x, size)
-    return resize(x, size, "bilinear")
+from freqfusion.ops._checks import checked_options
+from freqfusion.ops.resize import resize
 
 
 class Nearest(Fusion):

@@ -4,15 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
-from freqfusion.fusion.interpolate import fit
 from freqfusion.ops._checks import check_kernel_size, checked_options
+from freqfusion.ops.resize import fit
 
 
 class PixelShuffle(Fusion):
     """Learned upsampling of the coarse map by a convolution and pixel shuffle; the fine map passes unchanged.
 
     Sizes other than exactly ``scale_factor`` times the coarse ones are cropped or interpolated, see
-    :func:`~freqfusion.fusion.interpolate.fit`.
+    :func:`~freqfusion.ops.resize.fit`.
 
     Args:
         hr_channels: channels of the fine map.

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.fusion.interpolate import resize
 from freqfusion.models.base import Criterion, Model, PixelModel, pixel_cross_entropy
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade import Upgraded
 
 CLASS_OPTIONS = {

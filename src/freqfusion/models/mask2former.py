@@ -29,10 +29,10 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from freqfusion.fusion.interpolate import resize
 from freqfusion.models.base import Criterion, ObjectModel, PixelModel, pixel_cross_entropy
 from freqfusion.models.inference import AS_SET, ObjectInference, fitting_size
 from freqfusion.models.library import LibraryModel, check_images
+from freqfusion.ops.resize import resize
 
 Size = tuple[int, int]
 Images = Tensor | Sequence[Tensor]

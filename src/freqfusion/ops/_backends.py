@@ -1,8 +1,13 @@
-"""Which implementation computes an operator: one predicate a backend chooses, forces and explains."""
+"""Which implementation computes an operator: one predicate per backend chooses, forces and explains.
+
+An operator enters itself into :data:`OPERATORS`, and its folder holds what computes it.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -19,36 +24,29 @@ plain torch operators, on any device."""
 UNASKED = tuple(name for name in BACKENDS if name != "triton" or not _triton.INTERPRETED)
 """Those that serve where none is named: Triton's interpreter is not among them, for it is slow."""
 
-KERNELS = {
-    "native": ("carafe", "local_similarity", "resample", "window_similarity"),
-    "triton": (
-        "carafe",
-        "carafe_from_logits",
-        "local_similarity",
-        "normalize_kernels",
-        "resample",
-        "window_similarity",
-    ),
-}
-"""Operators that a backend has kernels for."""
-
-TENSORS = {
-    "carafe": 2,
-    "carafe_from_logits": 2,
-    "local_similarity": 1,
-    "normalize_kernels": 1,
-    "resample": 2,
-    "window_similarity": 2,
-}
-"""How many tensors an operator takes first."""
-
-MAX_SIDES = 2**30
-"""Triton kernels multiply a fine side by a coarse one in 32 bits."""
-
-MAX_TAPS = 4096
-"""Triton's normalisation takes all taps of a pixel at once."""
-
 VARIABLE = "FREQFUSION_BACKEND"
+
+
+class Operator(NamedTuple):
+    """What the choice of a backend asks of an operator.
+
+    ``tensors``: how many it takes first. ``kernels``: the backends that have kernels for it. ``cannot``: for such a
+    backend and the tensors, why its kernels cannot compute the call, or ``""``. ``which_kernels``: where Triton has
+    several, from the tensors, the groups and whether borders are mirrored, which serve; see :class:`Explanation`.
+    """
+
+    tensors: int
+    kernels: tuple[str, ...]
+    cannot: Callable[..., str] = lambda backend, *tensors: ""
+    which_kernels: Callable[..., str] = lambda *call: ""
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def implementation(operator: str, backend: str) -> ModuleType:
+    """The module whose functions compute an operator, imported on first use: Triton's are slow to import."""
+    return _native if backend == "native" else import_module(f"freqfusion.ops.{operator}.{backend}")
 
 
 class Explanation(NamedTuple):
@@ -117,31 +115,11 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
         return _native.REASON
     if needs_composite(*tensors):
         return "torch.export and the transforms of torch.func know only torch's own operators"
-    if operator not in KERNELS[backend]:
+    known = OPERATORS[operator]
+    if backend not in known.kernels:
         return f"it has no kernel for {operator}"
-    dtypes = _native.DTYPES if backend == "native" else _triton.DTYPES
-    for tensor in tensors:
-        if backend == "native" and tensor.device.type != "cpu":
-            return f"it computes on the CPU, and a tensor is on {tensor.device}"
-        if tensor.dtype not in dtypes:
-            return f"it has no kernel for {tensor.dtype}"
-    if backend == "triton":
-        reason = _triton.cannot_run_on(tensors[0].device)
-        if reason:
-            return reason
-    elif len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
-        return "one tensor is float64 and another is not"
-    if backend == "triton" and operator == "normalize_kernels" and tensors[0].shape[1] > MAX_TAPS:
-        return f"there are more than {MAX_TAPS} channels"
-    if operator in ("carafe", "carafe_from_logits", "window_similarity"):
-        (h, w), (height, width) = (tensor.shape[-2:] for tensor in tensors)
-        if operator == "window_similarity":
-            (h, w), (height, width) = (height, width), (h, w)
-        if backend == "native" and -(-height // h) * -(-width // w) > 256:
-            return "more than 256 fine pixels lie in one coarse pixel"
-        if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
-            return f"a fine side times the coarse one is {MAX_SIDES} or more"
-    return ""
+    kernels = _native if backend == "native" else _triton
+    return kernels.cannot(*tensors) or known.cannot(backend, *tensors)
 
 
 def choose(operator: str, requested: str | None, *tensors: Tensor) -> str:
@@ -174,26 +152,15 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
     >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
     'torch'
     """
-    if operator not in TENSORS:
-        raise ValueError(f"unknown operator {operator!r}; choose one of: {', '.join(TENSORS)}")
-    if len(tensors) != TENSORS[operator]:
-        raise ValueError(f"{operator} takes {TENSORS[operator]} tensors, got {len(tensors)}")
+    if operator not in OPERATORS:
+        raise ValueError(f"unknown operator {operator!r}; choose one of: {', '.join(sorted(OPERATORS))}")
+    known = OPERATORS[operator]
+    if len(tensors) != known.tensors:
+        raise ValueError(f"{operator} takes {known.tensors} tensors, got {len(tensors)}")
     for tensor in tensors:
         check_map("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
     backend, kernels = choose(operator, None, *tensors), ""
-    if backend == "triton" and operator in ("carafe", "carafe_from_logits"):
-        from freqfusion.ops._triton import carafe
-
-        from_logits = operator == "carafe_from_logits"
-        x, taps = tensors
-        kernels = carafe.explain(x, taps, groups, padding_mode == "reflect", from_logits)
-    elif backend == "triton" and operator == "local_similarity":
-        from freqfusion.ops._triton import local_similarity
-
-        kernels = local_similarity.explain(*tensors)
-    elif backend == "triton" and operator == "resample":
-        from freqfusion.ops._triton import resample
-
-        kernels = resample.explain(tensors[0], groups)
+    if backend == "triton":
+        kernels = known.which_kernels(*tensors, groups, padding_mode == "reflect")
     return Explanation(backend, reasons, kernels)

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import freqfusion.ops.carafe.logits  # noqa: F401  registers its operators
-
 
 def _reassembly(fine_shape: Sequence[int], kernel_size: int) -> int:
     """A multiply-add for each tap of each value of the fine map ``(B, C, H, W)``; so too for both adjoints."""

@@ -57,6 +57,18 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
 _LIBRARY, REASON = _load(LIBRARY)
 
 
+def cannot(*tensors: Tensor) -> str:
+    """Why the kernels cannot take tensors, or ``""``."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it computes on the CPU, and a tensor is on {tensor.device}"
+        if tensor.dtype not in DTYPES:
+            return f"it has no kernel for {tensor.dtype}"
+    if len({tensor.dtype == torch.float64 for tensor in tensors}) > 1:
+        return "one tensor is float64 and another is not"
+    return ""
+
+
 def instruction_set() -> str:
     """Which of the compiled variants the processor runs: ``baseline``, or x86-64 level ``v3`` or ``v4``.
 
@@ -94,7 +106,7 @@ def _call(function: str, maps: tuple[Tensor, ...], options: tuple[int, ...], ope
 def carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, dilation: int = 1
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe`; taps may be ``dilation`` pixels apart."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe`; taps may be ``dilation`` pixels apart."""
     shape = (*x.shape[:2], *kernels.shape[-2:])
     out = torch.empty(shape, dtype=x.dtype, memory_format=layout(x))
     options = (kernel_size, groups, int(reflect), dilation)
@@ -105,7 +117,7 @@ def carafe(
 def carafe_backward_x(
     kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_x`."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`."""
     if grad.numel() == 0:
         return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
     out = torch.empty((*grad.shape[:2], h, w), dtype=grad.dtype, memory_format=layout(grad))
@@ -115,7 +127,7 @@ def carafe_backward_x(
 
 
 def carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_kernels`."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_kernels`."""
     shape = (x.shape[0], groups * kernel_size**2, *grad.shape[-2:])
     if is_channels_last(x):  # an expanded or transposed gradient is rare and cheaper copied than strided over
         grad = grad.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion.fusion import Fusion
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 
 
 class Joint(NamedTuple):

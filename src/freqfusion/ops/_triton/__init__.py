@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 """Whether Triton's interpreter runs the kernels, slowly and on any device: for tests."""
@@ -15,6 +16,14 @@ MINIMUM = (3, 4)
 """The release that torch 2.8 brings."""
 
 _log = logging.getLogger(__name__)
+
+
+def cannot(*tensors: Tensor) -> str:
+    """Why the kernels cannot take tensors, which lie on one device; or ``""``."""
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            return f"it has no kernel for {tensor.dtype}"
+    return cannot_run_on(tensors[0].device)
 
 
 def cannot_run_on(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """The Triton kernels as representative calls launch them, and what each takes of a GPU; none is needed for it.
 
-A module of kernels has a function ``cases``: it yields :class:`Case`\\ s, calls of its launchers on empty tensors. So
-the arguments, constants and configurations are those that a GPU would get.
+An operator's ``triton`` has a function ``cases``: it yields :class:`Case`\\ s, calls of its launchers on empty
+tensors. So the arguments, constants and configurations are those that a GPU would get.
 """
 
 import re
@@ -10,17 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from freqfusion.ops._backends import implementation
 from freqfusion.ops._triton import launch
-
-MODULES = ("carafe", "local_similarity", "normalize_kernels", "resample")
-"""Those of this package that have ``cases``."""
 
 
 class Case(NamedTuple):
@@ -49,8 +46,8 @@ class Usage(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Of all kernels."""
-    for name in MODULES:
-        yield from import_module(f"freqfusion.ops._triton.{name}").cases()
+    for operator in ("carafe", "local_similarity", "normalize_kernels", "resample"):
+        yield from implementation(operator, "triton").cases()
 
 
 class _NoDevice:

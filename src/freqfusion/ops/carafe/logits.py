@@ -7,22 +7,22 @@ from torch import Tensor
 from torch.library import custom_op
 
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import choose
+from freqfusion.ops._backends import OPERATORS, Operator, choose
 from freqfusion.ops._checks import accumulation_dtype, layout
-from freqfusion.ops.carafe.function import carafe
 from freqfusion.ops.carafe.naive import carafe_naive
-from freqfusion.ops.normalize_kernels import normalize_kernels
+from freqfusion.ops.carafe.op import cannot, carafe, kernels_for
+from freqfusion.ops.normalize_kernels.op import normalize_kernels
 
-# Only Triton has kernels for these operators.
+OPERATORS["carafe_from_logits"] = Operator(
+    2, ("triton",), cannot, lambda *call: kernels_for("triton").explain(*call, normalize=True)
+)
 
 
 @custom_op("freqfusion::carafe_from_logits", mutates_args=())
 def _from_logits(
     x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
 ) -> Tensor:
-    from freqfusion.ops._triton import carafe as kernels
-
-    return kernels.carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
+    return kernels_for("triton").carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
 
 
 @custom_op("freqfusion::carafe_from_logits_backward", mutates_args=())
@@ -36,30 +36,18 @@ def _from_logits_backward(
     reflect: bool,
     gain: int,
 ) -> tuple[Tensor, Tensor]:
-    from freqfusion.ops._triton import carafe as kernels
-
-    return kernels.carafe_from_logits_backward(x, logits, window, grad, kernel_size, groups, reflect, gain)
+    rest = (kernel_size, groups, reflect, gain)
+    return kernels_for("triton").carafe_from_logits_backward(x, logits, window, grad, *rest)
 
 
 @_from_logits.register_fake
-def _(
-    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
+def _(x: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *logits.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_from_logits_backward.register_fake
-def _(
-    x: Tensor,
-    logits: Tensor,
-    window: Tensor | None,
-    grad: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, logits: Tensor, window: Tensor | None, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
     return grad_x, torch.empty_like(logits, memory_format=layout(logits))
 

@@ -23,7 +23,7 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from freqfusion.decoders.progressive import cascade_channels
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade.base import Joint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 from freqfusion.upgrade.learned import averaged, fitted

@@ -13,7 +13,7 @@ from transformers.models.prompt_depth_anything.modeling_prompt_depth_anything im
 )
 from transformers.models.zoedepth.modeling_zoedepth import ZoeDepthFeatureFusionStage
 
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade.base import Joint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrCSPRepLayer
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2CSPRepLayer
 
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade.base import Joint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 

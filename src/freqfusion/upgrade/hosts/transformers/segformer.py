@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from freqfusion.decoders.progressive import cascade_channels
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade.base import Joint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 

@@ -8,7 +8,7 @@ from transformers.models.beit.modeling_beit import BeitUperHead
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionUperHead
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-from freqfusion.fusion.interpolate import resize
+from freqfusion.ops.resize import resize
 from freqfusion.upgrade.base import Joint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.carafe_sums import sizes_of, small
 from freqfusion.ops._triton.launch import Configuration, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
+from freqfusion.ops.carafe.triton.sums import sizes_of, small
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 2
@@ -308,7 +308,7 @@ def forward(
     normalize: bool,
     gain: int,
 ) -> Tensor:
-    """As :func:`freqfusion.ops._triton.carafe_sums.forward`, with borders of zeros."""
+    """As :func:`freqfusion.ops.carafe.triton.sums.forward`, with borders of zeros."""
     sizes = sizes_of(x, kernels, kernel_size, groups)
     out = torch.empty(
         (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)

@@ -1,78 +1,29 @@
 """Cosine similarity of every pixel with its neighbours."""
 
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import choose
+from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
 from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_whole, layout
-from freqfusion.ops._windows import middle, reachable
-
-EPSILON = 1e-8
-"""Floor of each vector's norm, as in :func:`torch.nn.functional.cosine_similarity`."""
+from freqfusion.ops._windows import reachable
+from freqfusion.ops.local_similarity.naive import EPSILON
+from freqfusion.ops.local_similarity.torch import local_similarity as mirrored
+from freqfusion.ops.local_similarity.torch import neighbours, spread
 
 MAX_DILATION = 2**31
 """Wider than any map: what is more is the same, and operators count in 64 bits."""
 
-
-def local_similarity_naive(x: Tensor, window: int = 3, dilation: int = 2) -> Tensor:
-    """One cosine a neighbour with torch's own function: the oracle; nothing is checked."""
-    height, width = x.shape[-2:]
-    dilation = min(dilation, max(height, width))  # from there on nothing lies
-    features = x.to(accumulation_dtype(x))
-    padded = F.pad(features, [window // 2 * dilation] * 4)
-    similarities = []
-    for tap in range(window * window):
-        if tap == window * window // 2:
-            continue
-        top, left = (place * dilation for place in divmod(tap, window))
-        neighbour = padded[:, :, top : top + height, left : left + width]
-        similarities.append(F.cosine_similarity(features, neighbour, dim=1, eps=EPSILON))
-    return torch.stack(similarities, dim=1).to(x.dtype)
+kernels_for = partial(implementation, "local_similarity")
 
 
-def _mirrored(x: Tensor, window: int, dilation: int) -> Tensor:
-    """In plain torch, at least float32."""
-    height, width = x.shape[-2:]
-    outer = window
-    window, dilation = reachable(window, dilation, height, width)
-    radius = window // 2 * dilation
-    features = x.to(accumulation_dtype(x))
-    unit = features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(EPSILON)
-    padded = F.pad(unit, (radius, radius, 0, radius))
-    # Similarity is symmetric: the value for the neighbour at -d is the value for +d, shifted by d. So only
-    # the second half of the taps (below or to the right of the centre) is computed.
-    later, earlier = [], []
-    for tap in range(window * window // 2 + 1, window * window):
-        dy, dx = (place * dilation - radius for place in divmod(tap, window))
-        left = radius + dx
-        similarity = (unit * padded[:, :, dy : dy + height, left : left + width]).sum(dim=1)
-        later.append(similarity)
-        shifted = F.pad(similarity, (radius, radius, radius, 0))
-        top, left = radius - dy, radius - dx
-        earlier.append(shifted[:, top : top + height, left : left + width])
-    return _spread(torch.stack(earlier[::-1] + later, dim=1), window, outer)
-
-
-def _neighbours(inner: int, window: int, device: torch.device) -> Tensor:
-    """Channels of the neighbours of the middle ``inner`` x ``inner`` of a window; the centre has none."""
-    before, after = middle(inner, window, device).tensor_split((inner * inner // 2,))
-    return torch.cat((before, after[1:] - 1))
-
-
-def _spread(similarity: Tensor, inner: int, window: int) -> Tensor:
-    """Similarities of a window, given those of its middle; the others lie outside the map and have 0."""
-    if inner == window:
-        return similarity
-    batch, _, height, width = similarity.shape
-    out = similarity.new_zeros(batch, window * window - 1, height, width)
-    out = out.contiguous(memory_format=layout(similarity))
-    return out.index_copy(1, _neighbours(inner, window, similarity.device), similarity)
+OPERATORS["local_similarity"] = Operator(
+    1, ("native", "triton"), which_kernels=lambda x, groups, reflect: kernels_for("triton").explain(x)
+)
 
 
 @custom_op("freqfusion::local_similarity", mutates_args=())
@@ -81,12 +32,11 @@ def _local_similarity(
 ) -> tuple[Tensor, Tensor]:
     """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves."""
     inner, dilation = reachable(window, dilation, *x.shape[-2:])
+    kernels = kernels_for(backend)
     if backend == "triton":
-        from freqfusion.ops._triton import local_similarity as kernels
-
         similarity, saved = kernels.local_similarity(x, inner, dilation, EPSILON, _planes(window))
-        return _spread(similarity, inner, window), saved
-    return _spread(_native.local_similarity(x, inner, dilation), inner, window), x.new_empty((0,))
+        return spread(similarity, inner, window), saved
+    return spread(kernels.local_similarity(x, inner, dilation), inner, window), x.new_empty((0,))
 
 
 def _planes(window: int) -> int:
@@ -100,15 +50,11 @@ def _local_similarity_backward(
 ) -> Tensor:
     inner, dilation = reachable(window, dilation, *x.shape[-2:])
     if inner < window:
-        middle = _neighbours(inner, window, x.device)
+        middle = neighbours(inner, window, x.device)
         grad = grad.index_select(1, middle)
-    if backend == "triton":
-        from freqfusion.ops._triton import local_similarity as kernels
-
-        return kernels.local_similarity_backward(x, saved, grad, inner, dilation)
-    if inner < window:
-        saved = saved.index_select(1, middle)
-    return _native.local_similarity_backward(x, saved, grad, inner, dilation)
+        if backend == "native":
+            saved = saved.index_select(1, middle)
+    return kernels_for(backend).local_similarity_backward(x, saved, grad, inner, dilation)
 
 
 @_local_similarity.register_fake
@@ -123,7 +69,7 @@ def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[T
 
 
 @_local_similarity_backward.register_fake
-def _(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native") -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
@@ -152,10 +98,10 @@ def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     x, grad = ctx.saved_tensors
     window, dilation, _ = ctx.rest
 
-    def mirrored(x: Tensor) -> Tensor:
-        return _mirrored(x, window, dilation)
+    def similarity(x: Tensor) -> Tensor:
+        return mirrored(x, window, dilation)
 
-    (x_part,), grad_part = second_derivative(mirrored, (x,), grad, (cotangent,))
+    (x_part,), grad_part = second_derivative(similarity, (x,), grad, (cotangent,))
     return x_part, None, grad_part, *(None for _ in ctx.rest)
 
 
@@ -205,7 +151,7 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     dilation = min(dilation, MAX_DILATION)
     chosen = choose("local_similarity", backend, x)
     if chosen == "torch":
-        similarity = _mirrored(x, window, dilation)
+        similarity = mirrored(x, window, dilation)
     else:
         similarity, _ = _local_similarity(x, window, dilation, chosen)
     return similarity.to(x.dtype)

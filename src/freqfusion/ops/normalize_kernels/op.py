@@ -1,71 +1,43 @@
 """Normalisation of predicted kernels."""
 
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import choose
-from freqfusion.ops._checks import (
-    accumulation_dtype,
-    check_count,
-    check_kernel_size,
-    check_map,
-    check_taps,
-    check_tensor,
-    layout,
-)
+from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
+from freqfusion.ops._checks import check_count, check_kernel_size, check_map, check_taps, check_tensor, layout
+from freqfusion.ops.normalize_kernels.torch import normalize_kernels as softmax
+
+MAX_TAPS = 4096
+"""Triton's kernel takes all taps of a pixel at once."""
+
+kernels_for = partial(implementation, "normalize_kernels")
 
 
-def normalize_kernels_naive(
-    logits: Tensor, kernel_size: int, groups: int = 1, window: Tensor | None = None
-) -> Tensor:
-    """Softmax, times the window, divided by the sum: the definition, as three steps; nothing is checked."""
-    shape = (logits.shape[0], groups, kernel_size * kernel_size, *logits.shape[-2:])
-    kernels = F.softmax(logits.to(accumulation_dtype(logits)).reshape(shape), dim=2)
-    if window is not None:
-        kernels = kernels * window.to(kernels.dtype).reshape(1, 1, -1, 1, 1)
-        kernels = kernels / kernels.sum(dim=2, keepdim=True)
-    return kernels.reshape(logits.shape).to(logits.dtype)
+def _cannot(backend: str, logits: Tensor) -> str:
+    return f"there are more than {MAX_TAPS} channels" if logits.shape[1] > MAX_TAPS else ""
 
 
-def _softmax(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
-    """In plain torch and one pass, at least float32."""
-    dtype = accumulation_dtype(logits)
-    batch, channels, height, width = logits.shape
-    scores = logits.to(dtype).reshape(batch, channels // taps, taps, height, width)
-    if window is not None:
-        scores = scores + window.to(dtype).log().reshape(1, 1, -1, 1, 1)
-    return torch.softmax(scores, dim=2).reshape(logits.shape).to(logits.dtype)
-
-
-# Only Triton has kernels for these operators.
+OPERATORS["normalize_kernels"] = Operator(1, ("triton",), _cannot)
 
 
 @custom_op("freqfusion::normalize_kernels", mutates_args=())
 def _normalize(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
-    from freqfusion.ops._triton import normalize_kernels as kernels
-
-    return kernels.normalize_kernels(logits, window, taps)
+    return kernels_for("triton").normalize_kernels(logits, window, taps)
 
 
 @custom_op("freqfusion::normalize_kernels_backward", mutates_args=())
 def _normalize_backward(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
-    from freqfusion.ops._triton import normalize_kernels as kernels
-
-    return kernels.normalize_kernels_backward(logits, window, grad, taps)
+    return kernels_for("triton").normalize_kernels_backward(logits, window, grad, taps)
 
 
 @_normalize.register_fake
-def _(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
-
-
 @_normalize_backward.register_fake
-def _(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
+def _(logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
 
 
@@ -88,10 +60,10 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     logits, window, grad = ctx.saved_tensors
 
-    def softmax(logits: Tensor) -> Tensor:
-        return _softmax(logits, window, ctx.taps)
+    def normalized(logits: Tensor) -> Tensor:
+        return softmax(logits, window, ctx.taps)
 
-    (in_logits,), incoming = second_derivative(softmax, (logits,), grad, (cotangent,))
+    (in_logits,), incoming = second_derivative(normalized, (logits,), grad, (cotangent,))
     return in_logits, None, incoming, None
 
 
@@ -147,4 +119,4 @@ def normalize_kernels(
     learnt = window is not None and window.requires_grad and torch.is_grad_enabled()
     if choose("normalize_kernels", None, logits) == "triton" and not learnt:
         return _normalize(logits, window, taps)
-    return _softmax(logits, window, taps)
+    return softmax(logits, window, taps)

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton import carafe_bands as bands
-from freqfusion.ops._triton import carafe_registers as registers
-from freqfusion.ops._triton import carafe_sums as sums
 from freqfusion.ops._triton.maps import dense
 from freqfusion.ops._triton.registry import Case
+from freqfusion.ops.carafe.triton import bands, registers, sums
 
 
 class Chosen(NamedTuple):
@@ -28,7 +26,7 @@ class Chosen(NamedTuple):
     because: str
 
     def __str__(self) -> str:
-        name = self.kernels.__name__.rpartition("_")[2]
+        name = self.kernels.__name__.rpartition(".")[2]
         return name + (f" ({self.because})" if self.because else "")
 
 
@@ -91,7 +89,7 @@ def explain(x: Tensor, kernels: Tensor, groups: int, reflect: bool, normalize: b
 
 
 def carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe`."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe`."""
     return _forward(x, kernels, None, kernel_size, groups, reflect, normalize=False, gain=0)
 
 
@@ -133,7 +131,7 @@ def carafe_backward_x(
     reflect: bool,
     gain: int = 0,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_x`; of the high-pass difference with a ``gain``."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`; of the high-pass difference with a ``gain``."""
     if grad.numel() == 0:
         return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
     chosen = for_gradient_in_x(grad, (h, w), kernel_size).kernels
@@ -150,7 +148,7 @@ def carafe_backward_kernels(
     dtype: torch.dtype = torch.float32,
     memory: torch.memory_format | None = None,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_kernels`, of a dtype; in the layout of ``grad``."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_kernels`, of a dtype; in the layout of ``grad``."""
     out = torch.empty(
         (x.shape[0], groups * kernel_size**2, *grad.shape[-2:]),
         dtype=dtype,

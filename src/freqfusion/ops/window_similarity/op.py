@@ -1,29 +1,15 @@
 """Inner products of each fine pixel with the coarse pixels of a window."""
 
-import torch
 from torch import Tensor
 
-from freqfusion.ops._backends import needs_composite
-from freqfusion.ops._checks import accumulation_dtype, check_filled, check_kernel_size, check_map, check_pair
-from freqfusion.ops._windows import reachable, spread
-from freqfusion.ops.carafe.function import kernel_gradient
-from freqfusion.ops.carafe.naive import pad
+from freqfusion.ops._backends import OPERATORS, Operator, choose, needs_composite
+from freqfusion.ops._checks import check_filled, check_kernel_size, check_map, check_pair
+from freqfusion.ops.carafe.op import cannot, carafe_backward_kernels
+from freqfusion.ops.window_similarity.naive import window_similarity_naive
 
-
-def window_similarity_naive(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
-    """One gathered key map a tap: the oracle and the exported form; nothing is checked."""
-    (height, width), (h, w) = query.shape[-2:], key.shape[-2:]
-    inner, _ = reachable(kernel_size, 1, h, w)
-    dtype = accumulation_dtype(query, key)
-    padded = pad(key.to(dtype), inner // 2, reflect=False)
-    rows = torch.div(torch.arange(height, device=key.device) * h, height, rounding_mode="floor")
-    columns = torch.div(torch.arange(width, device=key.device) * w, width, rounding_mode="floor")
-    products = []
-    for tap in range(inner * inner):
-        dy, dx = divmod(tap, inner)
-        keys = padded.index_select(2, rows + dy).index_select(3, columns + dx)
-        products.append((query.to(dtype) * keys).sum(dim=1))
-    return spread(torch.stack(products, dim=1), inner, kernel_size, axis=1).to(query.dtype)
+OPERATORS["window_similarity"] = Operator(
+    2, ("native", "triton"), lambda backend, query, key: cannot(backend, key, query)
+)
 
 
 def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
@@ -47,6 +33,7 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     Source: Lu et al., "SAPA", NeurIPS 2022. This is also the derivative of the reassembly in its kernels,
     which computes it.
 
+    >>> import torch
     >>> query, key = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 1, 1)
     >>> window_similarity(query, key, kernel_size=3)[0, :, 0, 0]
     tensor([0., 0., 0., 0., 2., 0., 0., 0., 0.])
@@ -60,4 +47,5 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
         raise ValueError(f"query and key must have equal channels, got {query.shape[1]} and {key.shape[1]}")
     if needs_composite(query, key):
         return window_similarity_naive(query, key, kernel_size)
-    return kernel_gradient(key, query, kernel_size).to(query.dtype)
+    chosen = choose("window_similarity", None, query, key)
+    return carafe_backward_kernels(key, query, kernel_size, 1, False, chosen).to(query.dtype)

@@ -1,14 +1,13 @@
 """Public function of the reassembly, its registered operators and their derivatives."""
 
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from freqfusion.ops import _native
-from freqfusion.ops._backends import choose, needs_composite
+from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation, needs_composite
 from freqfusion.ops._checks import (
     accumulation_dtype,
     check_filled,
@@ -20,19 +19,29 @@ from freqfusion.ops._checks import (
     layout,
 )
 from freqfusion.ops._windows import middle, reachable, spread
-from freqfusion.ops.carafe import phases
 from freqfusion.ops.carafe.naive import carafe_naive
+
+MAX_SIDES = 2**30
+"""Triton kernels multiply a fine side by a coarse one in 32 bits."""
+
+kernels_for = partial(implementation, "carafe")
 
 # `backend` is a name that `choose` gave; the derivatives keep it.
 
 
-def _kernels(backend: str) -> ModuleType:
-    """The module whose functions compute for a backend."""
-    if backend == "triton":
-        from freqfusion.ops._triton import carafe as kernels
+def cannot(backend: str, x: Tensor, kernels: Tensor) -> str:
+    """Why the kernels of a backend cannot reassemble ``x`` to the sides of ``kernels``, or ``""``."""
+    (h, w), (height, width) = x.shape[-2:], kernels.shape[-2:]
+    if backend == "native" and -(-height // h) * -(-width // w) > 256:
+        return "more than 256 fine pixels lie in one coarse pixel"
+    if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
+        return f"a fine side times the coarse one is {MAX_SIDES} or more"
+    return ""
 
-        return kernels
-    return _native if backend == "native" else phases
+
+OPERATORS["carafe"] = Operator(
+    2, ("native", "triton"), cannot, lambda *call: kernels_for("triton").explain(*call, normalize=False)
+)
 
 
 def _reaching(
@@ -51,7 +60,7 @@ def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
     kernels, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
-    return _kernels(backend).carafe(x, kernels, inner, groups, reflect)
+    return kernels_for(backend).carafe(x, kernels, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_x", mutates_args=())
@@ -68,11 +77,11 @@ def _carafe_backward_x(
     if reflect and backend == "native" and kernel_size // 2 >= max(h, w):
         backend = "torch"  # the native kernel's working memory would grow with the fourth power of the side
     kernels, inner = _reaching(kernels, kernel_size, groups, reflect, h, w)
-    return _kernels(backend).carafe_backward_x(kernels, grad, h, w, inner, groups, reflect)
+    return kernels_for(backend).carafe_backward_x(kernels, grad, h, w, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
-def _carafe_backward_kernels(
+def carafe_backward_kernels(
     x: Tensor,
     grad: Tensor,
     kernel_size: int,
@@ -84,11 +93,9 @@ def _carafe_backward_kernels(
     dtype = dtype or accumulation_dtype(x, grad)
     inner = kernel_size if reflect else reachable(kernel_size, 1, *x.shape[-2:])[0]
     if backend == "triton":
-        from freqfusion.ops._triton import carafe as triton_kernels
-
-        taps = triton_kernels.carafe_backward_kernels(x, grad, inner, groups, reflect, dtype)
+        taps = kernels_for("triton").carafe_backward_kernels(x, grad, inner, groups, reflect, dtype)
         return _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(grad))
-    taps = _kernels(backend).carafe_backward_kernels(x, grad, inner, groups, reflect).to(dtype)
+    taps = kernels_for(backend).carafe_backward_kernels(x, grad, inner, groups, reflect).to(dtype)
     return _all_taps(taps, inner, kernel_size, groups)
 
 
@@ -109,37 +116,24 @@ def _carafe_backward(
     reflect: bool,
 ) -> tuple[Tensor, Tensor]:
     """Both derivatives at once; only Triton has a kernel for that."""
-    from freqfusion.ops._triton import carafe as triton_kernels
-
     reaching, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
-    grad_x, taps = triton_kernels.carafe_backward(x, reaching, grad, inner, groups, reflect)
+    grad_x, taps = kernels_for("triton").carafe_backward(x, reaching, grad, inner, groups, reflect)
     return grad_x, _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(kernels))
 
 
 @_carafe.register_fake
-def _(
-    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
-) -> Tensor:
+def _(x: Tensor, kernels: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *kernels.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_carafe_backward_x.register_fake
-def _(
-    kernels: Tensor,
-    grad: Tensor,
-    h: int,
-    w: int,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    backend: str = "torch",
-) -> Tensor:
+def _(kernels: Tensor, grad: Tensor, h: int, w: int, *rest: Any) -> Tensor:
     shape = (*grad.shape[:2], h, w)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
 
-@_carafe_backward_kernels.register_fake
+@carafe_backward_kernels.register_fake
 def _(
     x: Tensor,
     grad: Tensor,
@@ -156,9 +150,7 @@ def _(
 
 
 @_carafe_backward.register_fake
-def _(
-    x: Tensor, kernels: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, kernels: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
     return grad_x, torch.empty_like(kernels, memory_format=layout(kernels))
 
@@ -180,7 +172,7 @@ def _carafe_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_carafe_backward(x, kernels, grad, *ctx.rest[:-1]), *(None for _ in ctx.rest)
     return (
         _carafe_backward_x(kernels, grad, *x.shape[-2:], *ctx.rest) if need_x else None,
-        _carafe_backward_kernels(x, grad, *ctx.rest, kernels.dtype) if need_kernels else None,
+        carafe_backward_kernels(x, grad, *ctx.rest, kernels.dtype) if need_kernels else None,
         *(None for _ in ctx.rest),
     )
 
@@ -199,7 +191,7 @@ def _both_derivative(ctx: Any, to_x: Tensor, to_kernels: Tensor) -> tuple[Tensor
         in_incoming = _carafe(to_x, kernels, *rest) + _carafe(x, to_kernels, *rest).to(to_x.dtype)
     return (
         _carafe_backward_x(to_kernels, incoming, *x.shape[-2:], *rest).to(x.dtype) if need_x else None,
-        _carafe_backward_kernels(to_x, incoming, *rest, kernels.dtype) if need_kernels else None,
+        carafe_backward_kernels(to_x, incoming, *rest, kernels.dtype) if need_kernels else None,
         in_incoming,
         *(None for _ in ctx.rest),
     )
@@ -210,7 +202,7 @@ def _backward_x_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rest = ctx.rest[2:]
     need_kernels, need_incoming = ctx.needs_input_grad[:2]
     return (
-        _carafe_backward_kernels(grad, incoming, *rest, kernels.dtype) if need_kernels else None,
+        carafe_backward_kernels(grad, incoming, *rest, kernels.dtype) if need_kernels else None,
         _carafe(grad, kernels, *rest) if need_incoming else None,
         *(None for _ in ctx.rest),
     )
@@ -229,7 +221,7 @@ def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
 
 _carafe.register_autograd(_carafe_derivative, setup_context=_save)
 _carafe_backward_x.register_autograd(_backward_x_derivative, setup_context=_save)
-_carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_context=_save)
+carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_context=_save)
 _carafe_backward.register_autograd(_both_derivative, setup_context=_save_three)
 
 
@@ -291,18 +283,3 @@ def carafe(
     if needs_composite(x, kernels):
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
     return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect", chosen)
-
-
-def kernel_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
-    """Derivative of the reassembly in its kernels (one group, zero padding): what a window's taps correlate to.
-
-    Args:
-        x: ``(B, C, h, w)``.
-        grad: ``(B, C, H, W)``.
-        kernel_size: odd side of the window.
-
-    Returns:
-        ``(B, kernel_size**2, H, W)``, float32 at least; itself differentiable.
-    """
-    backend = choose("window_similarity", None, grad, x)
-    return _carafe_backward_kernels(x, grad, kernel_size, 1, False, backend)

@@ -1,96 +1,33 @@
 """Grouped bilinear sampling at displaced positions."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from freqfusion.ops import _native
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import choose
-from freqfusion.ops._checks import (
-    accumulation_dtype,
-    check_count,
-    check_filled,
-    check_groups,
-    check_map,
-    check_pair,
-    layout,
+from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
+from freqfusion.ops._checks import check_count, check_filled, check_groups, check_map, check_pair, layout
+from freqfusion.ops.resample.naive import resample_naive
+from freqfusion.ops.resample.torch import resample as grid_sampled
+
+kernels_for = partial(implementation, "resample")
+
+
+OPERATORS["resample"] = Operator(
+    2,
+    ("native", "triton"),
+    which_kernels=lambda x, offsets, groups, reflect: kernels_for("triton").explain(x, groups),
 )
-from freqfusion.ops._sampling import grid_sample, one_unless
-
-
-def resample_naive(
-    x: Tensor, offsets: Tensor, groups: int = 1, unit_size: tuple[int, int] | None = None
-) -> Tensor:
-    """The four neighbours gathered and weighted by hand: the oracle; nothing is checked."""
-    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    unit_height, unit_width = unit_size or (in_height, in_width)
-    dtype = accumulation_dtype(x, offsets)
-    dx, dy = offsets.to(dtype).reshape(batch, 2, groups, height, width).unbind(1)
-    columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
-    rows = (torch.arange(height, dtype=dtype, device=x.device) + 0.5) * unit_height / height
-    # positions in pixels of x, whose first centre is 0; clamped to the centres of the border pixels
-    column = (columns + dx) * in_width / unit_width - 0.5
-    row = (rows[:, None] + dy) * in_height / unit_height - 0.5
-    unknown = (column.isnan() | row.isnan()).unsqueeze(2)
-    column, row = _clamped(column, in_width - 1), _clamped(row, in_height - 1)
-    left, top = column.detach().floor().long(), row.detach().floor().long()
-    right, bottom = (left + 1).clamp_max(in_width - 1), (top + 1).clamp_max(in_height - 1)
-    weight_x, weight_y = (column - left).unsqueeze(2), (row - top).unsqueeze(2)
-    flat = x.to(dtype).reshape(batch, groups, channels // groups, in_height * in_width)
-
-    def at(rows: Tensor, columns: Tensor) -> Tensor:
-        index = (
-            (rows * in_width + columns).reshape(batch, groups, 1, -1).expand(-1, -1, channels // groups, -1)
-        )
-        return flat.gather(3, index).reshape(batch, groups, channels // groups, height, width)
-
-    upper = at(top, left) * (1 - weight_x) + at(top, right) * weight_x
-    lower = at(bottom, left) * (1 - weight_x) + at(bottom, right) * weight_x
-    out = upper * (1 - weight_y) + lower * weight_y
-    out = out * one_unless(unknown, dtype)
-    return out.reshape(batch, channels, height, width).to(x.dtype)
-
-
-def _clamped(position: Tensor, last: int) -> Tensor:
-    """In [0, last], 0 for NaN. The derivative is a product, unlike that of ``clamp``, so that a NaN shows in it."""
-    inside = (position > 0) & (position < last)
-    return position.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * inside + (position >= last) * last
-
-
-def _grid(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
-    """Where to read, ``(B * groups, H, W, 2)`` in [-1, 1] as torch's sampler counts."""
-    batch, (height, width) = x.shape[0], offsets.shape[-2:]
-    dtype = accumulation_dtype(x, offsets)
-    dx, dy = offsets.to(dtype).reshape(batch, 2, groups, height, width).unbind(1)
-    columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
-    rows = (torch.arange(height, dtype=dtype, device=x.device) + 0.5) * unit_height / height
-    # this order of operations is the released code's: an algebraically equal one rounds differently
-    grid_x = 2 * (columns + dx) / unit_width - 1
-    grid_y = 2 * (rows[:, None] + dy) / unit_height - 1
-    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
-
-
-def _grid_sampled(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
-    """With torch's own sampler."""
-    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    grid = _grid(x, offsets, groups, unit_height, unit_width)
-    planes = x.to(grid.dtype).reshape(batch * groups, channels // groups, in_height, in_width)
-    sampled = grid_sample(planes, grid, padding_mode="border")
-    return sampled.reshape(batch, channels, height, width).to(x.dtype)
 
 
 @custom_op("freqfusion::resample", mutates_args=())
 def _resample(
     x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
 ) -> Tensor:
-    if backend == "triton":
-        from freqfusion.ops._triton import resample as kernels
-
-        return kernels.resample(x, offsets, groups, unit_height, unit_width)
-    return _native.resample(x, offsets, groups, unit_height, unit_width)
+    return kernels_for(backend).resample(x, offsets, groups, unit_height, unit_width)
 
 
 @custom_op("freqfusion::resample_backward_x", mutates_args=())
@@ -104,11 +41,7 @@ def _resample_backward_x(
     backend: str = "native",
 ) -> Tensor:
     h, w = x.shape[-2:]
-    if backend == "triton":
-        from freqfusion.ops._triton import resample as kernels
-
-        return kernels.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
-    return _native.resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
+    return kernels_for(backend).resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
 
 
 @custom_op("freqfusion::resample_backward_offsets", mutates_args=())
@@ -121,44 +54,22 @@ def _resample_backward_offsets(
     unit_width: int,
     backend: str = "native",
 ) -> Tensor:
-    if backend == "triton":
-        from freqfusion.ops._triton import resample as kernels
-
-        return kernels.resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
-    return _native.resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
+    return kernels_for(backend).resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
 
 
 @_resample.register_fake
-def _(
-    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
     shape = (*x.shape[:2], *offsets.shape[-2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_resample_backward_x.register_fake
-def _(
-    x: Tensor,
-    offsets: Tensor,
-    grad: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
-    backend: str = "native",
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, grad: Tensor, *rest: Any) -> Tensor:
     return torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
 
 
 @_resample_backward_offsets.register_fake
-def _(
-    x: Tensor,
-    offsets: Tensor,
-    grad: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
-    backend: str = "native",
-) -> Tensor:
+def _(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
     return torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
 
 
@@ -262,5 +173,5 @@ def resample(
     unit_height, unit_width = x.shape[-2:] if unit_size is None else _pair(unit_size)
     chosen = choose("resample", backend, x, offsets)
     if chosen == "torch":
-        return _grid_sampled(x, offsets, groups, unit_height, unit_width)
+        return grid_sampled(x, offsets, groups, unit_height, unit_width)
     return _resample(x, offsets, groups, unit_height, unit_width, chosen)

@@ -11,7 +11,7 @@ W is made once a tile, then a loop runs over the channels (in the last, over fin
 the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums are
 float32; nothing depends on the order of programs.
 
-The fine pixels centred at a coarse pixel are its *phases*, as in :mod:`freqfusion.ops.carafe.phases`: a tile has
+The fine pixels centred at a coarse pixel are its *phases*, as in :mod:`freqfusion.ops.carafe.torch`: a tile has
 ``ceil(H / h)`` rows of *slots* for each coarse row, and where the ratio is no whole number some slots stay empty.
 
 A product has zeros off the band, and zero times inf or NaN is NaN. So a bad value of ``x`` reaches all fine pixels of
@@ -33,10 +33,10 @@ from torch import Tensor
 
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.carafe_sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
 from freqfusion.ops._triton.launch import Configuration, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
-from freqfusion.ops._triton.normalize_kernels import normalize_kernels_backward
+from freqfusion.ops.carafe.triton.sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
+from freqfusion.ops.normalize_kernels.triton import normalize_kernels_backward
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 4
@@ -823,7 +823,7 @@ def forward(
     normalize: bool,
     gain: int,
 ) -> Tensor:
-    """As :func:`freqfusion.ops._triton.carafe_sums.forward`, in half precision."""
+    """As :func:`freqfusion.ops.carafe.triton.sums.forward`, in half precision."""
     sizes = sizes_of(x, kernels, kernel_size, groups)
     out = torch.empty(
         (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
@@ -872,7 +872,7 @@ def backward_kernels(
     reflect: bool,
     gain: int,
 ) -> None:
-    """As :func:`freqfusion.ops._triton.carafe_sums.backward_kernels`."""
+    """As :func:`freqfusion.ops.carafe.triton.sums.backward_kernels`."""
     sizes = sizes_of(x, grad, kernel_size, groups)
     logits = None if logits is None else small(logits)
     x_map, g_map, o_map = dense_map(x, groups), dense_map(grad, groups), dense_map(out)
@@ -914,7 +914,7 @@ def backward_kernels(
 def backward_x(
     kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool, gain: int
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_x`, with a ``gain`` of :func:`forward`."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, with a ``gain`` of :func:`forward`."""
     margin = kernel_size // 2 if reflect else 0
     out = padded_gradient(grad, h, w, margin)
     sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])

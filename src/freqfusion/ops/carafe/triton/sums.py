@@ -1,7 +1,7 @@
 """The reassembly and its derivatives as plain sums, for every call; and what the other kernels share with them.
 
 A program owns a stretch of one coarse row. The fine pixels whose windows are centred at one coarse pixel are its
-*phases*, as in :mod:`freqfusion.ops.carafe.phases`: four at twice the size, at other ratios some of
+*phases*, as in :mod:`freqfusion.ops.carafe.torch`: four at twice the size, at other ratios some of
 ``ceil(H / h) * ceil(W / w)`` that exist. A value of ``x`` is loaded once for up to four of them. Sums are float32,
 and the order of those over taps, phases and channels does not depend on the tile sizes. Offsets into a tensor are
 64 bit. A bad value reaches the windows that hold it and nothing else.
@@ -22,7 +22,7 @@ from freqfusion.ops._checks import is_channels_last, layout
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, launch
 from freqfusion.ops._triton.maps import Dense, dense
-from freqfusion.ops.carafe.phases import fold_padding
+from freqfusion.ops.carafe.torch import fold_padding
 
 MAX_PHASES = 4
 """Phases that a program computes at once."""
@@ -437,7 +437,7 @@ def forward(
     normalize: bool,
     gain: int,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe`; ``kernels`` are logits if ``normalize``.
+    """As :func:`freqfusion.ops.carafe.torch.carafe`; ``kernels`` are logits if ``normalize``.
 
     With a ``gain`` it is what the reassembly leaves of that many times ``x``.
     """
@@ -534,7 +534,7 @@ def backward_kernels(
 def backward_x(
     kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool, gain: int
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.phases.carafe_backward_x`, for a :func:`forward` with this ``gain``."""
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, for a :func:`forward` with this ``gain``."""
     margin = kernel_size // 2 if reflect else 0
     out = padded_gradient(grad, h, w, margin)
     sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])

@@ -1,0 +1,1 @@
+"""Cosine similarity of every pixel with its neighbours."""

@@ -1,0 +1,1 @@
+"""Grouped bilinear sampling at displaced positions."""
