@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 import tiny_objects
-from freqfusion.data import create_object_dataset
+from freqfusion.data import create_dataset
 from freqfusion.data.objects import Category
 from freqfusion.metrics import read_detections
 from freqfusion.tasks import DetectionModule, ObjectData
@@ -341,7 +341,7 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
     for entry in content["annotations"]:
         entry["image_id"] = names[entry["image_id"]]
     path.write_text(json.dumps(content))
-    dataset = create_object_dataset("coco", root, "val")
+    dataset = create_dataset("coco", root, "val")
     judge = DetectionJudge(masks)
     judge.start(dataset, tmp_path / "out" / "test")
     for sample in dataset:

@@ -147,6 +147,19 @@ def set_up(root, stage="fit", dataset="folder", **options):
     SegmentationData(dataset, str(root), batch_size=2, **options).setup(stage)
 
 
+@pytest.mark.parametrize(
+    ("module", "dataset", "words"),
+    [
+        (SegmentationData, "coco", r"'coco' has boxes.* tasks detection and masks .*; .*use ade20k.*, voc$"),
+        (ObjectData, "voc", r"'voc' has a class for every pixel.* task semantic .*; .*, coco.*, voc_boxes$"),
+        (ObjectData, "vac", r"unknown dataset 'vac'; for this task use cityscapes_panoptic, coco"),
+    ],
+)
+def test_data_of_another_kind_is_refused_with_what_to_use(module, dataset, words):
+    with pytest.raises(ValueError, match=words):
+        module(dataset=dataset, root="nowhere").dataset("train")
+
+
 def test_classes_that_never_occur_are_named(tmp_path, caplog):
     set_up(mask_set(tmp_path, [(0, 1)]))
     assert [text.partition(": ")[2] for text in caplog.messages] == [

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from freqfusion._settings import check_settings
 from freqfusion._text import readable
-from freqfusion.data import BadSampleError, create_dataset
+from freqfusion.data import BadSampleError, Kind, create_dataset, list_datasets
 from freqfusion.data.base import FileDataset, SampleFiles
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
@@ -30,6 +30,10 @@ Sample = dict[str, Any]
 _log = logging.getLogger(__name__)
 _LOOKING_SECONDS = 30.0
 """How long the truth of a split is searched for its classes."""
+_TRUTH: dict[Kind, str] = {
+    "semantic": "a class for every pixel, as the task semantic needs it",
+    "objects": "boxes, masks or segments, as the tasks detection and masks need them",
+}
 
 
 class _Samples(Dataset[Sample]):
@@ -256,13 +260,30 @@ class ImageData(L.LightningDataModule):
         self._checked: set[str] = set()
 
     def open(self, split: str) -> Any:
-        """Open the data set of one split."""
-        raise NotImplementedError
+        """Open the data set of one split.
+
+        Raises:
+            ValueError: for a name of no data set, or of one with another kind of truth.
+        """
+        options = self.hparams
+        name, fitting = options["dataset"], list_datasets(self.kind)
+        if name not in fitting:
+            (other,) = (kind for kind in _TRUTH if kind != self.kind)
+            wrong = f"dataset {name!r} has {_TRUTH[other]}" if name in list_datasets(other) else None
+            raise ValueError(
+                f"{wrong or f'unknown dataset {name!r}'}; for this task use {', '.join(fitting)}"
+            )
+        given = dict(options["dataset_options"] or {})
+        if split == options["train_split"]:
+            given |= options.get("train_options") or {}
+        return create_dataset(name, options["root"], split, skip_bad=options["skip_bad"], **given)
 
     def transform(self, stage: str) -> Callable[[Sample], Sample]:
         """What is done to a sample, and drawn at random, for ``"train"`` or ``"eval"``."""
         raise NotImplementedError
 
+    kind: Kind
+    """The kind of truth that its data sets have."""
     collate: Callable[[list[Sample]], Sample]
     """Makes a batch of samples. A static method."""
 
@@ -413,17 +434,8 @@ class SegmentationData(ImageData):
         self.save_hyperparameters()
         self.check_options()
 
+    kind = "semantic"
     collate = staticmethod(collate)
-
-    def open(self, split: str) -> Any:
-        options = self.hparams
-        return create_dataset(
-            options["dataset"],
-            options["root"],
-            split,
-            skip_bad=options["skip_bad"],
-            **(options["dataset_options"] or {}),
-        )
 
     def sample(self, split: str, index: int) -> Sample:
         """One image and its mask at the size they are judged at, without augmentation or normalisation."""

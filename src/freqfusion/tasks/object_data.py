@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqfusion.data import create_object_dataset
 from freqfusion.data.object_transforms import collate_objects, eval_object_transform, train_object_transform
 from freqfusion.data.objects import segments_to_objects
 from freqfusion.tasks.image_data import ImageData, Sample
@@ -45,10 +44,10 @@ class ObjectData(ImageData):
     pixels of the original.
 
     Args:
-        dataset: A name of `freqfusion.data.create_object_dataset`: coco, coco_panoptic, voc_boxes,
+        dataset: A name of `freqfusion.data.create_dataset`: coco, coco_panoptic, voc_boxes,
             cityscapes_panoptic, synthetic_panoptic.
         root: The data set's folder.
-        dataset_options: Further arguments of `freqfusion.data.create_object_dataset`.
+        dataset_options: Further arguments of `freqfusion.data.create_dataset`.
         train_split: The part to train on.
         val_split: The part to judge on during training.
         test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
@@ -94,16 +93,8 @@ class ObjectData(ImageData):
         self.save_hyperparameters()
         self.check_options()
 
+    kind = "objects"
     collate = staticmethod(collate_objects)
-
-    def open(self, split: str) -> Any:
-        options = self.hparams
-        given = dict(options["dataset_options"] or {})
-        if split == options["train_split"]:
-            given |= options["train_options"] or {}
-        return create_object_dataset(
-            options["dataset"], options["root"], split, skip_bad=options["skip_bad"], **given
-        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
