@@ -225,7 +225,7 @@ def test_results_of_a_test(tmp_path: Path) -> None:
 def test_a_detector_of_torchvision(tmp_path: Path) -> None:
     """Upgraded, trained a step, saved, and rebuilt from the checkpoint alone."""
     root = write_coco(tmp_path)
-    data = ObjectData("coco", str(root), val_split="train", short_sides=[64], batch_size=4, workers=0)
+    data = ObjectData("coco", root=str(root), val_split="train", short_sides=[64], batch_size=4, workers=0)
     module = DetectionModule(
         "torchvision:retinanet_resnet50_fpn",
         "dysample",
