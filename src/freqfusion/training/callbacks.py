@@ -345,6 +345,7 @@ class RunProgress(RichProgressBar):
         self.teardown(trainer, pl_module, "test")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._update(self.train_progress_bar_id, trainer.global_step, hard=True)
         self.teardown(trainer, pl_module, "fit")
 
     def _shown_loss(self) -> str:
