@@ -12,7 +12,6 @@ from freqfusion.analysis.spectra import (
     fusion_internals,
     high_frequency_share,
     kernel_spectrum,
-    mean_by_region,
     radial_power_spectrum,
 )
 from support import assert_close
@@ -93,19 +92,6 @@ def test_detail_at_boundaries_is_found_there() -> None:
     assert energy["all"].low == pytest.approx(energy["interior"].low + energy["boundary"].low)
     ignored = high_frequency_share(step, torch.full_like(labels, 255))
     assert [x.share for x in ignored.values()] == [None, None, None]
-
-
-def test_mean_by_region() -> None:
-    labels = torch.zeros(1, 4, 8, dtype=torch.int64)
-    labels[:, :, 4:] = 1
-    labels[:, :, 7] = 255
-    values = torch.arange(8.0).expand(1, 1, 4, 8)
-    assert mean_by_region(values, labels) == {"all": 3.0, "interior": pytest.approx(2.8), "boundary": 3.5}
-    assert mean_by_region(values, torch.zeros_like(labels))["boundary"] is None
-    with pytest.raises(ValueError, match=r"\(B, 1, h, w\)"):
-        mean_by_region(values.expand(1, 2, 4, 8), labels)
-    with pytest.raises(ValueError, match="proportions"):
-        mean_by_region(values, labels.mT)
 
 
 @pytest.mark.parametrize(("x", "error", "message"), INVALID)

@@ -17,7 +17,6 @@ from torch import Tensor
 import tiny_objects
 from freqfusion.data import create_dataset
 from freqfusion.data.objects import Category
-from freqfusion.metrics import read_detections
 from freqfusion.tasks import DetectionModule, ObjectData
 from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
 from freqfusion.tasks.object_data import training_target
@@ -191,7 +190,7 @@ def test_two_processes_judge_like_one(tmp_path: Path) -> None:
     assert one == two
     first, second = (
         sorted(
-            read_detections(tmp_path / name / "val_box_results.json"),
+            json.loads((tmp_path / name / "val_box_results.json").read_bytes()),
             key=lambda x: (x["image_id"], -x["score"]),
         )
         for name in ("one", "two")
@@ -211,7 +210,7 @@ def test_results_of_a_test(tmp_path: Path) -> None:
     module, data = tiny_detection(write_coco(tmp_path))
     trainer = create_trainer(tmp_path / "out", accelerator="cpu", enable_progress_bar=False)
     trainer.test(module, data, verbose=False)
-    results = read_detections(tmp_path / "out" / "test_mask_results.json")
+    results = json.loads((tmp_path / "out" / "test_mask_results.json").read_bytes())
     assert {entry["category_id"] for entry in results} <= {3, 7}
     assert {entry["image_id"] for entry in results} <= {10, 11, 12, 13}
     assert (tmp_path / "out" / "test_precision_recall.png").stat().st_size > 5000
@@ -350,7 +349,7 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
         judge.update(sample, {**found, "masks": found["masks"][:, None].float()})
     assert judge.compute()["box_ap"] == pytest.approx(1)
     for kind in ("box", "mask")[: 1 + masks]:
-        results = read_detections(tmp_path / "out" / f"test_{kind}_results.json")
+        results = json.loads((tmp_path / "out" / f"test_{kind}_results.json").read_bytes())
         assert [entry["image_id"] for entry in results] == [
             entry["image_id"] for entry in content["annotations"]
         ]
