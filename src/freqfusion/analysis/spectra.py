@@ -187,7 +187,7 @@ class FusionInternals(NamedTuple):
     """``(B, 2 * groups, H, W)`` in coarse pixels: along x of each group, then along y. None without the generator."""
     detail: Tensor | None
     """``(B, 1, H, W)``: by how much the high-pass filter changes each pixel of the fine map, root mean square over
-    the channels (gates included, where ``init="identity"`` has them). None if it is off."""
+    the channels. None if it is off."""
 
 
 @torch.no_grad()
