@@ -39,7 +39,7 @@ def object_data(root: Path, dataset: str = "coco_panoptic", **options: Any) -> O
         "batch_size": 4,
         "flip": 0.0,
     }
-    return ObjectData(dataset, str(root), **{**settings, "workers": 0, **options})
+    return ObjectData(dataset, root=str(root), **{**settings, "workers": 0, **options})
 
 
 def mask_module(data: ObjectData, **options: Any) -> MaskModule:

@@ -120,7 +120,7 @@ def tiny_detection(
 
     datamodule = ObjectData(
         "coco",
-        str(root),
+        root=str(root),
         **{
             "val_split": "train",
             "test_split": "train",

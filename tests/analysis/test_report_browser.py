@@ -22,7 +22,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from freqfusion.analysis.explorer import Scene, build_explorer, cosine_map
-from freqfusion.analysis.feature_report import FeatureStudy, Observation
+from freqfusion.analysis.measure import FeatureStudy, Observation
+from freqfusion.analysis.page import write_study
 from freqfusion.drawing.page import Html, Report, Section, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -227,10 +228,10 @@ def test_whole_report_loads(driver, tmp_path):
         "fine": {name: torch.from_numpy(x).permute(2, 0, 1).float() for name, x in one.maps["fine"].items()}
     }
     image = torch.from_numpy(one.image).permute(2, 0, 1)
-    study = FeatureStudy(CLASSES, [(70, 130, 180), (180, 120, 60), (20, 140, 20)], "a test")
+    study = FeatureStudy(CLASSES, [(70, 130, 180), (180, 120, 60), (20, 140, 20)])
     labels = torch.from_numpy(one.labels)
     study.add(Observation("first", maps, labels, image, {"": labels % 255}), show=True)
-    study.write(tmp_path)
+    write_study(study, tmp_path, "a test")
     driver.get((tmp_path / "report.html").as_uri())
     page = Page(driver)
     page.go(0, 0.3, 0.7, click=True)

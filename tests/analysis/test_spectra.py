@@ -12,7 +12,6 @@ from freqfusion.analysis.spectra import (
     fusion_internals,
     high_frequency_share,
     kernel_spectrum,
-    mean_by_region,
     radial_power_spectrum,
 )
 from support import assert_close
@@ -95,19 +94,6 @@ def test_detail_at_boundaries_is_found_there() -> None:
     assert [x.share for x in ignored.values()] == [None, None, None]
 
 
-def test_mean_by_region() -> None:
-    labels = torch.zeros(1, 4, 8, dtype=torch.int64)
-    labels[:, :, 4:] = 1
-    labels[:, :, 7] = 255
-    values = torch.arange(8.0).expand(1, 1, 4, 8)
-    assert mean_by_region(values, labels) == {"all": 3.0, "interior": pytest.approx(2.8), "boundary": 3.5}
-    assert mean_by_region(values, torch.zeros_like(labels))["boundary"] is None
-    with pytest.raises(ValueError, match=r"\(B, 1, h, w\)"):
-        mean_by_region(values.expand(1, 2, 4, 8), labels)
-    with pytest.raises(ValueError, match="proportions"):
-        mean_by_region(values, labels.mT)
-
-
 @pytest.mark.parametrize(("x", "error", "message"), INVALID)
 def test_bad_input(x: Tensor, error: type[Exception], message: str) -> None:
     for measure in (radial_power_spectrum, high_frequency_share, lambda kernels: kernel_spectrum(kernels, 1)):
@@ -176,6 +162,7 @@ def test_internals_rebuild_the_output(options: dict, size: tuple[int, int]) -> N
     else:
         assert internals.highpass_kernels is internals.detail is None
     source = lr if fusion.semi_conv else fusion._interpolate(lr, size)
+    assert not any(x.requires_grad for x in (internals.lowpass_kernels, internals.fused.lr_feat))
     smooth = carafe(source, internals.lowpass_kernels, 5, groups, padding)
     if options.get("feature_resample", True):
         assert internals.offsets.shape == (2, 8, *size)
@@ -183,13 +170,6 @@ def test_internals_rebuild_the_output(options: dict, size: tuple[int, int]) -> N
     else:
         assert internals.offsets is None
     assert_close("lr", smooth, internals.fused.lr_feat, 1e-9)
-
-
-def test_internals_of_an_identity_start_add_nothing() -> None:
-    fusion = FreqFusion(8, 16, init="identity")
-    internals = fusion_internals(fusion, torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4))
-    assert not internals.detail.any()
-    assert not internals.offsets.requires_grad
 
 
 def test_internals_refuse_other_methods() -> None:

@@ -27,8 +27,8 @@ from tiny_training import tiny_data
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Drawing is most of the time, and tested elsewhere."""
-    for module in ("feature_report", "report"):
-        monkeypatch.setattr(f"freqfusion.analysis.{module}.figure_bytes", lambda *args, **options: b"drawn")
+    for page in ("analysis", "drawing"):
+        monkeypatch.setattr(f"freqfusion.{page}.page.figure_bytes", lambda *args, **options: b"drawn")
     monkeypatch.setenv("COLUMNS", "100")
 
 

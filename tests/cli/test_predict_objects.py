@@ -12,7 +12,7 @@ from PIL import Image
 
 from freqfusion import save_pretrained
 from freqfusion.cli.main import main
-from freqfusion.data import create_object_dataset
+from freqfusion.data import create_dataset
 from freqfusion.tasks import DetectionModule, ObjectData
 from freqfusion.training import create_trainer, load_checkpoint
 from tiny_objects import SMALL_DETECTOR, tiny_detection, write_coco
@@ -62,12 +62,10 @@ def test_boxes_and_masks(
         assert drawn.size == (image["width"], image["height"])
 
     # the file is a data set in COCO's form: what was predicted comes back as truth
-    again = create_object_dataset(
-        "coco", data, "train", annotations=str(out / "predictions.json"), images="train"
-    )
+    again = create_dataset("coco", data, "train", annotations=str(out / "predictions.json"), images="train")
     assert len(again) == 4
     assert again.has_masks
-    truth = create_object_dataset("coco", data, "train")
+    truth = create_dataset("coco", data, "train")
     found = sum(len(sample["labels"]) for sample in again)
     assert found == len(content["annotations"])
     assert abs(found - sum(len(sample["labels"]) for sample in truth)) <= 2

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+import freqfusion.data
 from freqfusion.data import (
     Category,
     ObjectDataset,
+    SegmentationDataset,
     create_dataset,
-    create_object_dataset,
     list_datasets,
-    list_object_datasets,
     segments_to_objects,
 )
 from freqfusion.data.objects import Segment, number_segments
@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 
 
 def test_names() -> None:
-    assert list_object_datasets() == [
+    assert list_datasets("objects") == [
         "cityscapes_panoptic",
         "coco",
         "coco_panoptic",
@@ -41,25 +41,25 @@ def test_missing_root_and_split_name_the_layout(tmp_path: Path, name: str) -> No
     with pytest.raises(
         ValueError, match=f"'{name}' is read from files: give its folder as root.*expects ROOT"
     ):
-        create_object_dataset(name, None, "train")
+        create_dataset(name, None, "train")
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder\. .*expects.*ROOT"):
-        create_object_dataset(name, tmp_path / "nowhere", "train")
+        create_dataset(name, tmp_path / "nowhere", "train")
     with pytest.raises(FileNotFoundError, match=r"expects ROOT"):
-        create_object_dataset(name, tmp_path, "train")
+        create_dataset(name, tmp_path, "train")
 
 
-def test_the_two_registries_do_not_mix() -> None:
-    with pytest.raises(ValueError, match="unknown dataset 'camvid'; known are cityscapes_panoptic, coco"):
-        create_object_dataset("camvid", None, "train")
-    with pytest.raises(ValueError, match="unknown dataset 'coco'; known are ade20k"):
-        create_dataset("coco", None, "train")
+def test_the_two_kinds_make_up_all() -> None:
+    assert sorted(list_datasets("semantic") + list_datasets("objects")) == list_datasets()
+    for kind, base in (("semantic", SegmentationDataset), ("objects", ObjectDataset)):
+        for name in list_datasets(kind):
+            assert issubclass(getattr(freqfusion.data, freqfusion.data._DATASETS[name][1]), base)
 
 
 def test_registry_imports_torch_alone() -> None:
     code = (
         "import sys\n"
-        "from freqfusion.data import list_object_datasets\n"
-        "assert list_object_datasets()\n"
+        "from freqfusion.data import list_datasets\n"
+        "assert list_datasets()\n"
         "late = {'torchvision', 'PIL', 'pycocotools'} & set(sys.modules)\n"
         "assert not late, late"
     )
@@ -69,7 +69,7 @@ def test_registry_imports_torch_alone() -> None:
 def test_boxes_alone_need_no_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
-    scenes = create_object_dataset("synthetic_panoptic", None, "train", length=1)
+    scenes = create_dataset("synthetic_panoptic", None, "train", length=1)
     assert scenes[0]["segments"].max() > 1
     with pytest.raises(ImportError, match=r'pycocotools is not installed.*pip install "freqfusion\[train\]"'):
         scenes.ground_truth()
@@ -152,7 +152,7 @@ def test_segments_are_numbered_by_their_place() -> None:
 def test_page_lists_every_dataset() -> None:
     page = PAGE.read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
-    assert sorted(listed) == sorted(list_datasets() + list_object_datasets())
+    assert sorted(listed) == list_datasets()
 
 
 def test_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from freqfusion.data import ObjectDataset, create_object_dataset, segments_to_objects
+from freqfusion.data import ObjectDataset, create_dataset, segments_to_objects
 from freqfusion.data.object_transforms import train_object_transform
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def count_classes(dataset: ObjectDataset) -> Counter[str]:
 
 
 def test_coco_mini(data: Path) -> None:
-    dataset = create_object_dataset("coco", data / "coco_mini", "val")
+    dataset = create_dataset("coco", data / "coco_mini", "val")
     counts = count_classes(dataset)
     assert (len(dataset), len(dataset.classes), counts.total(), len(counts)) == (79, 80, 624, 78)
     assert counts.most_common(4) == [("person", 118), ("book", 45), ("bottle", 31), ("donut", 28)]
@@ -84,8 +84,8 @@ def test_coco_mini(data: Path) -> None:
 def test_bccd_in_both_forms(
     data: Path, split: str, images: int, expected: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    coco = create_object_dataset("coco", data / "bccd", split)
-    voc = create_object_dataset("voc_boxes", data / "bccd", split, classes=coco.classes)
+    coco = create_dataset("coco", data / "bccd", split)
+    voc = create_dataset("voc_boxes", data / "bccd", split, classes=coco.classes)
     assert len(coco) == len(voc) == images
     assert count_classes(coco) == count_classes(voc) == expected
     assert "left out 1 box(es) of no width or height" in caplog.text  # in the XML alone
@@ -100,12 +100,12 @@ def test_bccd_in_both_forms(
 
 def test_bccd_names_its_cells(data: Path) -> None:
     with pytest.raises(ValueError, match=r"classes=\['Platelets', 'RBC', 'WBC'\]"):
-        create_object_dataset("voc_boxes", data / "bccd", "val")
+        create_dataset("voc_boxes", data / "bccd", "val")
 
 
 @pytest.mark.parametrize("split, images, nuclei", [("train", 413, 18627), ("val", 99, 3401)])
 def test_nuclei_equal_their_instance_maps(data: Path, split: str, images: int, nuclei: int) -> None:
-    dataset = create_object_dataset("coco", data / "nuclei_dsb2018", split)
+    dataset = create_dataset("coco", data / "nuclei_dsb2018", split)
     assert len(dataset) == images
     assert count_classes(dataset) == {"nucleus": nuclei}
     for sample in dataset:
@@ -117,7 +117,7 @@ def test_nuclei_equal_their_instance_maps(data: Path, split: str, images: int, n
 
 def test_voc_sample(data: Path) -> None:
     options = {"annotations": "coco/instances.json"}
-    coco = create_object_dataset("coco", data / "voc_sample", "train", **options)
+    coco = create_dataset("coco", data / "voc_sample", "train", **options)
     assert (len(coco), coco.has_masks, count_classes(coco).total()) == (3, True, 12)
     assert coco.classes[0] == "_background_"  # the file's own first category, without objects
     assert coco.name(0) == "JPEGImages/2011_000003"
@@ -125,7 +125,7 @@ def test_voc_sample(data: Path) -> None:
 
 def test_coco_panoptic_sample(data: Path) -> None:
     root = data / "panoptic_coco_sample"
-    dataset = create_object_dataset("coco_panoptic", root, "val")
+    dataset = create_dataset("coco_panoptic", root, "val")
     assert (len(dataset), len(dataset.categories), len(dataset.things)) == (3, 133, 80)
     count_classes(dataset)
     assert [len(sample["labels"]) for sample in dataset] == [18, 32, 6]
@@ -150,7 +150,7 @@ def check_boxes_and_areas(dataset: ObjectDataset, sample: dict[str, Any], annota
 def test_panoptic_sample_as_detection(data: Path) -> None:
     """The things of two pictures, as the benchmark's own conversion writes them."""
     root = data / "panoptic_coco_sample"
-    dataset = create_object_dataset("coco_panoptic", root, "val")
+    dataset = create_dataset("coco_panoptic", root, "val")
     converted = json.loads((root / "panoptic_as_detection.json").read_text())
     things = {dataset.categories[label].id for label in dataset.things}
     expected = [
@@ -180,8 +180,8 @@ def test_panoptic_sample_as_detection(data: Path) -> None:
 
 def test_cityscapes_from_both_forms(data: Path) -> None:
     root = data / "cityscapes_sample"
-    original = create_object_dataset("cityscapes_panoptic", root, "train")
-    converted = create_object_dataset("coco_panoptic", root, "train")
+    original = create_dataset("cityscapes_panoptic", root, "train")
+    converted = create_dataset("coco_panoptic", root, "train")
     assert original.classes == converted.classes
     assert original.things == converted.things
     assert count_classes(original) == count_classes(converted)
@@ -201,8 +201,8 @@ def test_cityscapes_with_crowds(data: Path, tmp_path: Path) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2048, 1024)).save(picture)
     (tmp_path / "gtFine").symlink_to(root / "gtFine")
-    original = create_object_dataset("cityscapes_panoptic", tmp_path, "val")
-    converted = create_object_dataset(
+    original = create_dataset("cityscapes_panoptic", tmp_path, "val")
+    converted = create_dataset(
         "coco_panoptic",
         tmp_path,
         "val",
@@ -227,7 +227,7 @@ def test_lvis_annotations(data: Path, tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     for entry in stored["images"]:
         Image.new("RGB", (entry["width"], entry["height"])).save(tmp_path / entry["file_name"])
-    dataset = create_object_dataset("coco", tmp_path, "val", annotations=str(path))
+    dataset = create_dataset("coco", tmp_path, "val", annotations=str(path))
     assert (len(dataset), len(dataset.categories), count_classes(dataset).total()) == (100, 1230, 977)
     assert len(set(dataset.palette)) == 1230
     assert [entry["area"] for entry in dataset.ground_truth()["annotations"][:3]] == [
@@ -258,11 +258,11 @@ def scores(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> l
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_ground_truth_gives_the_published_scores(data: Path, tmp_path: Path, kind: str) -> None:
     fixtures = data / "evaluator_fixtures"
-    mini = create_object_dataset("coco", data / "coco_mini", "val").ground_truth()
+    mini = create_dataset("coco", data / "coco_mini", "val").ground_truth()
     path = fixtures / "coco_val2014_100/instances_val2014_100.json"
     for entry in json.loads(path.read_text())["images"]:
         Image.new("RGB", (1, 1)).save(tmp_path / entry["file_name"])  # their size is only looked at when read
-    published = create_object_dataset("coco", tmp_path, "val", annotations=str(path)).ground_truth()
+    published = create_dataset("coco", tmp_path, "val", annotations=str(path)).ground_truth()
     assert (len(published["images"]), len(published["annotations"])) == (100, 839)
     cases = (
         (mini, fixtures / "coco_mini_perturbed", f"{kind}_results.json"),
@@ -276,7 +276,7 @@ def test_ground_truth_gives_the_published_scores(data: Path, tmp_path: Path, kin
 
 def test_augmented_masks_and_boxes_agree(data: Path) -> None:
     """After resizing, cropping and flipping, boxes still surround their masks to about a pixel."""
-    dataset = create_object_dataset("coco", data / "coco_mini", "val")
+    dataset = create_dataset("coco", data / "coco_mini", "val")
     transform = train_object_transform(
         short_sides=(800,), max_size=1333, flip=0.5, jitter=(0.5, 1.5), crop_size=(512, 512), photometric=True
     )

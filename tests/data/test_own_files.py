@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from freqfusion.data import BadSampleError, create_dataset, create_object_dataset
+from freqfusion.data import BadSampleError, create_dataset
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -74,14 +74,14 @@ def panoptic_set(root: Path, picture: np.ndarray, truth: np.ndarray, orientation
         "categories": [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}],
     }
     write(root / "panoptic_train.json", json.dumps(content))
-    return create_object_dataset("coco_panoptic", root, "train")
+    return create_dataset("coco_panoptic", root, "train")
 
 
 def cityscapes_set(root: Path, picture: np.ndarray, truth: np.ndarray, orientations: tuple[int, int]) -> Any:
     save(root / "leftImg8bit/train/ulm/a_leftImg8bit.png", picture, orientations[0])
     ids = np.where(truth == 1, 26001, 7).astype(np.uint16)
     save(root / "gtFine/train/ulm/a_gtFine_instanceIds.png", ids, orientations[1])
-    dataset = create_object_dataset("cityscapes_panoptic", root, "train")
+    dataset = create_dataset("cityscapes_panoptic", root, "train")
     truth_size = dataset.ground_truth()["images"][0]
     assert dataset.size(0) == dataset[0]["image"].shape[1:] == (truth_size["height"], truth_size["width"])
     return dataset
@@ -174,7 +174,7 @@ def boxes_set(kind: str, root: Path, orientation: int, height: int, width: int) 
         size = f"<size><width>{width}</width><height>{height}</height></size>"
         entry = f"<object><name>cat</name><bndbox>{bndbox}</bndbox></object>"
         write(root / "Annotations/a.xml", f"<annotation>{size}{entry}</annotation>")
-        return create_object_dataset("voc_boxes", root, "train")
+        return create_dataset("voc_boxes", root, "train")
     save(root / "train/a.png", photo(truth), orientation)
     left, top, right, bottom = 0, 0, *box[2:]
     annotation: dict[str, Any] = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0}
@@ -193,7 +193,7 @@ def boxes_set(kind: str, root: Path, orientation: int, height: int, width: int) 
         "categories": [{"id": 1, "name": "cat"}],
     }
     write(root / "instances_train.json", json.dumps(content))
-    return create_object_dataset("coco", root, "train")
+    return create_dataset("coco", root, "train")
 
 
 @pytest.mark.parametrize("kind", ["voc", "boxes", "polygons", "rle"])
@@ -290,7 +290,7 @@ def test_other_endings_of_pictures_with_boxes(tmp_path: Path, kind: str) -> None
             picture.load()
             picture.save(path.with_suffix(ending))
         name = "coco" if kind == "boxes" else "voc_boxes"
-        found = create_object_dataset(name, tmp_path, "train")
+        found = create_dataset(name, tmp_path, "train")
         assert found[0]["image"].shape == (3, 8, 12)
         assert found.entries[0].path == path.with_suffix(ending)
         path.with_suffix(ending).unlink()
@@ -299,7 +299,7 @@ def test_other_endings_of_pictures_with_boxes(tmp_path: Path, kind: str) -> None
         Image.open(path).save(path.with_suffix(ending))
     path.unlink()
     with pytest.raises(ValueError, match=r"has the name of .* too; keep one"):
-        create_object_dataset(name, tmp_path, "train")
+        create_dataset(name, tmp_path, "train")
 
 
 def test_file_names_in_json_may_differ_in_case_and_form(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_file_names_in_json_may_differ_in_case_and_form(tmp_path: Path) -> None:
     (tmp_path / "train/a.png").rename(tmp_path / f"train/{NFD}.PNG")
     content["images"][0]["file_name"] = f"{NFC.upper()}.png"
     path.write_text(json.dumps(content))
-    sample = create_object_dataset("coco", tmp_path, "train")[0]
+    sample = create_dataset("coco", tmp_path, "train")[0]
     assert (sample["name"], sample["image"].shape) == (NFC.upper(), (3, 8, 12))
 
 
@@ -317,7 +317,7 @@ def test_label_maps_in_json_may_differ_in_case(tmp_path: Path) -> None:
     truth = half(8, 12)
     panoptic_set(tmp_path, photo(truth), truth, (1, 1))
     (tmp_path / "panoptic_train/a.png").rename(tmp_path / "panoptic_train/a.PNG")
-    assert create_object_dataset("coco_panoptic", tmp_path, "train")[0]["segments"].max() == 2
+    assert create_dataset("coco_panoptic", tmp_path, "train")[0]["segments"].max() == 2
 
 
 @pytest.mark.parametrize("name", SEMANTIC)
@@ -339,7 +339,7 @@ def test_names_of_xml_files_in_another_form(tmp_path: Path) -> None:
     (tmp_path / "Annotations/a.xml").rename(tmp_path / f"Annotations/{NFD}.XML")
     (tmp_path / "JPEGImages/a.png").rename(tmp_path / f"JPEGImages/{NFD}.png")
     (tmp_path / "ImageSets/Main/train.txt").write_text(NFC, encoding="utf-8")
-    assert len(create_object_dataset("voc_boxes", tmp_path, "train")[0]["boxes"]) == 1
+    assert len(create_dataset("voc_boxes", tmp_path, "train")[0]["boxes"]) == 1
 
 
 # encodings
@@ -373,7 +373,6 @@ def test_classes_in_another_encoding_are_named(tmp_path: Path, encoding: str) ->
 
 @pytest.mark.parametrize("name", ["camvid", "voc", "voc_boxes"])
 def test_lists_in_other_encodings(tmp_path: Path, name: str) -> None:
-    create = create_object_dataset if name == "voc_boxes" else create_dataset
     if name == "voc_boxes":
         boxes_set("voc", tmp_path, 1, 8, 12)
     else:
@@ -382,10 +381,10 @@ def test_lists_in_other_encodings(tmp_path: Path, name: str) -> None:
     names = path.read_text()
     for encoding in ENCODINGS:
         path.write_bytes(encoded(names, encoding))
-        assert len(create(name, tmp_path, "train")) == 1
+        assert len(create_dataset(name, tmp_path, "train")) == 1
     path.write_bytes("é\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"train\.txt: is not UTF-8 text .*Save it as UTF-8"):
-        create(name, tmp_path, "train")
+        create_dataset(name, tmp_path, "train")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -394,13 +393,13 @@ def test_json_and_xml_in_any_form_of_unicode(tmp_path: Path, encoding: str) -> N
     path = tmp_path / "instances_train.json"
     content = path.read_text().replace('"cat"', '"Fußgänger"')
     path.write_bytes(encoded(content, encoding))
-    assert create_object_dataset("coco", tmp_path, "train").classes == ("Fußgänger",)
+    assert create_dataset("coco", tmp_path, "train").classes == ("Fußgänger",)
     if encoding == "utf-32":  # which XML readers need not know
         return
     boxes_set("voc", tmp_path, 1, 8, 12)
     path = tmp_path / "Annotations/a.xml"
     path.write_bytes(encoded(path.read_text().replace("cat", "Fußgänger"), encoding))
-    found = create_object_dataset("voc_boxes", tmp_path, "train", classes=["Fußgänger"])
+    found = create_dataset("voc_boxes", tmp_path, "train", classes=["Fußgänger"])
     assert len(found[0]["labels"]) == 1
 
 
@@ -411,15 +410,15 @@ def test_json_and_xml_in_a_code_page_are_named_with_the_mend(tmp_path: Path) -> 
     with pytest.raises(
         BadSampleError, match=r"instances_train\.json: cannot be read as JSON.*save it as UTF-8"
     ):
-        create_object_dataset("coco", tmp_path, "train")
+        create_dataset("coco", tmp_path, "train")
     boxes_set("voc", tmp_path, 1, 8, 12)
     path = tmp_path / "Annotations/a.xml"
     path.write_bytes(path.read_text().replace("cat", "Fußgänger").encode("cp1252"))
     with pytest.raises(BadSampleError, match=r"a\.xml: cannot be read as XML.*save it as UTF-8"):
-        create_object_dataset("voc_boxes", tmp_path, "train")
+        create_dataset("voc_boxes", tmp_path, "train")
     declared = '<?xml version="1.0" encoding="windows-1252"?>' + path.read_bytes().decode("cp1252")
     path.write_bytes(declared.encode("cp1252"))
-    assert len(create_object_dataset("voc_boxes", tmp_path, "train", classes=["Fußgänger"])[0]["labels"]) == 1
+    assert len(create_dataset("voc_boxes", tmp_path, "train", classes=["Fußgänger"])[0]["labels"]) == 1
 
 
 # lists of classes
@@ -450,7 +449,7 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     boxes_set("boxes", tmp_path, 1, 8, 12)
     path = tmp_path / "instances_train.json"
     path.write_text(path.read_text().replace('"cat"', '"c\\u0000\\nt"'))
-    assert create_object_dataset("coco", tmp_path, "train").classes == ("c\\x00\\nt",)
+    assert create_dataset("coco", tmp_path, "train").classes == ("c\\x00\\nt",)
 
 
 def test_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -459,4 +458,4 @@ def test_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["categories"] = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     path.write_text(json.dumps(content))
-    assert create_object_dataset("coco", tmp_path, "train").classes == ("cat (id 0)", "cat (id 1)", "dog")
+    assert create_dataset("coco", tmp_path, "train").classes == ("cat (id 0)", "cat (id 1)", "dog")

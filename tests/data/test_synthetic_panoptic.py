@@ -7,12 +7,12 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from freqfusion.data import SyntheticPanoptic, SyntheticScenes, create_object_dataset, segments_to_objects
+from freqfusion.data import SyntheticPanoptic, SyntheticScenes, create_dataset, segments_to_objects
 from freqfusion.data.synthetic import _Canvas
 
 
 def test_form() -> None:
-    dataset = create_object_dataset("synthetic_panoptic", None, "val", length=5, size=(48, 70), seed=3)
+    dataset = create_dataset("synthetic_panoptic", None, "val", length=5, size=(48, 70), seed=3)
     assert len(dataset) == 5
     assert dataset.classes == SyntheticScenes.classes
     assert dataset.palette == SyntheticScenes.palette

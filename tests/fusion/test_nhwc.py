@@ -30,7 +30,6 @@ def values_and_gradients(fusion, hr, lr):
         {"direction_feat": "sim"},
         {"semi_conv": False},
         {"comp_feat_upsample": False},
-        {"init": "identity"},
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
 from freqfusion.metrics import BinaryMetrics
@@ -33,6 +34,8 @@ def test_against_plain_counting() -> None:
     assert scores["specificity"].item() == pytest.approx(1 - positive[~truth].float().mean().item(), rel=1e-6)
     exact = binary_auroc(probability[known], truth.long())
     assert scores["auc"].item() == pytest.approx(exact.item(), abs=2e-4)
+    binned = BinaryAUROC(thresholds=4097, ignore_index=255)
+    assert scores["auc"].item() == pytest.approx(binned(probability, target).item(), abs=1e-6)
     metric.reset()
     metric.update(target.where(target == 1, 0).float(), target)
     assert all(value.item() == pytest.approx(1) for value in metric.compute().values())

@@ -15,9 +15,8 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 import tiny_objects
-from freqfusion.data import create_object_dataset
+from freqfusion.data import create_dataset
 from freqfusion.data.objects import Category
-from freqfusion.metrics import read_detections
 from freqfusion.models.detection.contract import training_target
 from freqfusion.tasks import DetectionModule, ObjectData
 from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
@@ -191,7 +190,7 @@ def test_two_processes_judge_like_one(tmp_path: Path) -> None:
     assert one == two
     first, second = (
         sorted(
-            read_detections(tmp_path / name / "val_box_results.json"),
+            json.loads((tmp_path / name / "val_box_results.json").read_bytes()),
             key=lambda x: (x["image_id"], -x["score"]),
         )
         for name in ("one", "two")
@@ -211,7 +210,7 @@ def test_results_of_a_test(tmp_path: Path) -> None:
     module, data = tiny_detection(write_coco(tmp_path))
     trainer = create_trainer(tmp_path / "out", accelerator="cpu", enable_progress_bar=False)
     trainer.test(module, data, verbose=False)
-    results = read_detections(tmp_path / "out" / "test_mask_results.json")
+    results = json.loads((tmp_path / "out" / "test_mask_results.json").read_bytes())
     assert {entry["category_id"] for entry in results} <= {3, 7}
     assert {entry["image_id"] for entry in results} <= {10, 11, 12, 13}
     assert (tmp_path / "out" / "test_precision_recall.png").stat().st_size > 5000
@@ -225,7 +224,7 @@ def test_results_of_a_test(tmp_path: Path) -> None:
 def test_a_detector_of_torchvision(tmp_path: Path) -> None:
     """Upgraded, trained a step, saved, and rebuilt from the checkpoint alone."""
     root = write_coco(tmp_path)
-    data = ObjectData("coco", str(root), val_split="train", short_sides=[64], batch_size=4, workers=0)
+    data = ObjectData("coco", root=str(root), val_split="train", short_sides=[64], batch_size=4, workers=0)
     module = DetectionModule(
         "torchvision:retinanet_resnet50_fpn",
         "dysample",
@@ -343,7 +342,7 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
     for entry in content["annotations"]:
         entry["image_id"] = names[entry["image_id"]]
     path.write_text(json.dumps(content))
-    dataset = create_object_dataset("coco", root, "val")
+    dataset = create_dataset("coco", root, "val")
     judge = DetectionJudge(masks)
     judge.start(dataset, tmp_path / "out" / "test")
     for sample in dataset:
@@ -352,7 +351,7 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
         judge.update(sample, {**found, "masks": found["masks"][:, None].float()})
     assert judge.compute()["box_ap"] == pytest.approx(1)
     for kind in ("box", "mask")[: 1 + masks]:
-        results = read_detections(tmp_path / "out" / f"test_{kind}_results.json")
+        results = json.loads((tmp_path / "out" / f"test_{kind}_results.json").read_bytes())
         assert [entry["image_id"] for entry in results] == [
             entry["image_id"] for entry in content["annotations"]
         ]

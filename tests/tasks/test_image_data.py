@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -120,7 +121,7 @@ def test_wrong_settings_and_folders(tmp_path):
     with pytest.raises(ValueError, match="batch_size is 0, expected a whole number of at least 1"):
         SegmentationData(batch_size=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        SegmentationData("camvid", str(tmp_path / "nowhere")).setup("fit")
+        SegmentationData("camvid", root=str(tmp_path / "nowhere")).setup("fit")
     with pytest.raises(RuntimeError, match="pass it to fit"):
         tiny_data().train_dataloader()
 
@@ -144,7 +145,36 @@ def mask_set(root, values, names=("ground", "lesion", "vessel"), splits=("train"
 
 
 def set_up(root, stage="fit", dataset="folder", **options):
-    SegmentationData(dataset, str(root), batch_size=2, **options).setup(stage)
+    SegmentationData(dataset, root=str(root), batch_size=2, **options).setup(stage)
+
+
+@pytest.mark.parametrize("module", [SegmentationData, ObjectData])
+def test_every_option_is_kept_and_has_a_help(module):
+    """The shared ones too: in the hyperparameters, and on the command line."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(module, "data")
+    helps = {action.dest: action.help for action in parser._actions}
+    hparams = module(flip=0.25, max_size=77).hparams
+    assert {"root", "train_split", "flip", "batch_size", "seed", "crop_size", "max_size"} < set(hparams)
+    assert (hparams["flip"], hparams["max_size"]) == (0.25, 77)
+    assert all(len(helps[f"data.{name}"]) > 10 for name in hparams)
+    assert {name for name in helps if name.startswith("data.")} == {f"data.{name}" for name in hparams}
+    assert set(type(module())(**hparams).hparams) == set(hparams)
+    with pytest.raises(TypeError, match="batchsize"):
+        module(batchsize=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "dataset", "words"),
+    [
+        (SegmentationData, "coco", r"'coco' has boxes.* tasks detection and masks .*; .*use ade20k.*, voc$"),
+        (ObjectData, "voc", r"'voc' has a class for every pixel.* task semantic .*; .*, coco.*, voc_boxes$"),
+        (ObjectData, "vac", r"unknown dataset 'vac'; for this task use cityscapes_panoptic, coco"),
+    ],
+)
+def test_data_of_another_kind_is_refused_with_what_to_use(module, dataset, words):
+    with pytest.raises(ValueError, match=words):
+        module(dataset=dataset, root="nowhere").dataset("train")
 
 
 def test_classes_that_never_occur_are_named(tmp_path, caplog):
@@ -230,7 +260,7 @@ def test_long_lists_of_names_are_cut(tmp_path, caplog):
 def test_kinds_of_objects_that_never_occur_are_named(tmp_path, kind, caplog):
     for split in ("train", "val"):
         (write_coco if kind == "coco" else write_panoptic)(tmp_path, split)
-    data = ObjectData(kind, str(tmp_path))
+    data = ObjectData(kind, root=str(tmp_path))
     data.setup("fit")
     assert not caplog.messages
     part = "instances" if kind == "coco" else "panoptic"
@@ -242,7 +272,7 @@ def test_kinds_of_objects_that_never_occur_are_named(tmp_path, kind, caplog):
             for found in [entry] if kind == "coco" else entry["segments_info"]:
                 found["iscrowd"] = int(found["category_id"] == 7)
         path.write_text(json.dumps(content))
-    ObjectData(kind, str(tmp_path)).setup("fit")
+    ObjectData(kind, root=str(tmp_path)).setup("fit")
     assert [text.partition("): ")[2] for text in caplog.messages] == ["'block', 'rare'."] * 2
 
 
@@ -255,8 +285,8 @@ def test_data_without_an_object_is_refused(tmp_path, crowd):
     content["annotations"] = [{**entry, "iscrowd": 1} for entry in content["annotations"]] * crowd
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"2 of 2 classes never occur in the truth .*nothing to learn"):
-        ObjectData("coco", str(tmp_path)).setup("fit")
-    ObjectData("coco", str(tmp_path)).setup("validate")  # the other part has objects
+        ObjectData("coco", root=str(tmp_path)).setup("fit")
+    ObjectData("coco", root=str(tmp_path)).setup("validate")  # the other part has objects
 
 
 def test_label_maps_are_searched_where_nothing_else_tells_their_segments(tmp_path, caplog):
@@ -266,7 +296,7 @@ def test_label_maps_are_searched_where_nothing_else_tells_their_segments(tmp_pat
             path.parent.mkdir(parents=True)
             ids = np.array([[7, 26001, 24, 33000]], np.uint16)  # road, car, a crowd of persons, bicycle
             Image.fromarray(ids if folder == "gtFine" else np.zeros((1, 4, 3), np.uint8)).save(path)
-    ObjectData("cityscapes_panoptic", str(tmp_path)).setup("fit")
+    ObjectData("cityscapes_panoptic", root=str(tmp_path)).setup("fit")
     assert "16 of 19 classes never occur" in caplog.messages[0]
     assert "'sidewalk'" in caplog.messages[0]
     assert "'road'" not in caplog.messages[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freqfusion._files import read_text
 from freqfusion._optional import require
-from freqfusion.analysis.feature_report import Observation
+from freqfusion.analysis.measure import Observation
 from freqfusion.data.base import voc_colour
 
 LABELS, IMAGES, PREDICTIONS = "labels", "images", "predictions"

@@ -121,33 +121,6 @@ def high_frequency_share(
     return {region: Energy(float(high[mask].sum()), float(low[mask].sum())) for region, mask in masks.items()}
 
 
-def mean_by_region(
-    values: Tensor, labels: Tensor, boundary_width: int = 1, ignore_index: int = 255
-) -> dict[str, float | None]:
-    """Mean of a map over all pixels, inside objects and at boundaries; None for a region without pixels.
-
-    For maps of :func:`fusion_internals`: where detail is added, where offsets are long.
-
-    Args:
-        values: ``(B, 1, h, w)``, floating point, finite.
-        labels: ``(B, H, W)``, integers from 0, or ``ignore_index``; brought to the grid of the map.
-        boundary_width: in pixels of the map, chessboard distance to another class.
-        ignore_index: the label of pixels without truth, which are in no region.
-
-    Raises:
-        TypeError: for values that are not floating point, or labels that are.
-        ValueError: for wrong shapes, labels of another size of image, or values that are not finite.
-    """
-    check_inputs([values], labels, 2**24, ignore_index)
-    if values.shape[1] != 1:
-        raise ValueError(f"values must have the shape (B, 1, h, w), got {tuple(values.shape)}")
-    masks = _regions(labels.to(values.device), values.shape[-2:], boundary_width, ignore_index)
-    return {
-        region: float(values[:, 0][mask].double().mean()) if mask.any() else None
-        for region, mask in masks.items()
-    }
-
-
 class KernelSpectrum(NamedTuple):
     """Frequency response of kernels."""
 
@@ -214,7 +187,7 @@ class FusionInternals(NamedTuple):
     """``(B, 2 * groups, H, W)`` in coarse pixels: along x of each group, then along y. None without the generator."""
     detail: Tensor | None
     """``(B, 1, H, W)``: by how much the high-pass filter changes each pixel of the fine map, root mean square over
-    the channels (gates included, where ``init="identity"`` has them). None if it is off."""
+    the channels. None if it is off."""
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.analysis.feature_report import AFTER, BEFORE, Internals, Observation
+from freqfusion.analysis.measure import AFTER, BEFORE, Internals, Observation
 from freqfusion.analysis.record import Recorded, fusion_sites, record_features
 from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.data.transforms import eval_transform

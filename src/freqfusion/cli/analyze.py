@@ -10,7 +10,7 @@ from freqfusion._text import readable
 from freqfusion.cli._arguments import CommandParser, whole_number
 
 if TYPE_CHECKING:
-    from freqfusion.analysis.feature_report import FeatureStudy
+    from freqfusion.analysis.measure import FeatureStudy
 
 EXAMPLE = """\
 examples:
@@ -75,8 +75,10 @@ def run(argv: list[str]) -> int:
     for module in ("torchvision", "rich", "numpy", "scipy", "PIL", "matplotlib", "jinja2"):
         require(module, "train")
 
-    study = _saved(args) if args.features else _trained(args)
-    study.write(args.out)
+    from freqfusion.analysis.page import write_study
+
+    study, source = _saved(args) if args.features else _trained(args)
+    write_study(study, args.out, source, args.command)
     _print(study)
     print(f"the page is {args.out / 'report.html'}")
     return 0
@@ -87,7 +89,9 @@ def _print(study: "FeatureStudy") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for block in [*study.tables(), *study.displacement_tables()[:1]]:
+    from freqfusion.analysis.tables import displacement_tables, similarity_tables
+
+    for block in [*similarity_tables(study), *displacement_tables(study)[:1]]:
         table = Table()
         for place, name in enumerate(block.header):
             table.add_column(Text(readable(name)), justify="right" if place else "left")
@@ -96,26 +100,26 @@ def _print(study: "FeatureStudy") -> None:
         Console().print(table)
 
 
-def _saved(args: argparse.Namespace) -> "FeatureStudy":
+def _saved(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     from rich.progress import track
 
-    from freqfusion.analysis.feature_report import FeatureStudy
+    from freqfusion.analysis.measure import FeatureStudy
     from freqfusion.analysis.saved_features import read_features
 
     saved = read_features(args.features, args.classes)
     indices = _spread(len(saved), args.limit)
     pictures = _spread(len(indices), args.pictures)
-    study = FeatureStudy(saved.classes, saved.palette, "saved features", args.command)
+    study = FeatureStudy(saved.classes, saved.palette)
     for place, index in enumerate(track(indices, "measuring")):
         study.add(saved[index], show=place in pictures)
-    return study
+    return study, "saved features"
 
 
-def _trained(args: argparse.Namespace) -> "FeatureStudy":
+def _trained(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     require("lightning", "train")
     from rich.progress import track
 
-    from freqfusion.analysis.feature_report import FeatureStudy
+    from freqfusion.analysis.measure import FeatureStudy
     from freqfusion.analysis.subjects import load_subject, observe, open_data, tell_apart
     from freqfusion.benchmarks.cost import choose_device
 
@@ -126,12 +130,11 @@ def _trained(args: argparse.Namespace) -> "FeatureStudy":
     split = args.split or data.hparams["val_split"]
     indices = _spread(len(data.dataset(split)), args.limit)
     pictures = _spread(len(indices), args.pictures)
-    source = f"the data set {data.hparams['dataset']} ({split})"
-    study = FeatureStudy(data.classes, data.palette, source, args.command)
+    study = FeatureStudy(data.classes, data.palette)
     observed = observe(subjects, data, split, indices, choose_device(args.device))
     for place, observation in enumerate(track(observed, "measuring", total=len(indices))):
         study.add(observation, show=place in pictures)
-    return study
+    return study, f"the data set {data.hparams['dataset']} ({split})"
 
 
 def _spread(length: int, wanted: int | None) -> list[int]:

@@ -3,12 +3,11 @@
 The readers load on first use, so that importing this package needs torch alone.
 """
 
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from freqfusion._optional import require
+from freqfusion._optional import lazy
 
 if TYPE_CHECKING:
     from freqfusion.data.ade20k import ADE20K
@@ -26,34 +25,23 @@ if TYPE_CHECKING:
     from freqfusion.data.voc import PascalVOC
     from freqfusion.data.voc_boxes import VOCBoxes
 
-_DATASETS = {
-    "ade20k": "ADE20K",
-    "camvid": "CamVid",
-    "cityscapes": "Cityscapes",
-    "drive": "DRIVE",
-    "folder": "ImageFolder",
-    "foreground": "ForegroundFolder",
-    "synthetic": "SyntheticScenes",
-    "voc": "PascalVOC",
-}
-_OBJECT_DATASETS = {
-    "cityscapes_panoptic": "CityscapesPanoptic",
-    "coco": "CocoInstances",
-    "coco_panoptic": "CocoPanoptic",
-    "synthetic_panoptic": "SyntheticPanoptic",
-    "voc_boxes": "VOCBoxes",
-}
-_MODULES = {
-    **{class_name: name for name, class_name in (_DATASETS | _OBJECT_DATASETS).items()},
-    "BadSampleError": "images",
-    "Category": "objects",
-    "CocoPanoptic": "coco",
-    "ObjectDataset": "objects",
-    "SegmentationDataset": "base",
-    "SyntheticPanoptic": "synthetic",
-    "read_image": "images",
-    "read_mask": "images",
-    "segments_to_objects": "objects",
+Kind = Literal["semantic", "objects"]
+"""What the truth of a data set is: a class for every pixel; or boxes, instance masks or panoptic segments."""
+
+_DATASETS: dict[str, tuple[Kind, str]] = {
+    "ade20k": ("semantic", "ADE20K"),
+    "camvid": ("semantic", "CamVid"),
+    "cityscapes": ("semantic", "Cityscapes"),
+    "cityscapes_panoptic": ("objects", "CityscapesPanoptic"),
+    "coco": ("objects", "CocoInstances"),
+    "coco_panoptic": ("objects", "CocoPanoptic"),
+    "drive": ("semantic", "DRIVE"),
+    "folder": ("semantic", "ImageFolder"),
+    "foreground": ("semantic", "ForegroundFolder"),
+    "synthetic": ("semantic", "SyntheticScenes"),
+    "synthetic_panoptic": ("objects", "SyntheticPanoptic"),
+    "voc": ("semantic", "PascalVOC"),
+    "voc_boxes": ("objects", "VOCBoxes"),
 }
 
 __all__ = [
@@ -75,77 +63,58 @@ __all__ = [
     "SyntheticScenes",
     "VOCBoxes",
     "create_dataset",
-    "create_object_dataset",
     "list_datasets",
-    "list_object_datasets",
     "read_image",
     "read_mask",
     "segments_to_objects",
 ]
 
+__getattr__ = lazy(
+    __name__,
+    {
+        "ade20k": "ADE20K",
+        "base": "SegmentationDataset",
+        "camvid": "CamVid",
+        "cityscapes": "Cityscapes",
+        "cityscapes_panoptic": "CityscapesPanoptic",
+        "coco": "CocoInstances CocoPanoptic",
+        "drive": "DRIVE",
+        "folder": "ImageFolder",
+        "foreground": "ForegroundFolder",
+        "images": "BadSampleError read_image read_mask",
+        "objects": "Category ObjectDataset segments_to_objects",
+        "synthetic": "SyntheticPanoptic SyntheticScenes",
+        "voc": "PascalVOC",
+        "voc_boxes": "VOCBoxes",
+    },
+    "train",
+)
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for package in ("numpy", "PIL", "torchvision"):
-        require(package, "train")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-
-def list_datasets() -> list[str]:
+def list_datasets(kind: Kind | None = None) -> list[str]:
     """Names that :func:`create_dataset` knows.
 
+    Args:
+        kind: only those with a class for every pixel (``"semantic"``), or with boxes, instance masks or panoptic
+            segments (``"objects"``).
+
     Example:
-        >>> list_datasets()
-        ['ade20k', 'camvid', 'cityscapes', 'drive', 'folder', 'foreground', 'synthetic', 'voc']
+        >>> list_datasets("objects")
+        ['cityscapes_panoptic', 'coco', 'coco_panoptic', 'synthetic_panoptic', 'voc_boxes']
     """
-    return sorted(_DATASETS)
+    return sorted(name for name, (own, _) in _DATASETS.items() if kind in (None, own))
 
 
 def create_dataset(
     name: str, root: str | Path | None, split: str, *, skip_bad: bool = False, **options: Any
-) -> "SegmentationDataset":
+) -> "SegmentationDataset | ObjectDataset":
     """Build a dataset by name.
 
     Args:
         name: one of :func:`list_datasets`.
-        root: folder of the data in its original layout; unused (may be None) for ``synthetic``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        skip_bad: leave out missing and broken files with a warning instead of raising.
-        **options: further arguments of the dataset's class.
-
-    Raises:
-        ImportError: if an optional package is absent; the message holds the install line.
-        ValueError: for an unknown name or split, or a dataset of files without a root.
-        FileNotFoundError: if the root has not the expected layout.
-
-    Example:
-        >>> scenes = create_dataset("synthetic", None, "train", length=4, seed=1)
-        >>> len(scenes), tuple(scenes[0]["image"].shape)
-        (4, (3, 96, 96))
-    """
-    return _create(_DATASETS, name, root, split, skip_bad, options)
-
-
-def list_object_datasets() -> list[str]:
-    """Names that :func:`create_object_dataset` knows.
-
-    Example:
-        >>> list_object_datasets()
-        ['cityscapes_panoptic', 'coco', 'coco_panoptic', 'synthetic_panoptic', 'voc_boxes']
-    """
-    return sorted(_OBJECT_DATASETS)
-
-
-def create_object_dataset(
-    name: str, root: str | Path | None, split: str, *, skip_bad: bool = False, **options: Any
-) -> "ObjectDataset":
-    """Build a dataset of images with boxes, masks or panoptic segments by name.
-
-    Args:
-        name: one of :func:`list_object_datasets`.
-        root: folder of the data; unused (may be None) for ``synthetic_panoptic``.
-        split: ``"train"``, ``"val"`` or another part of the data.
+        root: folder of the data in its original layout; unused (may be None) for ``synthetic`` and
+            ``synthetic_panoptic``.
+        split: ``"train"``, ``"val"``, ``"test"``, or for objects another part of the data.
         skip_bad: leave out missing and broken files and malformed annotations with a warning instead of raising.
         **options: further arguments of the dataset's class.
 
@@ -156,24 +125,16 @@ def create_object_dataset(
         BadSampleError: for a missing file or a malformed annotation, unless ``skip_bad``.
 
     Example:
-        >>> scenes = create_object_dataset("synthetic_panoptic", None, "train", length=4, seed=1)
-        >>> len(scenes), tuple(scenes[0]["segments"].shape), len(scenes.things)
-        (4, (96, 96), 5)
+        >>> scenes = create_dataset("synthetic", None, "train", length=4, seed=1)
+        >>> len(scenes), tuple(scenes[0]["image"].shape)
+        (4, (3, 96, 96))
+        >>> scenes = create_dataset("synthetic_panoptic", None, "train", length=4, seed=1)
+        >>> tuple(scenes[0]["segments"].shape), len(scenes.things)
+        ((96, 96), 5)
     """
-    return _create(_OBJECT_DATASETS, name, root, split, skip_bad, options)
-
-
-def _create(
-    datasets: dict[str, str],
-    name: str,
-    root: str | Path | None,
-    split: str,
-    skip_bad: bool,
-    options: dict[str, Any],
-) -> Any:
-    if name not in datasets:
-        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(sorted(datasets))}")
-    dataset = __getattr__(datasets[name])
+    if name not in _DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(list_datasets())}")
+    dataset = __getattr__(_DATASETS[name][1])
     known = [key for key in signature(dataset).parameters if key not in ("root", "split", "skip_bad")]
     unknown = [str(key) for key in options if key not in known]
     if unknown:

@@ -13,25 +13,15 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from freqfusion.data.base import Sample
-from freqfusion.data.transforms import PhotometricDistortion, _uniform
+from freqfusion.data.transforms import PhotometricDistortion, RandomShortSide, _uniform
 
 
 class _Resize(v2.Transform):
-    """Resize by a factor that a subclass draws, keeping the aspect ratio.
+    """Resize to a size that a subclass draws.
 
-    Sides are rounded to the nearest pixel, halves up, as mmdetection rounds them. Images are interpolated bilinearly
-    without antialiasing; masks and segments take the nearest pixel's value, on the grid of the image.
+    Images are interpolated bilinearly without antialiasing; masks and segments take the nearest pixel's value, on the
+    grid of the image.
     """
-
-    def factor(self, height: int, width: int) -> float:
-        """Draw the factor for an image of this size."""
-        raise NotImplementedError
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the output size."""
-        sides = v2.query_size(flat_inputs)
-        factor = self.factor(*sides)
-        return {"size": [max(1, int(side * factor + 0.5)) for side in sides]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize an image, boxes, masks or segments."""
@@ -44,20 +34,8 @@ class _Resize(v2.Transform):
         return F.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=False)
 
 
-class _ResizeShortSide(_Resize):
-    def __init__(self, short_sides: Sequence[int], max_size: int) -> None:
-        super().__init__()
-        if not short_sides or min(short_sides) < 1 or max_size < 1:
-            raise ValueError(
-                f"short_sides must be one or more numbers of pixels and max_size one, got {list(short_sides)} "
-                f"and {max_size}"
-            )
-        self.short_sides = tuple(short_sides)
-        self.max_size = max_size
-
-    def factor(self, height: int, width: int) -> float:
-        short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
-        return min(short_side / min(height, width), self.max_size / max(height, width))
+class _ResizeShortSide(_Resize, RandomShortSide):
+    pass
 
 
 class _ScaleJitter(_Resize):
@@ -68,8 +46,11 @@ class _ScaleJitter(_Resize):
         self.jitter = jitter
         self.crop_size = crop_size
 
-    def factor(self, height: int, width: int) -> float:
-        return _uniform(*self.jitter) * min(self.crop_size[0] / height, self.crop_size[1] / width)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the output size; sides are rounded to the nearest pixel, halves up, as mmdetection rounds them."""
+        height, width = v2.query_size(flat_inputs)
+        factor = _uniform(*self.jitter) * min(self.crop_size[0] / height, self.crop_size[1] / width)
+        return {"size": [max(1, int(side * factor + 0.5)) for side in (height, width)]}
 
 
 class _RandomCrop(v2.Transform):

@@ -152,11 +152,11 @@ def error_map(
 
 
 @cache
-def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
     """The font of all pictures, ``size`` in pixels."""
     # Matplotlib ships DejaVu, which has the letters of most languages; no system font is relied on.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size)
 
 
 def legend(
@@ -231,10 +231,10 @@ def format_share(share: float) -> str:
     return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
-def beside(left: Picture, right: Picture, background: Colour = (255, 255, 255)) -> Picture:
-    """Two pictures side by side, both at the top, the lower one filled up with the background."""
+def beside(left: Picture, right: Picture) -> Picture:
+    """Two pictures side by side, both at the top, the lower one filled up with white."""
     height = max(left.shape[0], right.shape[0])
-    canvas = np.full((height, left.shape[1] + right.shape[1], 3), background, dtype=np.uint8)
+    canvas = np.full((height, left.shape[1] + right.shape[1], 3), 255, dtype=np.uint8)
     canvas[: left.shape[0], : left.shape[1]] = left
     canvas[: right.shape[0], left.shape[1] :] = right
     return canvas

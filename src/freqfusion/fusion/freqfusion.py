@@ -16,7 +16,7 @@ from freqfusion.ops.carafe.logits import carafe_from_logits
 from freqfusion.ops.resize import resize
 
 DirectionFeat = Literal["sim_concat", "sim"]
-Init = Literal["paper", "official", "identity"]
+Init = Literal["paper", "official"]
 PaddingMode = Literal["zeros", "reflect"]
 UpsampleMode = Literal["nearest", "bilinear"]
 
@@ -155,7 +155,7 @@ class FreqFusion(Fusion):
         encoder_dilation: dilation of those that predict kernels.
         compressed_channels: channels of the compressed maps.
         align_corners: for ``upsample_mode="bilinear"``.
-        upsample_mode: plain interpolation used when ``semi_conv`` is off, and what ``init="identity"`` equals.
+        upsample_mode: plain interpolation used when ``semi_conv`` is off.
         feature_resample: use the offset generator. On by default, as in the paper and all its experiments;
             the released class has it off by default.
         feature_resample_group: groups of channels that move together; must divide ``lr_channels``.
@@ -176,9 +176,7 @@ class FreqFusion(Fusion):
         init: ``"paper"`` starts with offsets near zero (direction std 0.001, zero scales) as the offset
             generator's authors intended. ``"official"`` repeats the released constructor, whose last step, a
             Xavier pass over every convolution, overwrites those small values, so that training starts from
-            large random offsets. ``"identity"`` starts from exactly what a host network had before, ``hr_feat``
-            and the interpolated ``lr_feat``: learnable gates (``hr_gate``, ``lr_gate``, one a channel, zero
-            at first) blend the fused maps in. Gates exist only in this mode.
+            large random offsets. (To start from what a network did before, see :func:`freqfusion.upgrade_`.)
 
     Raises:
         ValueError: for options that do not fit together; the message says which would.
@@ -284,10 +282,6 @@ class FreqFusion(Fusion):
         )
         self.register_buffer("hamming_lowpass", _window(lowpass_kernel, hamming_window))
         self.register_buffer("hamming_highpass", _window(highpass_kernel, hamming_window))
-        self.hr_gate = (
-            nn.Parameter(torch.zeros(hr_channels)) if init == "identity" and use_high_pass else None
-        )
-        self.lr_gate = nn.Parameter(torch.zeros(lr_channels)) if init == "identity" else None
         self._initialise(init)
 
     def _initialise(self, init: Init) -> None:
@@ -316,12 +310,6 @@ class FreqFusion(Fusion):
             fused_hr = self._sharpen(hr_feat, highpass_logits, self.hr_residual)
         if self.dysampler is not None:
             fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr)
-
-        if self.hr_gate is not None:
-            fused_hr = hr_feat + self.hr_gate[:, None, None] * (fused_hr - hr_feat)
-        if self.lr_gate is not None:
-            plain = self._interpolate(lr_feat, size)
-            fused_lr = plain + self.lr_gate[:, None, None] * (fused_lr - plain)
         return FusedFeatures(lowpass, fused_hr, fused_lr)
 
     def predict(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

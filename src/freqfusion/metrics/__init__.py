@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from freqfusion.metrics.boundary_distance import BoundaryDistance
     from freqfusion.metrics.detection import CocoMetric
     from freqfusion.metrics.functional import boundary_band, boundary_counts, confusion_counts, score_counts
-    from freqfusion.metrics.panoptic import PanopticMetrics, panoptic_counts, score_panoptic
+    from freqfusion.metrics.panoptic import panoptic_counts, score_panoptic
     from freqfusion.metrics.results import (
-        read_detections,
         write_detections,
         write_panoptic,
         write_panoptic_image,
@@ -25,13 +24,11 @@ __all__ = [
     "BinaryMetrics",
     "BoundaryDistance",
     "CocoMetric",
-    "PanopticMetrics",
     "SegmentationMetrics",
     "boundary_band",
     "boundary_counts",
     "confusion_counts",
     "panoptic_counts",
-    "read_detections",
     "score_counts",
     "score_panoptic",
     "write_detections",
@@ -46,8 +43,8 @@ __getattr__ = lazy(
         "boundary_distance": "BoundaryDistance",
         "detection": "CocoMetric",
         "functional": "boundary_band boundary_counts confusion_counts score_counts",
-        "panoptic": "PanopticMetrics panoptic_counts score_panoptic",
-        "results": "read_detections write_detections write_panoptic write_panoptic_image",
+        "panoptic": "panoptic_counts score_panoptic",
+        "results": "write_detections write_panoptic write_panoptic_image",
         "segmentation": "SegmentationMetrics",
     },
     "train",

@@ -16,7 +16,9 @@ class BinaryMetrics(Metric):
 
     Dice is ``2 TP / (2 TP + FP + FN)`` of each image, and its mean over the images is the score, as observers are
     compared; an image without the class in truth and prediction is left out. The other figures are of all pixels
-    together. The ROC curve has 4,096 thresholds evenly from 0 to 1, so that memory does not grow with the set.
+    together. The ROC curve has 4,096 thresholds evenly from 0 to 1, so that memory does not grow with the set. It is
+    summed up as a histogram of each class, which gives what torchmetrics' ``BinaryAUROC(thresholds=4097)`` gives,
+    without its pass over the pixels for every threshold.
 
     Args:
         ignore_index: the label of pixels without truth.

@@ -1,11 +1,9 @@
 """Panoptic quality over a whole set, with void and crowd regions as the benchmark treats them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 
 def _check_segments(name: str, segments: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -158,60 +156,3 @@ def score_panoptic(counts: Tensor, is_thing: Sequence[bool]) -> dict[str, Tensor
         for name, values in (("pq", pq), ("sq", sq), ("rq", rq)):
             scores[name + suffix] = values[chosen].nanmean()
     return scores | {"pq_per_class": pq, "sq_per_class": sq, "rq_per_class": rq}
-
-
-class PanopticMetrics(Metric):
-    """Panoptic quality from counts over the whole set.
-
-    Matches are made image by image, and their counts are summed over all images (and processes) before any ratio is
-    taken. What counts stands in :func:`panoptic_counts`, the formulas in :func:`score_panoptic`.
-
-    The counts are float64. MPS devices have none: call ``metric.set_dtype(torch.float32)`` before moving it there.
-
-    Args:
-        is_thing: for each of the K classes whether it has instances; else it is stuff.
-
-    Raises:
-        ValueError: for no class.
-
-    Example:
-        >>> metric = PanopticMetrics(is_thing=[True, False])
-        >>> target, pred = torch.tensor([[1, 1, 2, 2, 2, 0]]), torch.tensor([[1, 1, 1, 2, 2, 2]])
-        >>> labels = torch.tensor([0, 1])
-        >>> metric.update(pred, labels, target, labels, torch.tensor([False, False]))
-        >>> scores = metric.compute()
-        >>> round(scores["pq"].item(), 4), scores["pq_per_class"].round(decimals=4).tolist()
-        (0.6667, [0.6667, 0.6667])
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    counts: Tensor
-
-    def __init__(self, is_thing: Sequence[bool], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not len(is_thing):
-            raise ValueError("is_thing must have an entry for each class, got none")
-        self.is_thing = tuple(bool(thing) for thing in is_thing)
-        counts = torch.zeros(len(self.is_thing), 4, dtype=torch.float64)
-        self.add_state("counts", counts, dist_reduce_fx="sum")
-
-    def update(
-        self,
-        pred_segments: Tensor,
-        pred_labels: Tensor,
-        target_segments: Tensor,
-        target_labels: Tensor,
-        target_iscrowd: Tensor,
-    ) -> None:
-        """Add one image; arguments and errors as in :func:`panoptic_counts`."""
-        counts = panoptic_counts(
-            pred_segments, pred_labels, target_segments, target_labels, target_iscrowd, len(self.is_thing)
-        )
-        self.counts += counts.to(self.counts)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Scores of all images so far; see :func:`score_panoptic`."""
-        return score_panoptic(self.counts, self.is_thing)

@@ -142,34 +142,6 @@ def write_detections(path: str | Path, results: Iterable[Mapping[str, Any]]) -> 
     write_atomically(path, _json_bytes(results))
 
 
-def read_detections(path: str | Path) -> list[dict[str, Any]]:
-    """Read a JSON list of detections, each entry checked.
-
-    Returns:
-        What :func:`write_detections` takes.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON list, or an entry is not as it must be; the message names the file and the entry,
-            counted from 0.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Give the JSON list of detections.")
-    try:
-        results = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error}). Write it anew.") from error
-    if not isinstance(results, list):
-        raise ValueError(
-            f"{path}: holds a JSON {type(results).__name__}, expected a list of detections; a file with "
-            '"annotations" is a ground truth, not a result'
-        )
-    for index, entry in enumerate(results):
-        check_detection(entry, f"{path}: entry {index}")
-    return results
-
-
 def write_panoptic_image(
     folder: str | Path, image_id: int | str, file_name: str, segments: Tensor, category_ids: Sequence[int]
 ) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from freqfusion._settings import check_settings
 from freqfusion._text import readable
-from freqfusion.data import BadSampleError, create_dataset
+from freqfusion.data import BadSampleError, Kind, create_dataset, list_datasets
 from freqfusion.data.base import FileDataset, SampleFiles
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
@@ -30,6 +30,10 @@ Sample = dict[str, Any]
 _log = logging.getLogger(__name__)
 _LOOKING_SECONDS = 30.0
 """How long the truth of a split is searched for its classes."""
+_TRUTH: dict[Kind, str] = {
+    "semantic": "a class for every pixel, as the task semantic needs it",
+    "objects": "boxes, masks or segments, as the tasks detection and masks need them",
+}
 
 
 class _Samples(Dataset[Sample]):
@@ -244,40 +248,77 @@ def check_classes(dataset: SampleFiles[Any], trained_on: bool) -> None:
 
 
 class ImageData(L.LightningDataModule):
-    """What the data modules have in common; a subclass says how a split is opened and how samples are transformed.
+    """What the data modules have in common; a subclass adds ``dataset`` and says how samples are transformed.
 
-    Its ``hparams`` hold ``train_split``, ``val_split``, ``test_split``, ``batch_size``, ``eval_batch_size``,
-    ``workers`` and ``seed``.
+    Args:
+        root: The data set's folder.
+        dataset_options: Further arguments of `freqfusion.data.create_dataset`.
+        train_split: The part to train on.
+        val_split: The part to judge on during training.
+        test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
+        flip: Chance of a mirrored training image.
+        batch_size: Images an optimiser step, over all processes together, before accumulation.
+        eval_batch_size: Images judged at once, a process; for the task semantic of one size.
+        workers: Loading processes a training process; chosen by the number of cores if not given.
+        seed: Decides order and augmentation.
+        skip_bad: Leave out unreadable samples with a warning where the default is an error.
+
+    Raises:
+        ValueError: for a number out of bounds, or numbers that do not fit together.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        root: str | None = None,
+        dataset_options: dict[str, Any] | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+        flip: float = 0.5,
+        batch_size: int = 16,
+        eval_batch_size: int = 1,
+        workers: int | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters()  # with those of the subclass
+        self.hparams.update(check_settings("data", self.hparams))
+        self.transform("train")  # it knows which options go together
         self._datasets: dict[str, Any] = {}
         self._checked: set[str] = set()
 
     def open(self, split: str) -> Any:
-        """Open the data set of one split."""
-        raise NotImplementedError
+        """Open the data set of one split.
+
+        Raises:
+            ValueError: for a name of no data set, or of one with another kind of truth.
+        """
+        options = self.hparams
+        name, fitting = options["dataset"], list_datasets(self.kind)
+        if name not in fitting:
+            (other,) = (kind for kind in _TRUTH if kind != self.kind)
+            wrong = f"dataset {name!r} has {_TRUTH[other]}" if name in list_datasets(other) else None
+            raise ValueError(
+                f"{wrong or f'unknown dataset {name!r}'}; for this task use {', '.join(fitting)}"
+            )
+        given = dict(options["dataset_options"] or {})
+        if split == options["train_split"]:
+            given |= options.get("train_options") or {}
+        return create_dataset(name, options["root"], split, skip_bad=options["skip_bad"], **given)
 
     def transform(self, stage: str) -> Callable[[Sample], Sample]:
         """What is done to a sample, and drawn at random, for ``"train"`` or ``"eval"``."""
         raise NotImplementedError
 
+    kind: Kind
+    """The kind of truth that its data sets have."""
     collate: Callable[[list[Sample]], Sample]
     """Makes a batch of samples. A static method."""
 
     def sizes(self, split: str) -> Sequence[tuple[int, int]] | None:
         """Height and width of each image by which training batches are grouped; None for no grouping."""
         return None
-
-    def check_options(self) -> None:
-        """Hold the saved hyperparameters against the table of bounds, before data are opened.
-
-        Raises:
-            ValueError: for a number out of bounds, or numbers that do not fit together.
-        """
-        self.hparams.update(check_settings("data", self.hparams))
-        self.transform("train")  # it knows which options go together
 
     def dataset(self, split: str) -> Any:
         """The data set of one split, opened once."""
@@ -363,11 +404,6 @@ class SegmentationData(ImageData):
 
     Args:
         dataset: A name of `freqfusion.data.create_dataset`: ade20k, cityscapes, voc, camvid, folder, synthetic.
-        root: The data set's folder.
-        dataset_options: Further arguments of `freqfusion.data.create_dataset`.
-        train_split: The part to train on.
-        val_split: The part to judge on during training.
-        test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
         resize: Height and width that every image and mask is brought to when read; as they are if not given.
         crop_size: Height and width of the training crops.
         base_size: Height and width that the random scale refers to; the image's own if not given.
@@ -377,23 +413,14 @@ class SegmentationData(ImageData):
         short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn, in place of
             base_size and ratio_range.
         max_size: Limit of the longer side then.
-        flip: Chance of a mirrored training image.
         photometric: Vary brightness, contrast, saturation and hue of training images.
-        batch_size: Images an optimiser step, over all processes together, before accumulation.
-        eval_batch_size: Images of one size judged at once, a process.
-        workers: Loading processes a training process; chosen by the number of cores if not given.
-        seed: Decides order and augmentation.
-        skip_bad: Leave out unreadable samples with a warning where the default is an error.
+        **options: Those of :class:`ImageData`.
     """
 
     def __init__(
         self,
         dataset: str = "synthetic",
-        root: str | None = None,
-        dataset_options: dict[str, Any] | None = None,
-        train_split: str = "train",
-        val_split: str = "val",
-        test_split: str = "val",
+        *,
         resize: tuple[int, int] | None = None,
         crop_size: tuple[int, int] = (512, 512),
         base_size: tuple[int, int] | None = None,
@@ -401,29 +428,13 @@ class SegmentationData(ImageData):
         cat_max_ratio: float = 0.75,
         short_sides: Sequence[int] | None = None,
         max_size: int = 2560,
-        flip: float = 0.5,
         photometric: bool = True,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        workers: int | None = None,
-        seed: int = 0,
-        skip_bad: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.check_options()
+        super().__init__(**options)
 
+    kind = "semantic"
     collate = staticmethod(collate)
-
-    def open(self, split: str) -> Any:
-        options = self.hparams
-        return create_dataset(
-            options["dataset"],
-            options["root"],
-            split,
-            skip_bad=options["skip_bad"],
-            **(options["dataset_options"] or {}),
-        )
 
     def sample(self, split: str, index: int) -> Sample:
         """One image and its mask at the size they are judged at, without augmentation or normalisation."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from freqfusion.data import create_object_dataset
 from freqfusion.data.object_transforms import collate_objects, eval_object_transform, train_object_transform
 from freqfusion.tasks.image_data import ImageData, Sample
 
@@ -15,65 +14,36 @@ class ObjectData(ImageData):
     pixels of the original.
 
     Args:
-        dataset: A name of `freqfusion.data.create_object_dataset`: coco, coco_panoptic, voc_boxes,
+        dataset: A name of `freqfusion.data.create_dataset`: coco, coco_panoptic, voc_boxes,
             cityscapes_panoptic, synthetic_panoptic.
-        root: The data set's folder.
-        dataset_options: Further arguments of `freqfusion.data.create_object_dataset`.
-        train_split: The part to train on.
-        val_split: The part to judge on during training.
-        test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
         train_options: Further arguments for the training part alone.
         short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn.
         max_size: Limit of the longer side.
         jitter: Smallest and largest random scale of large scale jitter, relative to the scale at which the image
             fits into crop_size; it takes the place of short_sides and max_size.
         crop_size: Height and width of the random crop after the jitter.
-        flip: Chance of a mirrored training image.
         photometric: Vary brightness, contrast, saturation and hue of training images.
         group_by_aspect: Make training batches of landscape images and of portrait images, so that little is padded.
-        batch_size: Images an optimiser step, over all processes together, before accumulation.
-        eval_batch_size: Images judged at once, a process.
-        workers: Loading processes a training process; chosen by the number of cores if not given.
-        seed: Decides order and augmentation.
-        skip_bad: Leave out unreadable samples with a warning where the default is an error.
+        **options: Those of :class:`ImageData`.
     """
 
     def __init__(
         self,
         dataset: str = "synthetic_panoptic",
-        root: str | None = None,
-        dataset_options: dict[str, Any] | None = None,
-        train_split: str = "train",
-        val_split: str = "val",
-        test_split: str = "val",
+        *,
         train_options: dict[str, Any] | None = None,
         short_sides: Sequence[int] = (800,),
         max_size: int = 1333,
         jitter: tuple[float, float] | None = None,
         crop_size: tuple[int, int] | None = None,
-        flip: float = 0.5,
         photometric: bool = False,
         group_by_aspect: bool = True,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        workers: int | None = None,
-        seed: int = 0,
-        skip_bad: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.check_options()
+        super().__init__(**options)
 
+    kind = "objects"
     collate = staticmethod(collate_objects)
-
-    def open(self, split: str) -> Any:
-        options = self.hparams
-        given = dict(options["dataset_options"] or {})
-        if split == options["train_split"]:
-            given |= options["train_options"] or {}
-        return create_object_dataset(
-            options["dataset"], options["root"], split, skip_bad=options["skip_bad"], **given
-        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

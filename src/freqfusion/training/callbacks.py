@@ -5,15 +5,16 @@ import io
 import json
 import math
 import platform
+import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -268,36 +269,46 @@ def _blank(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-class RunProgress(ProgressBar):
-    """One bar for the whole run, with loss, last validation and time left; a line after each validation.
+class RunProgress(RichProgressBar):
+    """One bar for the whole run, with time left, loss and last validation; a line after each validation.
 
     Where the output is no terminal only the lines are printed.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._eval_task: TaskID | None = None
+        super().__init__(refresh_rate=4, console_kwargs={"stderr": True})
+        if not Console(stderr=True).is_terminal:
+            self.disable()
         self._start = (0.0, 0)
         self._loss: Tensor | None = None
-        self._judged: dict[str, float] = {}
-        self._shown = True
+        self._judged: dict[str, str] = {}
         self._drawn = 0.0
 
-    def disable(self) -> None:
-        self._shown = False
+    @property
+    def validation_description(self) -> str:
+        return "validate"
 
-    def enable(self) -> None:
-        self._shown = True
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Leaves room in 80 columns for the figures, which come last."""
+        description, bar, steps, seconds, _ = super().configure_columns(trainer)
+        bar.bar_width = 16
+        return [description, bar, steps, seconds]
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        first = {f"val {label}": value for label, value in list(self._judged.items())[:1]}
+        return {"loss": self._shown_loss(), **first}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._start = (time.monotonic(), trainer.global_step)
-        total = trainer.estimated_stepping_batches
-        self._task = self._open().add_task(
-            "train", total=None if total == float("inf") else total, completed=trainer.global_step, info=""
-        )
+        if self.progress is not None:
+            total = trainer.estimated_stepping_batches
+            self.train_progress_bar_id = self.progress.add_task(
+                "train", total=total, completed=trainer.global_step
+            )
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The bar goes on."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -305,92 +316,37 @@ class RunProgress(ProgressBar):
         loss = whole_loss(trainer, outputs)
         self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.05)
         now = time.monotonic()
-        if self._bar is not None and self._task is not None and now - self._drawn > 0.25:
+        if now - self._drawn > 0.25:  # reading the loss waits for the GPU
             self._drawn = now
-            self._bar.update(self._task, completed=trainer.global_step, info=self._info(trainer))
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_evaluation(trainer, "validate", trainer.num_val_batches)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_evaluation(trainer, "test", trainer.num_test_batches)
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._advance_evaluation()
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._advance_evaluation()
+            self._update(self.train_progress_bar_id, trainer.global_step)
+            self._update_metrics(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._end_evaluation(trainer)
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_shown(trainer):
-            return
-        metrics = trainer.callback_metrics
-        self._judged = {
-            pl_module.figures[name]: float(metrics.get(f"val_{name}", math.nan))
-            for name in pl_module.headline
-        }
-        figures = "  ".join(f"{label} {_percent(value)}" for label, value in self._judged.items())
-        self.console.print(
-            f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  loss {self._shown_loss()}  "
-            f"val {figures}  left {self._time_left(trainer)}",
-            highlight=False,
-        )
+        if trainer.state.fn != "fit":
+            self.teardown(trainer, pl_module, "validate")  # tables follow
+        elif trainer.is_global_zero and not trainer.sanity_checking:
+            self._judged = {
+                pl_module.figures[name]: _percent(
+                    float(trainer.callback_metrics.get(f"val_{name}", math.nan))
+                )
+                for name in pl_module.headline
+            }
+            figures = "  ".join(f"{label} {value}" for label, value in self._judged.items())
+            print(
+                f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  loss {self._shown_loss()}  "
+                f"val {figures}  left {self._time_left(trainer)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        super().on_validation_end(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end_evaluation(trainer)
+        super().on_test_end(trainer, pl_module)
+        self.teardown(trainer, pl_module, "test")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._close()
-
-    def _is_shown(self, trainer: L.Trainer) -> bool:
-        return self._shown and trainer.is_global_zero
-
-    def _open(self) -> Progress:
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[info]}"),
-                console=self.console,
-                disable=not self._shown or not self.console.is_terminal,
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._bar.start()
-        return self._bar
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _start_evaluation(self, trainer: L.Trainer, name: str, batches: list[int | float]) -> None:
-        self._eval_task = self._open().add_task(name, total=sum(batches), info="")
-
-    def _advance_evaluation(self) -> None:
-        if self._bar is not None and self._eval_task is not None:
-            self._bar.advance(self._eval_task)
-
-    def _end_evaluation(self, trainer: L.Trainer) -> None:
-        if self._bar is not None and self._eval_task is not None:
-            self._bar.remove_task(self._eval_task)
-            self._eval_task = None
-        if trainer.state.fn != "fit":
-            self._close()
-
-    def _info(self, trainer: L.Trainer) -> str:
-        judged = "".join(
-            f"  val {label} {_percent(value)}" for label, value in list(self._judged.items())[:1]
-        )
-        return f"left {self._time_left(trainer)}  loss {self._shown_loss()}{judged}"
+        self._update(self.train_progress_bar_id, trainer.global_step, hard=True)
+        self.teardown(trainer, pl_module, "fit")
 
     def _shown_loss(self) -> str:
         return "?" if self._loss is None else f"{float(self._loss):.3f}"
@@ -402,6 +358,4 @@ class RunProgress(ProgressBar):
         total = trainer.estimated_stepping_batches
         if done < 1 or total == float("inf"):
             return "?"
-        seconds = int((time.monotonic() - start) / done * (total - trainer.global_step))
-        hours, seconds = divmod(seconds, 3600)
-        return f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
+        return str(timedelta(seconds=int((time.monotonic() - start) / done * (total - trainer.global_step))))

@@ -44,8 +44,10 @@ def create_trainer(
         "num_sanity_val_steps": 0,
         **options,
     }
+    shown = options.get("enable_progress_bar") is not False
     callbacks = [
         *_listed(options.pop("callbacks", None)),
+        *([RunProgress()] if shown else []),  # it ends before the others print
         RunFacts(out),
         History(out, log_steps),
         ClassReport(out),
@@ -55,8 +57,6 @@ def create_trainer(
         checkpoints = Checkpoints(out, checkpoint_steps)
         callbacks.append(checkpoints)
     callbacks.append(FiniteNumbers(checkpoints, stop_at_nan))
-    if options.get("enable_progress_bar") is not False:
-        callbacks.append(RunProgress())
     plugins = [*_listed(options.pop("plugins", None)), AtomicCheckpointIO()]
     trainer = L.Trainer(callbacks=callbacks, plugins=plugins, **options)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -11,15 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from freqfusion.analysis.feature_report import (
-    CLASSES_SHOWN,
-    FREQUENCY_BINS,
-    FeatureStudy,
-    Internals,
-    Observation,
-)
+from freqfusion.analysis.measure import FREQUENCY_BINS, FeatureStudy, Internals, Observation
+from freqfusion.analysis.page import write_study
 from freqfusion.analysis.similarity import FeatureSimilarity
 from freqfusion.analysis.spectra import Energy, high_frequency_share, kernel_spectrum
+from freqfusion.analysis.tables import CLASSES_SHOWN, displacement_tables, headline, similarity_tables
 from freqfusion.drawing.figures import (
     figure_bytes,
     plot_arrows,
@@ -70,10 +66,10 @@ def observation(
 
 
 def run(observations, out, shown=2):
-    study = FeatureStudy(CLASSES, PALETTE, "test images", "freqfusion analyze --out <here>")
+    study = FeatureStudy(CLASSES, PALETTE)
     for place, one in enumerate(observations):
         study.add(one, show=place < shown)
-    study.write(out)
+    write_study(study, out, "test images", "freqfusion analyze --out <here>")
     return study
 
 
@@ -84,8 +80,8 @@ def read(path):
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    for module in ("feature_report", "report"):
-        monkeypatch.setattr(f"freqfusion.analysis.{module}.figure_bytes", lambda *args, **options: b"drawn")
+    for page in ("analysis", "drawing"):
+        monkeypatch.setattr(f"freqfusion.{page}.page.figure_bytes", lambda *args, **options: b"drawn")
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +178,9 @@ def no_nan(folder):
 
 def test_a_single_class_has_no_margin(tmp_path, no_drawing):
     study = run([observation(labels=torch.ones(24, 32, dtype=torch.int64), levels=1)], tmp_path)
-    assert study.headline() == "No pixel could be compared with another class"
-    assert study.tables()[0].rows[0][2:4] == ["-", "-"]
-    assert float(study.tables()[0].rows[0][1]) > 0.2
+    assert headline(study) == "No pixel could be compared with another class"
+    assert similarity_tables(study)[0].rows[0][2:4] == ["-", "-"]
+    assert float(similarity_tables(study)[0].rows[0][1]) > 0.2
     files = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert files == {"level1_intra_by_class", "level1_spectrum"}
     no_nan(tmp_path)
@@ -223,25 +219,25 @@ def test_constant_and_zero_features(tmp_path, no_drawing):
     ],
 )
 def test_bad_input_is_refused(changes, message):
-    study = FeatureStudy(CLASSES, PALETTE, "test")
+    study = FeatureStudy(CLASSES, PALETTE)
     with pytest.raises(ValueError, match=message):
         study.add(observation(**changes))
 
 
 def test_images_must_agree(tmp_path):
-    study = FeatureStudy(CLASSES, PALETTE, "test")
+    study = FeatureStudy(CLASSES, PALETTE)
     with pytest.raises(ValueError, match="no image"):
-        study.write(tmp_path)
+        write_study(study, tmp_path, "test")
     study.add(observation())
     with pytest.raises(ValueError, match=r"image 1 has .*expected before, after at top, fine"):
         study.add(observation(1, variants=("before", "later")))
 
 
 def test_pair_is_the_two_models_after_fusion():
-    study = FeatureStudy(CLASSES, PALETTE, "test")
+    study = FeatureStudy(CLASSES, PALETTE)
     study.add(observation(variants=("a before", "a after", "b before", "b after")))
     assert study.pair == ("a after", "b after")
-    study = FeatureStudy(CLASSES, PALETTE, "test")
+    study = FeatureStudy(CLASSES, PALETTE)
     study.add(observation(variants=("mine",)))
     assert study.pair == ("mine", "mine")
 
@@ -333,7 +329,7 @@ def test_boundary_displacement_is_that_of_the_metric(tmp_path, no_drawing):
         assert int(row["unmatched"]) == score.unmatched
     assert score.unmatched > 0
     assert score.mean > 0
-    overall, *by_class = study.displacement_tables()
+    overall, *by_class = displacement_tables(study)
     assert overall.rows[-1][:3] == ["both, b", f"{score.mean:.2f}", f"{score.percentile_95:.2f}"]
     assert [table.header[0] for table in by_class] == [
         "truth to prediction: class",
@@ -347,13 +343,13 @@ def test_boundary_displacement_is_that_of_the_metric(tmp_path, no_drawing):
 def test_boundaries_that_are_not_there(tmp_path, no_drawing):
     flat = torch.ones(24, 32, dtype=torch.int64)
     study = run([observation(labels=flat, levels=1)], tmp_path)
-    (overall,) = study.displacement_tables()  # of one model: without its name
+    (overall,) = displacement_tables(study)  # of one model: without its name
     assert overall.rows[0] == ["truth to prediction", "-", "-", "-", "-", "-", "0", "0"]
     row = read(tmp_path / "boundary_displacement.csv")[0]
     assert (row["mean"], row["within_1"], row["pixels"]) == ("", "", "0")
 
     out = tmp_path / "without"
-    assert run([observation(predictions={})], out).displacement_tables() == []
+    assert displacement_tables(run([observation(predictions={})], out)) == []
     assert "Not measured: there are no predictions." in (out / "report.html").read_text()
     assert json.loads((out / "results.json").read_text())["boundary_displacement"] == []
     assert not (out / "boundary_displacement.csv").exists()
@@ -364,9 +360,9 @@ def test_only_the_classes_with_most_boundary_are_shown(tmp_path, no_drawing):
     labels = torch.arange(count).repeat_interleave(2).expand(2 * count, -1).clone()
     labels[count:, :2] = 1  # the first has the least
     maps = {"fine": {"after": torch.randn(4, count, count)}}
-    study = FeatureStudy([f"kind {k}" for k in range(count)], [(0, 0, 0)] * count, "test")
+    study = FeatureStudy([f"kind {k}" for k in range(count)], [(0, 0, 0)] * count)
     study.add(observation(labels=labels, maps=maps, image=None, predictions={"": labels}))
-    table = study.displacement_tables()[1]
+    table = displacement_tables(study)[1]
     assert [row[0] for row in table.rows] == [f"kind {k}" for k in range(1, count)]
     assert "boundary_displacement.csv has all" in table.note
 
@@ -429,7 +425,7 @@ def test_arrows_start_and_point_where_they_should(monkeypatch, tmp_path, no_draw
     def plot(image, places, arrows, **options):
         drawn.update(places=places, arrows=arrows, **options)
 
-    monkeypatch.setattr("freqfusion.analysis.feature_report.plot_arrows", plot)
+    monkeypatch.setattr("freqfusion.analysis.page.plot_arrows", plot)
     found = replace(internals(0), offsets=torch.zeros(2, 12, 16))
     found.offsets[:, 5, 7] = torch.tensor([1.0, -0.5])  # a coarse pixel is 4 of the image
     run([observation(levels=1, internals={"fine": {"": found}})], tmp_path)

@@ -1,0 +1,33 @@
+"""What a run shows, in a terminal and in a file."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import freqfusion.tasks.semantic
+from tiny_training import create_tiny, tiny_fit
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch, terminal: bool) -> None:
+    """A bar in a terminal, nothing of it in a file, and a line after each validation in both."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    else:
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(freqfusion.tasks.semantic, "create_model", create_tiny)
+    tiny_fit(tmp_path, "plain", max_epochs=2, enable_progress_bar=True)
+    out, err = capfd.readouterr()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
+    steps = re.findall(
+        r"step (\d+)/10  loss [\d.]+  val mIoU [\d.]+  boundary IoU [\d.]+  left 0:00:\d\d\n", plain
+    )
+    assert steps == ["5", "10"]
+    assert ("10/10" in re.sub(r"step 10/10", "", plain)) == terminal
+    assert ("\x1b" in err) == terminal
+    if not terminal:
+        assert len(plain.splitlines()) == 2
+    assert "last validation, %" in out
