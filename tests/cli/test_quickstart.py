@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from freqfusion.cli import quickstart as command
 from freqfusion.cli.main import main
+from freqfusion.tasks import SegmentationModule
 from freqfusion.training import load_checkpoint
 
 
@@ -48,7 +50,12 @@ def test_page_shows_both_methods(outcome):
     for _, metrics, _ in results(outcome[0]).values():
         assert f"{metrics['miou']:.2f}" in page
         assert f"{metrics['boundary_iou']:.2f}" in page
-    for text in ("--minutes 0.013 --seed 2", "What FreqFusion does", "281,240 to 353,006", "One seed: differences"):
+    for text in (
+        "--minutes 0.013 --seed 2",
+        "What FreqFusion does",
+        "281,240 to 353,006",
+        "One seed: differences",
+    ):
         assert text in page
     assert json.loads((outcome[0] / "results.json").read_text())["baseline"] == "bilinear"
 
@@ -62,13 +69,35 @@ def test_strips_and_checkpoints_are_there(outcome):
         assert len(classes) == len(palette) == module.network.num_classes
 
 
-def test_both_networks_start_from_the_same_weights_and_see_the_same_scenes(outcome):
-    """The runs' first loss is that of the shared weights' own networks, and the log of learning rates is one."""
-    rates = []
-    for fusion in ("bilinear", "freqfusion"):
-        rows = (outcome[0] / fusion / "seed_2" / "metrics.csv").read_text().splitlines()[1:]
-        rates.append([row.split(",")[3] for row in rows])
-    assert rates[0] == rates[1]
+def test_both_networks_start_from_the_same_weights_and_see_the_same_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "VAL_SCENES", 8)
+    first, seen, rates = {}, {}, {}
+    original = SegmentationModule.training_step
+
+    def spy(self, batch, batch_idx):
+        fusion = self.hparams["fusion"]
+        first.setdefault(fusion, {key: value.clone() for key, value in self.network.state_dict().items()})
+        seen.setdefault(fusion, []).append((batch["name"], batch["image"].clone(), batch["mask"].clone()))
+        rates.setdefault(fusion, []).append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", spy)
+    for fusion in command.METHODS:
+        words = ["--model.fusion", fusion, "--seed", "5", "--out", str(tmp_path / fusion)]
+        recipe = str(command.PRESETS / "tiny.yaml")
+        assert main(["fit", "--config", recipe, *command.fit_words(0.013), *words]) == 0
+    bilinear, ours = first.values()
+    assert bilinear.keys() < ours.keys()
+    assert all(
+        torch.equal(value, ours[name]) for name, value in bilinear.items() if "num_batches" not in name
+    )
+    for (names, images, masks), (other_names, other_images, other_masks) in zip(*seen.values(), strict=True):
+        assert names == other_names
+        assert torch.equal(images, other_images)
+        assert torch.equal(masks, other_masks)
+    assert len({name for names, _, _ in seen["bilinear"] for name in names}) == 5 * 8  # none seen twice
+    assert rates["bilinear"] == rates["freqfusion"]
+    assert len(set(rates["bilinear"])) == 5
 
 
 def test_steps_follow_from_minutes_alone():

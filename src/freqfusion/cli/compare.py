@@ -39,9 +39,10 @@ _OF_RUNS = ("split",)
 _OF_RACE = ("methods", "seeds", "leaders", "jobs")
 
 
-def _parser() -> CommandParser:
+def _parser(is_race: bool = False) -> CommandParser:
     parser = CommandParser("compare", __doc__, EXAMPLE)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare")
+    if not is_race:  # else the values of options that fit knows would be taken for runs
+        parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--config", metavar="RECIPE", help="of a race, as for fit: a name or a file")
     what.add_argument(
@@ -91,10 +92,11 @@ def _parser() -> CommandParser:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
+    is_race = any(word.partition("=")[0] in ("--config", "--preset") for word in argv)
+    parser = _parser(is_race)
     args, words = parser.parse_known_args(argv)
-    is_race = args.config is not None or args.preset is not None
-    if is_race == bool(args.runs):
+    both = is_race and bool(words) and not words[0].startswith("-")
+    if both or not (is_race or args.runs):
         parser.error(
             "name run folders to compare, or a race with --config RECIPE or --preset NAME, and not both"
         )
