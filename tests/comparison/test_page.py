@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from freqfusion.comparison.page import headline, score, table_rows, write_comparison
+from freqfusion.comparison.page import headline, method_table, score, write_comparison
 from freqfusion.comparison.runs import compare_runs
 from run_folders import write_run
 from tiny_objects import tiny_detection, write_coco, write_panoptic
@@ -90,7 +90,7 @@ def test_without_checkpoints_the_page_says_why_it_has_no_pictures(tmp_path):
     ):
         assert text in page
     assert "What they see" not in page
-    assert table_rows(comparison)[0] == [
+    assert method_table(comparison).rows[0] == [
         "freqfusion",
         "2",
         "61.00 ± 1.41",

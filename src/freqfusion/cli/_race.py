@@ -110,10 +110,11 @@ def run_race(
 
 def show(comparison: Comparison, notes: Sequence[str], out: Path, console: Console) -> None:
     """Print the table and the outcome, and where the page is."""
-    table = Table(*page.header(comparison), box=SIMPLE_HEAD, padding=(0, 0))
+    shown = page.method_table(comparison)
+    table = Table(*shown.header, box=SIMPLE_HEAD, padding=(0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in page.table_rows(comparison):
+    for row in shown.rows:
         table.add_row(*map(Text, row))
     console.print(table)
     for line in (*notes, page.headline(comparison)):

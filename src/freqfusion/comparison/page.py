@@ -53,30 +53,24 @@ def score(method: Method, metric: str) -> str:
     return _number(method.mean(metric)) + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
-def header(comparison: Comparison) -> list[str]:
-    """Of :func:`table_rows`."""
-    metrics = [f"{LABELS[name]}, %" for name in comparison.headline]
-    return ["method", "seeds", *metrics, "difference (p)", "parameters", "training"]
-
-
-def table_rows(comparison: Comparison) -> list[list[str]]:
-    """A row for every method."""
+def method_table(comparison: Comparison) -> Table:
+    """A row for every method, for the screen and the page alike."""
     rows = []
     for method in comparison.methods:
         difference = _number(method.difference, "+.2f")
         if method.p_value is not None:
             difference += " (<0.001)" if method.p_value < 0.001 else f" ({method.p_value:.3f})"
-        rows.append(
-            [
-                method.name,
-                str(len(method.runs)),
-                *(score(method, name) for name in comparison.headline),
-                difference,
-                f"{method.runs[0].parameters / 1e6:.2f} M",
-                f"{method.seconds:.0f} s",
-            ]
-        )
-    return rows
+        scores = [score(method, name) for name in comparison.headline]
+        size, time = f"{method.runs[0].parameters / 1e6:.2f} M", f"{method.seconds:.0f} s"
+        rows.append([method.name, str(len(method.runs)), *scores, difference, size, time])
+    labels = [f"{LABELS[name]}, %" for name in comparison.headline]
+    best = {2 + place: _leader(comparison, name) for place, name in enumerate(comparison.headline)}
+    return Table(
+        ["method", "seeds", *labels, "difference (p)", "parameters", "training"],
+        rows,
+        best if len(rows) > 1 else {},
+        note=_note(comparison),
+    )
 
 
 def _leader(comparison: Comparison, metric: str) -> int:
@@ -106,59 +100,44 @@ def headline(comparison: Comparison) -> str:
 
 def _note(comparison: Comparison) -> str:
     """What a reader must know of the table."""
-    trained = comparison.runs[0].step is not None
-    judged = (
-        "the last validation in training, no epoch picked"
-        if trained
-        else f"freqfusion {'test' if comparison.split == 'test' else 'validate'}, of the checkpoint that it was given"
-    )
-    meanings = [text for name, text in _MEANING.items() if name in comparison.metrics]
-    lines = [
-        f"Metrics of each run are those of {judged}: mean and standard deviation over the seeds.",
-        *meanings,
-    ]
+    judged = "the last validation in training, no epoch picked"
+    if comparison.runs[0].step is None:
+        judged = f"freqfusion {'test' if comparison.split == 'test' else 'validate'}, of the checkpoint it was given"
+    lines = [f"Metrics of each run are those of {judged}: mean and standard deviation over the seeds."]
+    lines += [text for name, text in _MEANING.items() if name in comparison.metrics]
     if len(comparison.methods) > 1:
-        first = LABELS[comparison.headline[0]]
         lines.append(
-            f"Difference: mean difference to {comparison.baseline} in {first} over the seeds both have, with the p "
-            "value of the paired t test over these seeds (none for a single seed; at three seeds the test is weak, "
-            "and it does not correct for the number of methods)."
+            f"Difference: mean difference to {comparison.baseline} in {LABELS[comparison.headline[0]]} over the "
+            "seeds both have, with the p value of the paired t test over these seeds (none for a single seed; at "
+            "three seeds the test is weak, and it does not correct for the number of methods)."
         )
     return " ".join(lines)
 
 
-def _class_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the metrics of each class by method, mean over the seeds."""
+def _class_table(comparison: Comparison) -> Table:
+    """The metrics of each class by method."""
     classes = comparison.runs[0].classes
     columns = [name for name in next(iter(classes.values()), {}) if "50" not in name]
 
     def cell(method: Method, label: str) -> str:
-        means = []
-        for name in columns:
-            values = [value for run in method.runs if (value := run.classes[label].get(name)) is not None]
-            means.append(_number(mean(values), ".1f"))
-        return " / ".join(means)
+        values = [[run.classes[label].get(name) for run in method.runs] for name in columns]
+        return " / ".join(_number(mean([v for v in entry if v is not None]), ".1f") for entry in values)
 
     rows = [[method.name, *(cell(method, label) for label in classes)] for method in comparison.methods]
-    return ["method", *classes], rows
+    labels = " / ".join(LABELS.get(name, name) for name in columns)
+    return Table(["method", *classes], rows, note=f"{labels} in percent, mean over the seeds.")
 
 
-def _class_note(comparison: Comparison) -> str:
-    names = [name for name in next(iter(comparison.runs[0].classes.values()), {}) if "50" not in name]
-    return f"{' / '.join(LABELS.get(name, name) for name in names)} in percent, mean over the seeds."
+def _metric_table(comparison: Comparison) -> Table:
+    """All metrics by method."""
+    names = comparison.metrics
+    rows = [[method.name, *(score(method, name) for name in names)] for method in comparison.methods]
+    return Table(["method", *(LABELS[name] for name in names)], rows, note="Percent.")
 
 
-def _metric_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of all metrics by method."""
-    rows = [
-        [method.name, *(score(method, name) for name in comparison.metrics)] for method in comparison.methods
-    ]
-    return ["method", *(LABELS[name] for name in comparison.metrics)], rows
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+def _markdown(table: Table) -> str:
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _mean_curves(comparison: Comparison, metric: str) -> dict[str, list[tuple[float, float]]]:
@@ -273,38 +252,33 @@ def _write_tables(out: Path, comparison: Comparison, command: str) -> None:
     }
     write_atomically(out / "results.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     singles = [
-        [
-            f"{name}, seed {run.seed}",
-            *(_number(run.metrics[metric]) for metric in comparison.headline),
-            f"{run.seconds:.0f} s",
-        ]
+        [f"{name}, seed {run.seed}", *(_number(run.metrics[m]) for m in metrics), f"{run.seconds:.0f} s"]
         for name, run in runs
     ]
-    labels = [f"{LABELS[name]}, %" for name in comparison.headline]
+    labels = [f"{LABELS[name]}, %" for name in metrics]
     tables = [
-        _markdown(header(comparison), table_rows(comparison)),
-        _markdown(["run", *labels, "training time"], singles),
-        _markdown(*_metric_table(comparison)),
-        _markdown(*_class_table(comparison)),
+        method_table(comparison),
+        Table(["run", *labels, "training time"], singles),
+        _metric_table(comparison),
+        _class_table(comparison),
     ]
-    write_atomically(out / "results.md", ("\n\n".join(tables) + "\n").encode())
+    write_atomically(out / "results.md", ("\n\n".join(map(_markdown, tables)) + "\n").encode())
 
 
 def _lede(comparison: Comparison) -> str:
     """How the outcome came about, in general."""
     seeds = max(len(method.runs) for method in comparison.methods)
-    differing = comparison.differing
-    if differing == ["model.fusion"]:
+    differing, runs = comparison.differing, comparison.runs
+    known = any(key.startswith("trainer.") for key in runs[0].settings)  # of a run from Python they are not
+    if differing == ["model.fusion"] and known:
         text = (
             f"One network, trained once per fusion method and seed ({seeds} at most): same data in the same order, "
             "same augmentation, schedule and first weights where shared. Only the fusion differs."
         )
+    elif len(runs) == 1:
+        text = "One run."
     else:
-        text = "One run." if len(comparison.runs) == 1 else f"{len(comparison.runs)} runs that differ in "
-        if len(comparison.runs) > 1:
-            text += (
-                f"{', '.join(differing) or 'the seed'}{' and the seed' if differing and seeds > 1 else ''}."
-            )
+        text = f"{len(runs)} runs that differ in {', '.join([*differing, *(['the seed'] if seeds > 1 else [])])}."
     if seeds == 1 and len(comparison.methods) > 1:
         text += " One seed: differences of a few tenths of a point are within what another seed changes."
     return text
@@ -312,7 +286,8 @@ def _lede(comparison: Comparison) -> str:
 
 def _pair(comparison: Comparison) -> list[Block]:
     """Of two methods, the other against the baseline in large figures."""
-    if len(comparison.methods) != 2:
+    seeds = [[run.seed for run in method.runs] for method in comparison.methods]
+    if len(seeds) != 2 or seeds[0] != seeds[1]:
         return []
     one, other = sorted(comparison.methods, key=lambda method: method.name != comparison.baseline)
     pairs = [(LABELS[name], one.mean(name), other.mean(name)) for name in comparison.headline]
@@ -336,8 +311,6 @@ def _sections(
     explanation: Sequence[str],
     notes: Sequence[str],
 ) -> list[Section]:
-    best = {2 + place: _leader(comparison, name) for place, name in enumerate(comparison.headline)}
-    best = best if len(comparison.methods) > 1 else {}
     bars = [
         Bars(LABELS[name], values, x_label="%", highlight=HIGHLIGHT)
         for name in comparison.headline
@@ -347,27 +320,23 @@ def _sections(
         Curve(f"Validation {LABELS[name]}", _mean_curves(comparison, name), y_label="%")
         for name in comparison.headline
     ]
-    curve_note = "Mean over the seeds"
-    curve_note += (
-        f"; the leading {CURVES}, all are in results.json." if len(comparison.methods) > CURVES else "."
-    )
-    table = Table(header(comparison), table_rows(comparison), best, note=_note(comparison))
+    curve_note = f"The leading methods, at most {CURVES}: mean over the seeds. All are in results.json."
     bars_note = "Bars: means. Dots: single seeds. The axis does not start at zero."
     drawn = [Curves(bars, note=bars_note)] if bars else []
+    told = [Text(f"{note[0].upper()}{note[1:]}.") for note in notes]
     sections = [
-        Section("", [*_pair(comparison), table, *drawn, *map(_as_note, notes)]),
+        Section("", [*_pair(comparison), method_table(comparison), *drawn, *told]),
         Section("How they learned", [Curves(curves, note=curve_note)]),
         Section("What they see", pictures),
-        Section("Class by class", [Table(*_class_table(comparison), note=_class_note(comparison))]),
-        Section("All metrics", [Table(*_metric_table(comparison), note="Percent.")]),
+        Section("Class by class", [_class_table(comparison)]),
+        Section("All metrics", [_metric_table(comparison)]),
         Section("What FreqFusion does", [Text(text) for text in explanation]),
     ]
     differing = comparison.differing
     settings: dict[str, dict[str, Any]] = {}
     for key, value in comparison.runs[0].method_settings.items():
         group, _, name = key.partition(".")
-        told = value is not None and not (group == "trainer" and value is False)
-        if key not in differing and told:
+        if key not in differing and value is not None and (group != "trainer" or value is not False):
             settings.setdefault(group, {})[name] = value
     rows = [
         [method.name, *(str(method.runs[0].settings.get(key)) for key in differing)]
@@ -377,7 +346,3 @@ def _sections(
     common = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False)
     done: list[Block] = [*what, Code(command), Text("The settings that all runs share:"), Code(common)]
     return [section for section in [*sections, Section("How it was done", done)] if section.blocks]
-
-
-def _as_note(note: str) -> Text:
-    return Text(f"{note[0].upper()}{note[1:]}.")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +31,12 @@ _FIRST = {"iou": "miou"}
 """The mean of a metric that classes have, where it has another name."""
 _ELSEWHERE = {
     *("data.root", "data.seed", "data.workers", "data.eval_batch_size"),
-    *("model.num_classes", "model.things"),
+    *("model.num_classes", "model.things", "data.test_split", "trainer.limit_test_batches"),
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "default_root_dir")),
     *(f"trainer.{name}" for name in ("logger", "callbacks", "plugins", "profiler", "log_every_n_steps")),
     *(f"trainer.enable_{name}" for name in ("checkpointing", "progress_bar", "model_summary")),
 }
-"""Settings by which runs of one method may differ: where and how they ran."""
+"""Settings by which runs of one method may differ: where they ran, and what only a test has to do with."""
 _LONG = 60
 """Letters of a name that is made of settings; a longer one gives way to the folder's."""
 
@@ -272,10 +271,30 @@ def compare_runs(
     metrics = [name for name in LABELS if all(name in run.metrics for run in runs)]
     headline = [name for name in find_headline(runs[0].classes) if name in metrics]
     if not headline:
-        raise ValueError(
-            f"the runs have no metric in common; {runs[0].folder} has {', '.join(runs[0].metrics)}"
-        )
-    return rank(group_runs(runs), metrics, headline, split, baseline, left_out)
+        first = runs[0]
+        raise ValueError(f"the runs have no metric in common; {first.folder} has {', '.join(first.metrics)}")
+    groups = group_runs(runs)
+    means = {
+        name: mean([score for run in group if (score := run.metrics[headline[0]]) is not None])
+        for name, group in groups.items()
+    }
+    order = sorted(groups, key=lambda name: -1.0 if (score := means[name]) is None else score, reverse=True)
+    baseline = order[0] if baseline is None else baseline
+    if baseline not in groups:
+        raise ValueError(f"there is no method {baseline!r} among the runs; choose from: {', '.join(order)}")
+    methods = tuple(_against(name, groups[name], groups[baseline], headline[0]) for name in order)
+    return Comparison(methods, baseline, tuple(metrics), tuple(headline), split, tuple(left_out))
+
+
+def _against(name: str, runs: Sequence[Run], baseline: Sequence[Run], metric: str) -> Method:
+    """A method, held against the baseline seed by seed."""
+    reference = {} if runs is baseline else {run.seed: run.metrics[metric] for run in baseline}
+    differences = [
+        own - other
+        for run in runs
+        if (own := run.metrics[metric]) is not None and (other := reference.get(run.seed)) is not None
+    ]
+    return Method(name, tuple(runs), mean(differences), paired_p_value(differences))
 
 
 def _check_alike(runs: Sequence[Run], split: str, root: str | None) -> None:
@@ -292,14 +311,10 @@ def _check_alike(runs: Sequence[Run], split: str, root: str | None) -> None:
         pairs["classes"] = (list(first.classes), list(run.classes))
         for key, (one, other) in pairs.items():
             if _text(one) != _text(other):
-                mend = (
-                    "; if both are the same data, say where it is with --data.root FOLDER"
-                    if key == "data.root"
-                    else ""
-                )
+                mend = "; if both are the same data, say where it is with --data.root FOLDER"
                 raise ValueError(
                     f"{first.folder} and {run.folder} cannot be compared, for they were not judged on the same: "
-                    f"{key} is {_text(one)} and {_text(other)}{mend}"
+                    f"{key} is {_text(one)} and {_text(other)}{mend if key == 'data.root' else ''}"
                 )
         if (first.step is None) != (run.step is None):
             before, after = (first, run) if first.step is None else (run, first)
@@ -355,38 +370,6 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 def _text(value: Any) -> str:
     """A setting in one form, whether it was read from YAML or from a checkpoint."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
-def rank(
-    groups: Mapping[str, Sequence[Run]],
-    metrics: Sequence[str],
-    headline: Sequence[str],
-    split: str = "val",
-    baseline: str | None = None,
-    left_out: Sequence[str] = (),
-) -> Comparison:
-    """Methods by their mean of the first of ``headline``, best first; the baseline is the leader if not given."""
-    metric = headline[0]
-
-    def value(name: str) -> float:
-        score = mean([run.metrics[metric] for run in groups[name] if run.metrics[metric] is not None])  # type: ignore[misc]
-        return -math.inf if score is None else score
-
-    order = sorted(groups, key=lambda name: -value(name))
-    baseline = order[0] if baseline is None else baseline
-    if baseline not in groups:
-        raise ValueError(f"there is no method {baseline!r} among the runs; choose from: {', '.join(order)}")
-    reference = {run.seed: run.metrics[metric] for run in groups[baseline]}
-    methods = []
-    for name in order:
-        differences = [
-            own - other
-            for run in groups[name]
-            if (own := run.metrics[metric]) is not None and (other := reference.get(run.seed)) is not None
-        ]
-        differences = [] if name == baseline else differences
-        methods.append(Method(name, tuple(groups[name]), mean(differences), paired_p_value(differences)))
-    return Comparison(tuple(methods), baseline, tuple(metrics), tuple(headline), split, tuple(left_out))
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:
