@@ -105,8 +105,18 @@ def test_without_checkpoints_the_page_says_why_it_has_no_pictures(tmp_path):
 def test_the_outcome_names_whoever_has_the_best_boundaries(tmp_path):
     for fusion, miou, boundary in (("a", 0.6, 0.2), ("b", 0.5, 0.3)):
         write_run(tmp_path / fusion, fusion, metrics={"miou": miou, "boundary_iou": boundary})
-    text = headline(compare_runs([tmp_path / "a", tmp_path / "b"]))
+    comparison = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert method_table(comparison).best == {2: 0, 3: 1}
+    text = headline(comparison)
     assert text == "a leads with 60.00 % mIoU, 10.00 points before b; b has the best boundary IoU (30.00 %)"
+
+
+def test_a_tie_has_no_leader(tmp_path):
+    for fusion, miou in (("a", 0.5), ("b", 0.500001)):
+        write_run(tmp_path / fusion, fusion, metrics={"miou": miou, "boundary_iou": 0.1})
+    comparison = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert headline(comparison) == "b and a are level with 50.00 % mIoU"
+    assert method_table(comparison).best == {}
 
 
 def test_one_run_alone_has_a_page_without_comparison(tmp_path):

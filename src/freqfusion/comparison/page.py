@@ -64,37 +64,36 @@ def method_table(comparison: Comparison) -> Table:
         size, time = f"{method.runs[0].parameters / 1e6:.2f} M", f"{method.seconds:.0f} s"
         rows.append([method.name, str(len(method.runs)), *scores, difference, size, time])
     labels = [f"{LABELS[name]}, %" for name in comparison.headline]
-    best = {2 + place: _leader(comparison, name) for place, name in enumerate(comparison.headline)}
-    return Table(
-        ["method", "seeds", *labels, "difference (p)", "parameters", "training"],
-        rows,
-        best if len(rows) > 1 else {},
-        note=_note(comparison),
-    )
+    leaders = [_leader(comparison, name) for name in comparison.headline]
+    header = ["method", "seeds", *labels, "difference (p)", "parameters", "training"]
+    best = {column: place for column, place in enumerate(leaders, 2) if place is not None}
+    return Table(header, rows, best, note=_note(comparison))
 
 
-def _leader(comparison: Comparison, metric: str) -> int:
-    """The place of the method with the best mean."""
-    means = [-1.0 if (value := method.mean(metric)) is None else value for method in comparison.methods]
-    return means.index(max(means))
+def _leader(comparison: Comparison, metric: str) -> int | None:
+    """The place of the method with the best mean; None where, as printed, there are several or none."""
+    means = [_number(method.mean(metric)) for method in comparison.methods]
+    best = max(means, key=lambda mean: -1.0 if mean == "-" else float(mean))
+    return means.index(best) if means.count(best) == 1 and len(means) > 1 else None
 
 
 def headline(comparison: Comparison) -> str:
     """The outcome in one sentence."""
     methods, metric = comparison.methods, comparison.headline[0]
-    first, label = methods[0], LABELS[metric]
-    text = f"{first.name} has {_number(first.mean(metric))} % {label}"
-    if len(methods) > 1:
-        best, second = first.mean(metric), methods[1].mean(metric)
-        text = f"{first.name} leads with {_number(best)} % {label}"
-        if best is not None and second is not None:
-            text += f", {best - second:.2f} points before {methods[1].name}"
+    scores = [_number(method.mean(metric)) for method in methods]
+    if len(methods) == 1:
+        text = f"{methods[0].name} has {scores[0]} % {LABELS[metric]}"
+    elif scores[0] == scores[1]:
+        text = f"{methods[0].name} and {methods[1].name} are level with {scores[0]} % {LABELS[metric]}"
+    else:
+        text = f"{methods[0].name} leads with {scores[0]} % {LABELS[metric]}"
+        if scores[1] != "-":
+            text += f", {float(scores[0]) - float(scores[1]):.2f} points before {methods[1].name}"
     for other in comparison.headline[1:]:
-        best_method = methods[_leader(comparison, other)]
-        if best_method is not first:
-            text += (
-                f"; {best_method.name} has the best {LABELS[other]} ({_number(best_method.mean(other))} %)"
-            )
+        place = _leader(comparison, other)
+        if place:
+            best = _number(methods[place].mean(other))
+            text += f"; {methods[place].name} has the best {LABELS[other]} ({best} %)"
     return text
 
 

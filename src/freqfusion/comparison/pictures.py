@@ -69,12 +69,9 @@ def draw_pictures(
             strips.append(
                 _strip({title: first, **part}, window, f"Image {sample['name']}: {', '.join(part)}.")
             )
-    shown = (
-        "predictions"
-        if not semantic
-        else "predictions, errors (orange), and both enlarged where the truth has "
-    )
-    shown += "most thin structure, the same part for all" if semantic else f" of a score of at least {SURE:g}"
+    shown = f"predictions (boxes of a score of at least {SURE:g})"
+    if semantic:
+        shown = "predictions, errors (orange), and both enlarged where the truth has most thin structure"
     told = (
         f"{len(samples)} images spread evenly over the split {split}, not picked; last.ckpt of each method's first "
         f"seed. For each: {shown}."
