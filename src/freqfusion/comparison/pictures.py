@@ -198,7 +198,9 @@ def _strip(
         round(place * width / full)
         for place in (window[0].start, window[1].start, window[0].stop, window[1].stop)
     )
-    rows = [[draw_box(picture, (top, left, below - top, right - left)) for picture in row] for row in rows]
+    for inset in (0, 1):  # two pixels, which a smaller page does not swallow
+        box = (top + inset, left + inset, below - top - 2 * inset, right - left - 2 * inset)
+        rows = [[draw_box(picture, box) for picture in row] for row in rows]
     if not beside:
         return Strip(titles, [*rows, *parts], caption)
     titles += [f"{title}, enlarged" for title in titles]
