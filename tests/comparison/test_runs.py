@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from freqfusion.comparison import runs
 from freqfusion.comparison.runs import compare_runs, paired_p_value, read_run
 from run_folders import write_run
 
@@ -209,4 +210,12 @@ def test_settings_of_a_run_from_python_need_a_checkpoint(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "config.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint at .*last.ckpt"):
+        read_run(folder)
+
+
+def test_a_run_from_python_without_a_data_module_is_told(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    monkeypatch.setattr(runs, "read_checkpoint", lambda path: {"hyper_parameters": {"lr": 0.1}})
+    with pytest.raises(ValueError, match="run says nothing of its data"):
         read_run(folder)

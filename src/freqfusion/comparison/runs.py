@@ -228,6 +228,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         content = read_checkpoint(folder / LAST)
         data = content.get("datamodule_hyper_parameters", {})
+        if "seed" not in data:
+            raise ValueError(
+                f"{folder} says nothing of its data, neither in {CONFIG} nor in {LAST}: leave it out"
+            )
         parts = {"model": content["hyper_parameters"], "data": data, "seed_everything": data["seed"]}
         return {"task": task_of(content), **parts}
     try:
