@@ -111,6 +111,14 @@ def test_the_outcome_names_whoever_has_the_best_boundaries(tmp_path):
     assert text == "a leads with 60.00 % mIoU, 10.00 points before b; b has the best boundary IoU (30.00 %)"
 
 
+def test_the_lead_is_not_told_of_other_seeds(tmp_path):
+    runs = [("a", 0, 0.5), ("a", 1, 0.7), ("b", 0, 0.49)]
+    folders = [write_run(tmp_path / f"{name}{seed}", name, seed, score) for name, seed, score in runs]
+    comparison = compare_runs(folders)
+    assert headline(comparison) == "a leads with 60.00 % mIoU"
+    assert method_table(comparison).rows[1][4] == "-1.00"
+
+
 def test_a_tie_has_no_leader(tmp_path):
     for fusion, miou in (("a", 0.5), ("b", 0.500001)):
         write_run(tmp_path / fusion, fusion, metrics={"miou": miou, "boundary_iou": 0.1})

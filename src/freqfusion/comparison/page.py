@@ -87,7 +87,10 @@ def headline(comparison: Comparison) -> str:
         text = f"{methods[0].name} and {methods[1].name} are level with {scores[0]} % {LABELS[metric]}"
     else:
         text = f"{methods[0].name} leads with {scores[0]} % {LABELS[metric]}"
-        if scores[1] != "-":
+        seeds = [[run.seed for run in method.runs] for method in methods[:2]]
+        if (
+            scores[1] != "-" and seeds[0] == seeds[1]
+        ):  # else the paired difference of the table is another one
             text += f", {float(scores[0]) - float(scores[1]):.2f} points before {methods[1].name}"
     for other in comparison.headline[1:]:
         place = _leader(comparison, other)
