@@ -1,5 +1,6 @@
-"""Measure speed and memory of operators, module and models against the released formulation."""
+"""Measure speed and memory of operators, module and models, or tell what each fusion method costs."""
 
+import argparse
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,14 @@ example:
   freqfusion benchmark --ops freqfusion --scaling
   freqfusion benchmark --training segnext_t --shrink 4
   freqfusion benchmark --explain --ops carafe --shapes coco odd
+  freqfusion benchmark --cost --results runs/compare/camvid/results.json
 
 Contestants: "unfold" (what the released code's fallback does, in plain torch), every backend of this machine,
 and with --compile torch.compile of the torch backend. The folder gets benchmark.json, benchmark.md and plots.
-Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured.
+Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured. With --cost the folder gets cost.md,
+cost.csv and cost.json instead.
 """
+_WITH_COST = ("cost", "device", "methods", "out", "results", "rounds")
 
 
 def _parser() -> CommandParser:
@@ -47,7 +51,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of inputs and weights [float32]")
     parser.add_argument("--threads", type=whole_number, help="of the CPU [as torch chooses]")
-    parser.add_argument("--rounds", type=whole_number, default=7, help="turns of each contestant [7]")
+    parser.add_argument(
+        "--rounds", type=whole_number, help="turns of each contestant, or with --cost of each method [7; 5]"
+    )
     parser.add_argument(
         "--minutes",
         type=float,
@@ -83,13 +89,33 @@ def _parser() -> CommandParser:
         help="only compile every Triton kernel for a compute capability such as sm_90, without a GPU, and print what "
         "each takes: registers, spilled bytes, shared memory",
     )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="only parameters, FLOPs, memory and latency of fusion methods, at three sites and in models",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="of --cost: names of `freqfusion list` [all]"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="of --cost: a results.json of `freqfusion compare`, to draw its quality against latency",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
     return parser
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    for name in given:
+        if name not in _WITH_COST if args.cost else name in ("methods", "results"):
+            parser.error(f"--{name} does not go {'with' if args.cost else 'without'} --cost")
+    if args.cost:
+        return _cost(args)
     if args.kernels is not None:
         return _print_kernels(args.kernels)
     import torch  # with all that follows not before, so that --help is answered at once
@@ -114,7 +140,7 @@ def run(argv: list[str]) -> int:
     if args.shrink > 1:
         networks = [shrunk(network, args.shrink) for network in networks]
 
-    settings = Settings(device, dtype, args.threads or torch.get_num_threads(), args.rounds)
+    settings = Settings(device, dtype, args.threads or torch.get_num_threads(), args.rounds or 7)
     command = shlex.join(["freqfusion", "benchmark", *argv])
     run_benchmark(
         cases,
@@ -126,6 +152,19 @@ def run(argv: list[str]) -> int:
         minutes=args.minutes or math.inf,
         command=command,
     )
+    return 0
+
+
+def _cost(args: argparse.Namespace) -> int:
+    from freqfusion.cli._benchmark_cost import read_quality, run_cost
+    from freqfusion.fusion import list_fusions
+
+    methods = list(dict.fromkeys(args.methods or list_fusions()))
+    unknown = sorted(set(methods) - set(list_fusions()))
+    if unknown:
+        raise ValueError(f"there is no method {unknown[0]!r}; choose from: {', '.join(list_fusions())}")
+    quality = None if args.results is None else read_quality(args.results, methods)
+    run_cost(methods, args.out, args.device, quality, args.rounds)
     return 0
 
 

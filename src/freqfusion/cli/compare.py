@@ -1,6 +1,6 @@
-"""Race the fusion methods on one network and one data set, or tell what each costs."""
+"""Compare runs: those that are there, or a race of fusion methods that this command trains first."""
 
-import json
+import argparse
 import shlex
 from pathlib import Path
 
@@ -9,103 +9,134 @@ from freqfusion.cli._arguments import CommandParser, whole_number
 from freqfusion.fusion import list_fusions
 
 PRESETS = Path(__file__).parents[1] / "comparison" / "presets"
+PACKAGES = (
+    "lightning",
+    "jsonargparse",
+    "torchmetrics",
+    "torchvision",
+    "scipy",
+    "rich",
+    "matplotlib",
+    "jinja2",
+)
 EXAMPLE = """\
 example:
+  freqfusion compare runs/camvid/segnext/*
   freqfusion compare --preset tiny --seeds 1
   freqfusion compare --config compare/camvid --data.root FOLDER --methods bilinear carafe freqfusion
-  freqfusion compare --cost
 
-Every method and seed is one run of `freqfusion fit` with the recipe's settings; words that compare does not
-know, such as --data.root or --trainer.max_epochs, go to fit. Interrupted, or with more methods or seeds, the
-same line with the same --out goes on where it stood. The folder gets report.html, results.csv, results.json,
-results.md and the pictures; each run its own folder with its log.
+Runs are folders of `freqfusion fit`, of one task and judged on the same data. They are grouped by what differs in
+their settings (fusion, network, ...); runs that differ in the seed alone are repetitions of one method.
+
+In a race every method and seed is one run of `freqfusion fit` with the recipe's settings; words that compare does
+not know, such as --data.crop_size or --trainer.max_epochs, go to fit. Interrupted, or with more methods or seeds,
+the same line with the same --out goes on where it stood.
+
+The folder gets report.html, results.csv, results.json, results.md and the pictures; in a race each run its own
+folder with its log.
 """
+_OF_RUNS = ("split",)
+_OF_RACE = ("methods", "seeds", "leaders", "jobs")
 
 
-def _parser() -> CommandParser:
+def _parser(is_race: bool = False) -> CommandParser:
     parser = CommandParser("compare", __doc__, EXAMPLE)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="RECIPE", help="of the race, as for fit: a name or a file")
+    if not is_race:  # else the values of options that fit knows would be taken for runs
+        parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--config", metavar="RECIPE", help="of a race, as for fit: a name or a file")
     what.add_argument(
         "--preset",
         choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
-        help="a recipe that comes with the package",
-    )
-    what.add_argument(
-        "--cost", action="store_true", help="parameters, FLOPs, memory and latency; trains nothing"
+        help="of a race: a recipe that needs no files",
     )
     parser.add_argument(
+        "--out", type=Path, help="folder of the results [runs/compare, in a race with its name]"
+    )
+    parser.add_argument("--baseline", metavar="METHOD", help="what the others are held against [the leader]")
+    parser.add_argument(
+        "--data.root", dest="root", metavar="FOLDER", help="where the data is [as the runs say]"
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="leave the data set's images out of the pictures"
+    )
+    runs = parser.add_argument_group("of runs")
+    runs.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="metrics of the last validation, or of freqfusion test [val]",
+    )
+    race = parser.add_argument_group("of a race")
+    race.add_argument(
         "--methods",
         nargs="+",
         default=["all"],
         metavar="NAME",
         help="names of `freqfusion list`, or all [all]",
     )
-    parser.add_argument(
+    race.add_argument(
         "--seeds", type=whole_number, default=3, help="runs of each method, seeds 0, 1, ... [3]"
     )
-    parser.add_argument(
+    race.add_argument(
         "--leaders",
         type=whole_number,
         metavar="N",
         help="only the N best of the first seed run the other seeds",
     )
-    parser.add_argument(
+    race.add_argument(
         "--jobs", type=whole_number, help="runs side by side [one a GPU; without a GPU one a core]"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder of the results [runs/compare/ and the recipe's name]"
-    )
-    parser.add_argument(
-        "--no-images", action="store_true", help="leave the data set's images out of the pictures"
-    )
-    parser.add_argument(
-        "--device", help="of --cost: cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]"
-    )
-    parser.add_argument(
-        "--results", type=Path, help="of --cost: a race's results.json, to draw its mIoU against latency"
     )
     return parser
 
 
-def _quality(path: Path, methods: list[str]) -> dict[str, float]:
-    """Mean IoU of the methods in a race's ``results.json``."""
-    try:
-        standings = json.loads(path.read_text(encoding="utf-8"))["standings"]
-        scores = {standing["method"]: float(standing["miou"]) for standing in standings}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the results.json of a race ({error!r})") from error
-    return {method: score for method, score in scores.items() if method in methods}
-
-
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
+    is_race = any(word.partition("=")[0] in ("--config", "--preset") for word in argv)
+    parser = _parser(is_race)
     args, words = parser.parse_known_args(argv)
+    both = is_race and bool(words) and not words[0].startswith("-")
+    if both or not (is_race or args.runs):
+        parser.error(
+            "name run folders to compare, or a race with --config RECIPE or --preset NAME, and not both"
+        )
+    for name in _OF_RUNS if is_race else _OF_RACE:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} is for {'runs that are there' if is_race else 'a race'} only")
+    command = f"freqfusion {shlex.join(['compare', *argv])}"
+    return _race(parser, args, words, command) if is_race else _runs(parser, args, words, command)
+
+
+def _runs(parser: CommandParser, args: argparse.Namespace, words: list[str], command: str) -> int:
+    if words:
+        parser.error(f"there is no option {words[0]} for runs that are there")
+    for package in PACKAGES:
+        require(package, "train")
+    from rich.console import Console
+
+    from freqfusion.cli._race import show
+    from freqfusion.comparison.page import write_comparison
+    from freqfusion.comparison.runs import compare_runs
+
+    out = args.out or Path("runs", "compare")
+    comparison = compare_runs(args.runs, args.split, args.baseline, args.root)
+    title, images = "freqfusion compare", not args.no_images
+    notes = write_comparison(out, comparison, title=title, command=command, images=images, root=args.root)
+    show(comparison, notes, out, Console())
+    return 0
+
+
+def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], command: str) -> int:
     known = list_fusions()
     methods = known if args.methods == ["all"] else list(dict.fromkeys(args.methods))
     for name in methods:
         if name not in known:
             parser.error(f"there is no method {name!r}; choose from: {', '.join(known)}")
-    if args.cost:
-        out = args.out or Path("runs", "compare", "cost")
-        if words:
-            parser.error(f"--cost does not know {' '.join(words)}")
-        from freqfusion.cli._compare_cost import run_cost
-
-        quality = None if args.results is None else _quality(args.results, methods)
-        run_cost(methods, out, device=args.device, quality=quality)
-        return 0
-    for module in (
-        "lightning",
-        "jsonargparse",
-        "torchmetrics",
-        "torchvision",
-        "rich",
-        "matplotlib",
-        "jinja2",
-    ):
-        require(module, "train")
+    if args.baseline is not None and args.baseline not in methods:
+        parser.error(f"--baseline {args.baseline} is none of the methods of this race: {', '.join(methods)}")
+    for package in PACKAGES:
+        require(package, "train")
+    from freqfusion.cli._race import run_race
     from freqfusion.cli._recipes import find_recipe
 
     try:
@@ -114,7 +145,6 @@ def run(argv: list[str]) -> int:
         parser.error(str(error))
     if not config.is_file():
         parser.error(f"{config} is not a file, and every run of a race reads it again")
-    out = args.out or Path("runs", "compare", config.stem)
     for taken in (
         "--model.fusion",
         "--seed",
@@ -126,16 +156,17 @@ def run(argv: list[str]) -> int:
     ):
         if any(word == taken or word.startswith(f"{taken}=") for word in words):
             parser.error(f"{taken} is set for every run by the race itself; use --methods and --seeds")
-    from freqfusion.cli._compare_race import run_race
-
+    out = args.out or Path("runs", "compare", config.stem)
     return run_race(
         methods,
-        args.seeds,
+        range(args.seeds),
         out,
         config,
-        words,
-        command=f"freqfusion {shlex.join(['compare', *argv])}",
+        words if args.root is None else [*words, "--data.root", args.root],
+        command=command,
+        title=f"freqfusion compare: {out.name}",
         leaders=args.leaders,
         jobs=args.jobs,
+        baseline=args.baseline,
         images=not args.no_images,
     )

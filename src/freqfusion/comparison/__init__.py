@@ -1,1 +1,1 @@
-"""Runs compared: the race of all fusion methods and the quickstart, with their tables and pages."""
+"""Run folders to tables and pages, and the race that trains them."""

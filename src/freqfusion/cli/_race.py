@@ -1,7 +1,8 @@
-"""The race of ``freqfusion compare``: checks, runs with a live table, results."""
+"""The race of ``freqfusion compare`` and ``quickstart``: checks, runs with a live table, and what came out."""
 
 import shlex
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,73 +15,77 @@ from rich.text import Text
 
 from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
-from freqfusion.comparison import race, race_page
+from freqfusion.comparison import page, race
 from freqfusion.comparison.race import Job, Slot
+from freqfusion.comparison.runs import Comparison, compare_runs, is_complete
 from freqfusion.tasks.image_data import available_cores
-from freqfusion.tasks.semantic import SegmentationModule
 
 SETTINGS = "settings.txt"
+_OF_LEADERS = (
+    "All methods ran with the first seed; the best {} then ran with the others too, so their lead over the rest is "
+    "partly the luck of that seed."
+)
 
 
 def run_race(
     methods: list[str],
-    seeds: int,
+    seeds: Sequence[int],
     out: Path,
     config: Path,
     words: list[str],
     *,
     command: str,
-    leaders: int | None,
-    jobs: int | None,
-    images: bool,
+    title: str,
+    leaders: int | None = None,
+    jobs: int | None = None,
+    baseline: str | None = None,
+    explanation: Sequence[str] = (),
+    images: bool = True,
 ) -> int:
-    """Run the race and write its results; returns the exit code.
+    """Train what is missing in the folder of a race and compare all that is complete; returns the exit code.
 
     Args:
         methods: names of fusion methods.
-        seeds: how many.
+        seeds: of each method's runs.
         out: folder of the race.
         config: the recipe.
         words: further words of ``fit``.
-        command: the line that repeats the race, for its page.
+        command: the words of the command that repeats the race, for its page.
+        title: of the page.
         leaders: how many of the best methods of the first seed run the other seeds; None: all.
-        jobs: runs side by side; None: as many as the machine has room for.
+        jobs: runs side by side; None: what the machine has room for.
+        baseline: what others are held against; the leader if not given.
+        explanation: paragraphs of the page.
         images: show the data set's images in the pictures.
     """
     fit_words = ["--config", str(config), *words]
-    recipe = config.read_text(encoding="utf-8")
-    settings = f"{recipe}\n# {shlex.join(words)}\n"
+    settings = f"{config.read_text(encoding='utf-8')}\n# {shlex.join(words)}\n"
     try:
         _check_settings(out / SETTINGS, settings)
         # What is wrong with the recipe, the data or a method is found here, before the first run.
         for method in methods:
-            check = [*fit_words, *race.job_words(race.job_of(out, method, 0)), "--resume"]
-            line = CommandLine("fit", "", check)
-            if not isinstance(line.model, SegmentationModule):
-                raise UsageError(
-                    f"{config} is of the task {line.model.task}, but a race ranks semantic segmentation: fit each "
-                    "method by itself (--model.fusion NAME)"
-                )
-            line.datamodule.setup("fit")
+            check = [*fit_words, *race.job_words(race.job_of(out, method, seeds[0])), "--resume"]
+            CommandLine("fit", "", check).datamodule.setup("fit")
     except UsageError as error:
-        return report_usage_error("compare", error)
+        return report_usage_error(command.split()[1], error)
     write_atomically(out / SETTINGS, settings.encode())
 
     console = Console()
-    slots = race.make_slots(jobs, available_cores(), torch.cuda.device_count())
+    runs = [race.job_of(out, method, seeds[0]) for method in methods]
+    rest = [race.job_of(out, method, seed) for seed in seeds[1:] for method in methods]
+    slots = race.make_slots(jobs, len(runs + rest), available_cores(), torch.cuda.device_count())
     console.print(
-        f"methods: {len(methods)}, seeds: {seeds}, runs side by side: {len(slots)}; results in {out}",
+        f"methods: {len(methods)}, seeds: {len(seeds)}, runs side by side: {len(slots)}; results in {out}",
         highlight=False,
         markup=False,
     )
-    everyone = methods if leaders is None else []
-    runs = [race.job_of(out, method, 0) for method in methods]
-    runs += [race.job_of(out, method, seed) for seed in range(1, seeds) for method in everyone]
+    if leaders is None:
+        runs += rest
     _run_shown(runs, runs, slots, fit_words, console)
-    if leaders is not None:
-        first = [run for run in race.collect(out) if run.seed == 0 and run.method in methods]
-        best = [standing.method for standing in race.rank(first)[:leaders]]
-        more = [race.job_of(out, method, seed) for seed in range(1, seeds) for method in best]
+    done = [job.folder for job in runs if job.state == "done"]
+    if leaders is not None and done:
+        best = {str(m.runs[0].settings["model.fusion"]) for m in compare_runs(done).methods[:leaders]}
+        more = [job for job in rest if job.method in best]
         runs += more
         _run_shown(more, runs, slots, fit_words, console)
 
@@ -91,19 +96,30 @@ def run_race(
             highlight=False,
             markup=False,
         )
-    standings = race.rank(race.collect(out))
-    if standings:
-        setting = race_page.Setting(out.name, command, recipe, leaders)
-        race_page.write_results(out, standings, setting, images=images)
-        table = Table(*race_page.HEADER, box=SIMPLE_HEAD, padding=(0, 0))
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in race_page.table_rows(standings):
-            table.add_row(*map(Text, row))
-        console.print(table)
-        console.print(race_page.headline(standings) + ".", highlight=False, markup=False)
-        console.print(f"The page with bars, curves and pictures: {out / 'report.html'}", markup=False)
+    complete = [folder for folder in sorted(out.glob("*/seed_*")) if is_complete(folder)]
+    if complete:
+        lede = "" if leaders is None else _OF_LEADERS.format(leaders)
+        known = {folder.parent.name for folder in complete}
+        comparison = compare_runs(complete, baseline=baseline if baseline in known else None)
+        notes = page.write_comparison(
+            out, comparison, title=title, command=command, lede=lede, explanation=explanation, images=images
+        )
+        show(comparison, notes, out, console)
     return 1 if failed else 0
+
+
+def show(comparison: Comparison, notes: Sequence[str], out: Path, console: Console) -> None:
+    """Print the table and the outcome, and where the page is."""
+    shown = page.method_table(comparison)
+    table = Table(*shown.header, box=SIMPLE_HEAD, padding=(0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in shown.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for line in (*notes, page.headline(comparison)):
+        console.print(f"{line}.", highlight=False, markup=False)
+    console.print(f"The page with curves and pictures: {out / 'report.html'}", highlight=False, markup=False)
 
 
 def _check_settings(path: Path, settings: str) -> None:
@@ -136,15 +152,23 @@ def _run_shown(
 def _live_table(jobs: list[Job], seconds: float) -> Table:
     done = sum(job.state == "done" for job in jobs)
     caption = f"{done} of {len(jobs)} runs done, {timedelta(seconds=int(seconds))} since the start"
-    table = Table("method", "seeds done", "running", "mIoU, %", "boundary IoU, %", caption=caption)
+    table = Table("method", "seeds done", "running", "mean so far", caption=caption)
     for method in dict.fromkeys(job.method for job in jobs):
         own = [job for job in jobs if job.method == method]
         running = [_progress(job) for job in own if job.state == "running"]
         running += [f"[red]seed {job.seed} failed[/]" for job in own if job.state == "failed"]
         scores = [job.scores() for job in own if job.state == "done"]
-        means = [f"{sum(column) / len(scores):.2f}" for column in zip(*scores, strict=True)] or ["", ""]
-        table.add_row(Text(method), f"{len(scores)} of {len(own)}", ", ".join(running), *means)
+        means = (
+            {name: sum(entry.get(name, 0.0) for entry in scores) / len(scores) for name in scores[0]}
+            if scores
+            else {}
+        )
+        table.add_row(Text(method), f"{len(scores)} of {len(own)}", ", ".join(running), _shown(means))
     return table
+
+
+def _shown(scores: dict[str, float]) -> str:
+    return ", ".join(f"{label} {value:.2f} %" for label, value in scores.items())
 
 
 def _progress(job: Job) -> str:
@@ -157,7 +181,5 @@ def _print_changes(jobs: list[Job], states: dict[str, str], console: Console) ->
         name = f"{job.method}, seed {job.seed}"
         if job.state not in ("waiting", states.get(name)):
             states[name] = job.state
-            scores = (
-                "mIoU {:.2f} %, boundary IoU {:.2f} %".format(*job.scores()) if job.state == "done" else ""
-            )
+            scores = _shown(job.scores()) if job.state == "done" else ""
             console.print(f"{name}: {job.state} {scores}".rstrip(), highlight=False, markup=False)

@@ -8,7 +8,9 @@ from PIL import Image
 
 from freqfusion.benchmarks import cost
 from freqfusion.benchmarks.cost import Cost, Latency
-from freqfusion.cli._compare_cost import run_cost
+from freqfusion.cli._benchmark_cost import run_cost
+from freqfusion.cli.main import main
+from freqfusion.drawing import figures
 from freqfusion.drawing.figures import figure_bytes, plot_scatter
 
 COSTS = [
@@ -102,7 +104,7 @@ def test_table_and_files(measured, tmp_path, capsys):
 
 
 def test_quality_is_drawn_against_latency(measured, tmp_path):
-    run_cost(METHODS, tmp_path, None, {"freqfusion": 46.4, "nearest": 42.0, "[broken]": 41.0}, 1)
+    run_cost(METHODS, tmp_path, None, ("mIoU", {"freqfusion": 46.4, "nearest": 42.0, "[broken]": 41.0}), 1)
     with Image.open(tmp_path / "quality_latency.png") as picture:
         blue = np.asarray(picture.convert("RGB")) == (0, 114, 178)
     columns = np.flatnonzero(blue.all(axis=2).any(axis=0))
@@ -114,11 +116,58 @@ def test_wrong_requests_are_answered_at_once(measured, tmp_path):
     with pytest.raises(
         ValueError, match="quality of 'sapa', which is not measured; the methods are nearest,"
     ):
-        run_cost(METHODS, tmp_path, "cpu", {"sapa": 1.0}, 1)
+        run_cost(METHODS, tmp_path, "cpu", ("mIoU", {"sapa": 1.0}), 1)
     with pytest.raises(ValueError, match="no device 'abacus' here"):
         run_cost(METHODS, tmp_path, "abacus", None, 1)
     assert not measured
     assert not os.listdir(tmp_path)
+
+
+def write_results(path, means):
+    entries = [{"method": name, "metrics": {"pq": {"mean": mean}}} for name, mean in means.items()]
+    path.write_text(json.dumps({"metric": {"name": "pq", "label": "PQ"}, "methods": entries}))
+
+
+def test_the_command_draws_the_results_of_a_comparison(measured, monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "plot_scatter", lambda points, **labels: drawn.update(points, **labels) or plot_scatter({})
+    )
+    write_results(tmp_path / "results.json", {"freqfusion": 46.4, "segformer, nearest": 42.0, "sapa": None})
+    words = ["--methods", "freqfusion", "nearest", "sapa", "--results", str(tmp_path / "results.json")]
+    assert main(["benchmark", "--cost", "--device", "cpu", "--out", str(tmp_path), *words]) == 0
+    assert measured["methods"] == ["freqfusion", "nearest", "sapa"]
+    assert measured["rounds"] == cost.ROUNDS
+    assert drawn["freqfusion"] == (1857.5, 46.4)
+    assert drawn["y_label"] == "PQ, %"
+    assert "nearest" not in drawn
+    assert (tmp_path / "quality_latency.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["--cost", "--methods", "bicubic"], 1, "there is no method 'bicubic'; choose from: "),
+        (["--cost", "--ops", "carafe"], 2, "--ops does not go with --cost"),
+        (["--cost", "--explain"], 2, "--explain does not go with --cost"),
+        (["--methods", "carafe"], 2, "--methods does not go without --cost"),
+        (["--cost", "--results", "none.json"], 1, "none.json"),
+        (["--cost", "--results", "list.json"], 1, "list.json is not the results.json of freqfusion compare"),
+        (
+            ["--cost", "--methods", "carafe", "--results", "other.json"],
+            1,
+            "none of the methods carafe, but sapa",
+        ),
+    ],
+)
+def test_wrong_lines_are_answered_at_once(measured, monkeypatch, tmp_path, capsys, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    write_results(tmp_path / "other.json", {"sapa": 1.0})
+    assert main(["benchmark", *words, "--out", str(tmp_path / "out")]) == code
+    assert message in capsys.readouterr().err
+    assert not measured
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_real_measurement(monkeypatch, tmp_path, capsys):
@@ -126,7 +175,7 @@ def test_a_real_measurement(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cost, "LATENCY_SITE", (3, 3))
     monkeypatch.setattr(cost, "IMAGE", (64, 64))
     monkeypatch.setattr(cost, "list_models", lambda: ["fpn_small"])
-    run_cost(["carafe"], tmp_path, "cpu", {"carafe": 50.0}, 1)
+    run_cost(["carafe"], tmp_path, "cpu", ("mIoU", {"carafe": 50.0}), 1)
     at_sites, in_model = json.loads((tmp_path / "cost.json").read_text())["costs"]
     assert at_sites["parameters"] == 74_148
     assert in_model["place"] == "fpn_small"

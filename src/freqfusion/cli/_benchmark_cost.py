@@ -1,4 +1,4 @@
-"""The cost side of ``freqfusion compare``: tables on screen, as CSV, JSON and Markdown, and a plot."""
+"""The command ``freqfusion benchmark --cost``: tables on screen, as CSV, JSON and Markdown, and a plot."""
 
 import csv
 import io
@@ -25,8 +25,8 @@ def run_cost(
     methods: list[str],
     out: Path,
     device: str | None = None,
-    quality: Mapping[str, float] | None = None,
-    rounds: int = cost.ROUNDS,
+    quality: tuple[str, Mapping[str, float]] | None = None,
+    rounds: int | None = None,
 ) -> None:
     """Measure what methods cost, print the tables, and write ``cost.csv``, ``cost.json`` and ``cost.md``.
 
@@ -34,15 +34,17 @@ def run_cost(
         methods: names of :func:`freqfusion.fusion.list_fusions`, each once.
         out: folder of the files; made where it is missing.
         device: where memory and latency are measured; None for the accelerator if there is one, else the CPU.
-        quality: mean IoU in percent of some of the methods; where given, ``quality_latency.png`` is drawn.
-        rounds: how many times each latency is sampled.
+        quality: a metric, and its value in percent of some of the methods; where given, ``quality_latency.png`` is
+            drawn.
+        rounds: how many times each latency is sampled; 5 if not given.
 
     Raises:
         ImportError: where a package of the tables or of the plot is absent.
         ValueError: for an unknown or repeated method, an absent device, fewer than one round, or the quality of
             a method that is not measured.
     """
-    for method in quality or ():
+    rounds = cost.ROUNDS if rounds is None else rounds
+    for method in quality[1] if quality else ():
         if method not in methods:
             raise ValueError(
                 f"there is a quality of {method!r}, which is not measured; the methods are {', '.join(methods)}"
@@ -102,6 +104,24 @@ def run_cost(
     for line in (*notes.values(), *problems):
         console.print(line, style="dim", markup=False, highlight=False)
     console.print(f"Written: {out / 'cost.md'}, with cost.csv and cost.json", markup=False, highlight=False)
+
+
+def read_quality(path: Path, methods: list[str]) -> tuple[str, dict[str, float]]:
+    """The metric that ranks in a ``results.json`` of ``freqfusion compare``, and its means of some methods.
+
+    Raises:
+        ValueError: for another file, or one that has none of the methods.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        name, label = content["metric"]["name"], str(content["metric"]["label"])
+        means = {entry["method"]: entry["metrics"][name]["mean"] for entry in content["methods"]}
+        values = {method: float(means[method]) for method in methods if means.get(method) is not None}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the results.json of freqfusion compare ({error!r})") from error
+    if not values:
+        raise ValueError(f"{path} has none of the methods {', '.join(methods)}, but {', '.join(means)}")
+    return label, values
 
 
 def _notes(machine: Mapping[str, Any], rounds: int) -> dict[str, str]:
@@ -180,19 +200,20 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
 
 
 def _plot(
-    sites: Sequence[Cost], quality: Mapping[str, float], machine: Mapping[str, Any], path: Path
+    sites: Sequence[Cost], quality: tuple[str, Mapping[str, float]], machine: Mapping[str, Any], path: Path
 ) -> None:
     from freqfusion.drawing.figures import figure_bytes, plot_scatter
 
+    metric, values = quality
     points = {
-        row.method: (row.forward_ms.median, quality[row.method])
+        row.method: (row.forward_ms.median, values[row.method])
         for row in sites
-        if row.forward_ms is not None and row.method in quality
+        if row.forward_ms is not None and row.method in values
     }
     figure = plot_scatter(
         points,
         title="Quality against latency",
         x_label=f"forward pass, ms ({machine['device_name']})",
-        y_label="mean IoU, %",
+        y_label=f"{metric}, %",
     )
     write_atomically(path, figure_bytes(figure))
