@@ -91,7 +91,7 @@ def test_settings_of_a_checkpoint_can_be_changed(run, tmp_path):
 
 def test_with_a_config_and_a_path(run, tmp_path):
     config = write_config(tmp_path)
-    argv = ["test", "--config", str(config), "--ckpt_path", str(run / "last.ckpt"), "--out", str(tmp_path)]
+    argv = ["test", "--config", str(config), "--checkpoint", str(run / "last.ckpt"), "--out", str(tmp_path)]
     assert main(argv) == 0
     assert figures(tmp_path / "test_metrics.json") == figures(run / "val_metrics.json")
 
@@ -133,7 +133,7 @@ def test_resume_takes_from_the_run_what_is_not_given(run, tmp_path):
     assert checkpoint["global_step"] == 9
     assert checkpoint["hyper_parameters"]["network"] == "fpn_small"
     assert checkpoint["hyper_parameters"]["lr"] == 1e-3
-    assert main(["fit", "--ckpt_path", str(own / "last.ckpt"), "--trainer.max_epochs", "4"]) == 0
+    assert main(["fit", "--checkpoint", str(own / "last.ckpt"), "--trainer.max_epochs", "4"]) == 0
     assert torch.load(own / "last.ckpt", weights_only=True)["global_step"] == 12
 
 
@@ -145,7 +145,7 @@ def test_resume_alone_needs_a_run(tmp_path, capsys):
 
 
 def test_its_own_config_judges_a_run(run, tmp_path):
-    argv = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
+    argv = ["test", "--config", str(run / "config.yaml"), "--checkpoint", str(run / "best.ckpt")]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     assert figures(tmp_path / "test_metrics.json") == figures(run / "val_metrics.json")
 
@@ -188,8 +188,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys)
         (["--data.dataset", "sinthetic"], 1, "unknown dataset 'sinthetic'"),
         (["--model.network", "segnext_x"], 1, "unknown model 'segnext_x'"),
         (["--model.network_options", "{colour: 1}"], 1, "network_options {'colour': 1} do not fit"),
-        (["--ckpt_path", "none.ckpt"], 2, "there is no checkpoint at none.ckpt"),
-        (["--ckpt_path", "last"], 2, "no checkpoint at"),
+        (["--checkpoint", "none.ckpt"], 2, "there is no checkpoint at none.ckpt"),
+        (["--checkpoint", "last"], 2, "no checkpoint at"),
     ],
 )
 def test_wrong_lines_get_one_clear_line(tmp_path, capsys, argv, code, words):

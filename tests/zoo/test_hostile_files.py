@@ -462,7 +462,7 @@ def test_a_damaged_checkpoint_is_one_line(watched: Path, capsys: pytest.CaptureF
         "cpu",
     ]
     words += ["--data.dataset_options", '{"length": 2, "size": [32, 48]}']
-    for argv in (["test", "--checkpoint", path], ["test", "--ckpt_path", path, *words]):
+    for argv in (["test", "--checkpoint", path], ["test", "--checkpoint", path, *words]):
         assert main([str(word) for word in argv]) != 0
         said = capsys.readouterr().err
         assert f"1 of another shape: {name} (3,) instead of" in said or "classes" in said, said

@@ -22,7 +22,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from freqfusion._settings import check_settings
 from freqfusion.cli._recipes import VARIANTS, choose_variant, find_recipe, needs_network, read_recipe
-from freqfusion.tasks.registry import TASKS, find_task
+from freqfusion.cli._settings_help import (
+    CHECKPOINT_HELP,
+    CONFIG_HELP,
+    FIT_HELP,
+    OUT_HELP,
+    SEED_HELP,
+    TASK_HELP,
+)
+from freqfusion.tasks.registry import find_task
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
 from freqfusion.zoo.pretrained import is_saved
@@ -69,13 +77,13 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, description: str, argv: list[str]) -> None:
         _be_quiet()
-        argv = [_ALIASES.get(word, word) for word in argv]
+        argv = _plain_words(argv)
         if command == "fit":
             argv = _with_settings_of_run(argv)
         configs, words = _split("--config", argv)  # the words come over all files, wherever they stand
         argv = [word for config in configs for word in ("--config", config)] + words
         self.command = command
-        path = _value_of("--checkpoint", argv)
+        path = None if command == "fit" else _path_of_checkpoint(argv)
         self.checkpoint = None if path is None else _read_whole(path)
         configs, self.words = _split("--config", argv)
         self.recipes = [_read_recipe(config) for config in configs]
@@ -102,16 +110,13 @@ class CommandLine(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser._option_string_actions["--config"].help = (
-            "A recipe: a name that `freqfusion recipes` lists, or a YAML file. Several come over each other, and "
-            "the other options over all of them."
-        )
+        parser._option_string_actions["--config"].help = CONFIG_HELP
         parser.add_argument(
             "--seed_everything",
             "--seed",
             type=int,
             default=0,
-            help="Decides initial weights, order, augmentation and dropout.",
+            help=SEED_HELP,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -120,42 +125,16 @@ class CommandLine(LightningCLI):
         if self.task != "semantic":
             parser.link_arguments("data.things", "model.things", apply_on="instantiate")
         parser.set_defaults({"trainer.logger": False})
-        parser.add_argument(
-            "--task",
-            type=str,
-            default=self.task,
-            help=f"What is trained: {', '.join(TASKS)}. Recipes say it. The options below depend on it: "
-            "--task NAME --help shows them.",
-        )
-        parser.add_argument("--out", type=str | None, default=None, help=_OUT_HELP[self.command])
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_HELP[self.command])
+        parser.add_argument("--task", type=str, default=self.task, help=TASK_HELP)
+        parser.add_argument("--out", type=str | None, default=None, help=OUT_HELP[self.command])
+        parser.add_argument("--checkpoint", type=str | None, default=None, help=CHECKPOINT_HELP[self.command])
         if self.command == "fit":
-            parser.add_argument(
-                "--resume", action="store_true", help="The same as --ckpt_path last, where there is one."
-            )
-            parser.add_argument(
-                "--checkpoint_steps", type=int, default=500, help="Optimiser steps between two last.ckpt."
-            )
-            parser.add_argument(
-                "--log_steps", type=int, default=50, help="Optimiser steps averaged in a row of metrics.csv."
-            )
-            parser.add_argument(
-                "--stop_at_nan",
-                type=bool,
-                default=True,
-                help="End the run when the loss or a weight is no longer finite; false goes on with a "
-                "warning.",
-            )
+            parser.add_argument("--resume", action="store_true", help=FIT_HELP["resume"])
+            for name, kind, default in _OF_FIT:
+                parser.add_argument(f"--{name}", type=kind, default=default, help=FIT_HELP[name])
         else:
-            for name in _OF_FIT:  # a run's config.yaml has them
+            for name in FIT_HELP:  # a run's config.yaml has them
                 parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-            parser.add_argument(
-                "--checkpoint",
-                type=str | None,
-                default=None,
-                help="As --ckpt_path, and all settings come from it too; none need to be given. Or a folder of "
-                "freqfusion convert or save_pretrained, which leaves the data to be given.",
-            )
         if self.checkpoint is not None:
             parser.set_defaults(_settings_in(self.checkpoint))
 
@@ -233,11 +212,10 @@ class CommandLine(LightningCLI):
         options = {key: value for key, value in options.items() if value is not None}
         if self.save_config_callback is not None:
             config = self.config.clone()
-            config["out"], config["ckpt_path"], config["resume"] = str(self.out), None, False
+            config["out"], config["checkpoint"], config["resume"] = str(self.out), None, False
             save_config = self.save_config_callback(self.parser, config, **self.save_config_kwargs)
             options["callbacks"] = [*options.get("callbacks", []), save_config]
-        names = ("checkpoint_steps", "log_steps", "stop_at_nan") if self.command == "fit" else ()
-        own = {name: self.config[name] for name in names}
+        own = {name: self.config[name] for name, _, _ in _OF_FIT} if self.command == "fit" else {}
         try:
             return create_trainer(self.out, **own, **options)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -246,14 +224,14 @@ class CommandLine(LightningCLI):
     def _choose_out(self, config: Namespace) -> Path:
         if config["out"]:
             return Path(config["out"])
-        checkpoint = config.get("checkpoint") or config["ckpt_path"]
+        checkpoint = config["checkpoint"]
         if self.command != "fit" and checkpoint not in (None, "last", "best"):
             return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         recipe = self.recipes[-1][0] if self.recipes else Path(config["data.dataset"])
         return _default_out(recipe, config["model.network"], config["model.fusion"])
 
     def _choose_checkpoint(self, config: Namespace) -> Path | None:
-        given = config.get("checkpoint") or config["ckpt_path"]
+        given = config["checkpoint"]
         resume = self.command == "fit" and config["resume"]
         if given in ("last", "best") or resume:
             path = self.out / (BEST if given == "best" else LAST)
@@ -269,14 +247,9 @@ class CommandLine(LightningCLI):
 
 CONFIG = "config.yaml"
 """The settings of a run, in its folder."""
-_OUT_HELP = {
-    "fit": "The run folder [runs/, then the names of the recipe, the network and the fusion method].",
-    "validate": "Folder of the results [that of the checkpoint].",
-    "test": "Folder of the results [that of the checkpoint].",
-}
 _ALIASES = {"--skip-bad": "--data.skip_bad=true", "-c": "--config"}
-_OF_FIT = ("resume", "checkpoint_steps", "log_steps", "stop_at_nan")
-"""Options of ``fit`` alone."""
+_OF_FIT = (("checkpoint_steps", int, 500), ("log_steps", int, 50), ("stop_at_nan", bool, True))
+"""Options of ``fit`` alone: name, type, default."""
 _OF_JUDGING = (
     *("backbone_weights", "weights"),  # which the run has in its own
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
@@ -284,11 +257,26 @@ _OF_JUDGING = (
 )
 _OF_LOADING = ("eval_batch_size", "root", "skip_bad", "test_split", "val_split", "workers")
 """What may change when a run goes on."""
-_CKPT_HELP = {
-    "fit": "Go on exactly from a checkpoint: a path, or 'last' for the run folder's last.ckpt.",
-    "validate": "The weights to judge: a path, or 'best' or 'last' of the run folder.",
-    "test": "The weights to judge: a path, or 'best' or 'last' of the run folder.",
-}
+
+
+def _plain_words(argv: list[str]) -> list[str]:
+    """The words with short options in full, and sizes such as 512x768 as lists."""
+    words = [_ALIASES.get(word, word) for word in argv]
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        before = option or (words[place - 1] if place else "")
+        size = re.fullmatch(r"(\d+)x(\d+)", value)
+        if size and before.startswith(("--model.", "--data.")):
+            words[place] = f"{option}{equals}[{size[1]},{size[2]}]"
+    return words
+
+
+def _path_of_checkpoint(argv: list[str]) -> str | None:
+    """The checkpoint or folder that settings come from."""
+    path, out = _value_of("--checkpoint", argv), _value_of("--out", argv)
+    if path in ("best", "last"):  # of a recipe's run folder, if no folder is named
+        return None if out is None else str(Path(out) / (BEST if path == "best" else LAST))
+    return path
 
 
 def _read(checkpoint: str) -> dict[str, Any]:
@@ -355,7 +343,7 @@ def _read_recipe(name: str) -> Recipe:
 
 def _with_settings_of_run(argv: list[str]) -> list[str]:
     """The words of ``fit``, led by the settings of the run that it goes on with, where there is one."""
-    out, config, path = (_value_of(option, argv) for option in ("--out", "--config", "--ckpt_path"))
+    out, config, path = (_value_of(option, argv) for option in ("--out", "--config", "--checkpoint"))
     folder = Path(out) if out else None if config is None else _folder_of_words(argv)
     if "--resume" in argv or path == "last":
         if folder is None or not (folder / LAST).is_file():
@@ -459,7 +447,7 @@ def judge(command: str, description: str, argv: list[str]) -> int:
         network = line.config["model.network"]
         if line.ckpt_path is None and not (isinstance(network, str) and is_saved(network)):
             raise UsageError(
-                "which weights? Give --checkpoint FILE, or --config RECIPE with --ckpt_path FILE, or with "
+                "which weights? Give --checkpoint FILE, or --config RECIPE with "
                 "--model.network FOLDER --model.network_options null"
             )
     except UsageError as error:

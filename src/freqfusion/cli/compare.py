@@ -6,7 +6,6 @@ from pathlib import Path
 
 from freqfusion._optional import require
 from freqfusion.cli._arguments import CommandParser, whole_number
-from freqfusion.fusion import list_fusions
 
 PRESETS = Path(__file__).parents[1] / "comparison" / "presets"
 PACKAGES = (
@@ -127,6 +126,8 @@ def _runs(parser: CommandParser, args: argparse.Namespace, words: list[str], com
 
 
 def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], command: str) -> int:
+    from freqfusion.fusion import list_fusions
+
     known = list_fusions()
     methods = known if args.methods == ["all"] else list(dict.fromkeys(args.methods))
     for name in methods:

@@ -1,6 +1,7 @@
 """Train a network by a recipe; go on exactly after a stop with --resume."""
 
 from freqfusion._optional import require
+from freqfusion.cli._settings_help import asks_for_help, command_help
 
 DESCRIPTION = """\
 Train a network by a recipe.
@@ -19,6 +20,9 @@ freqfusion fit --resume --out RUN goes on exactly where last.ckpt stood, with th
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
+    if asks_for_help(argv):
+        print(command_help("fit", DESCRIPTION, argv))
+        return 0
     for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision", "rich", "matplotlib"):
         require(module, "train")
     from freqfusion.cli._lightning import CommandLine, UsageError, plain_errors, report_usage_error

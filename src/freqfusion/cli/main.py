@@ -14,6 +14,8 @@ from freqfusion._optional import IMPORT_VARIABLE
 
 OUT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory"
 """How torch says it, on any device."""
+USAGE = (FileExistsError, FileNotFoundError, ImportError, IsADirectoryError, NotADirectoryError, ValueError)
+"""What is wrong with a line or with the files that it names; other errors come from the machine."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's ``malloc.h``."""
 
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: The words after ``freqfusion``; those of this process if not given.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 asked wrongly, 130 stopped by Ctrl-C.
+        The exit code: 0 done, 1 failed, 2 the line or a file it names is wrong, 130 stopped by Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     calm_threads()
@@ -146,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FREQFUSION_DEBUG"):
             raise
         print(f"freqfusion {name}: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, USAGE) else 1
     except (MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         short = isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, reason)

@@ -1,8 +1,6 @@
 """Draw what a trained network sees in images: masks, boxes or panoptic segments."""
 
 import argparse
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -82,13 +80,7 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     for module in ("torchvision", "lightning", "rich", "numpy", "PIL", "matplotlib"):
         require(module, "train")
-    try:
-        _predict(args)
-    except (FileNotFoundError, ValueError) as error:
-        if os.environ.get("FREQFUSION_DEBUG"):
-            raise
-        print(f"freqfusion predict: error: {error}", file=sys.stderr)
-        return 2
+    _predict(args)
     return 0
 
 

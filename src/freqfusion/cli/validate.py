@@ -1,6 +1,7 @@
 """Judge a checkpoint on the validation images."""
 
 from freqfusion._optional import require
+from freqfusion.cli._settings_help import asks_for_help, command_help
 
 DESCRIPTION = """\
 Judge a checkpoint on the validation images.
@@ -15,6 +16,9 @@ printed and written beside the checkpoint (or into --out).
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
+    if asks_for_help(argv):
+        print(command_help("validate", DESCRIPTION, argv))
+        return 0
     for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision", "rich", "matplotlib"):
         require(module, "train")
     from freqfusion.cli._lightning import judge
