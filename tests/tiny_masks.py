@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import freqfusion.tasks.sharding
-from freqfusion.tasks import FSDP, MaskModule, ObjectData
+from freqfusion.tasks import FSDP, MaskClassificationModule, ObjectData
 from freqfusion.training import create_trainer
 
 TINY: dict[str, Any] = {
@@ -42,7 +42,7 @@ def object_data(root: Path, dataset: str = "coco_panoptic", **options: Any) -> O
     return ObjectData(dataset, root=str(root), **{**settings, "workers": 0, **options})
 
 
-def mask_module(data: ObjectData, **options: Any) -> MaskModule:
+def mask_module(data: ObjectData, **options: Any) -> MaskClassificationModule:
     settings = {
         "network": "mask2former_swin_t",
         "network_options": TINY,
@@ -50,7 +50,7 @@ def mask_module(data: ObjectData, **options: Any) -> MaskModule:
         "backbone_lr_factor": 1.0,
         "test_size": None,
     }
-    return MaskModule(
+    return MaskClassificationModule(
         num_classes=data.num_classes,
         things=data.things,
         **{**settings, **options},

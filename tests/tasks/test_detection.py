@@ -19,7 +19,7 @@ from freqfusion.data import create_dataset
 from freqfusion.data.objects import Category
 from freqfusion.models.detection.contract import training_target
 from freqfusion.tasks import DetectionModule, ObjectData
-from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
+from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
 from freqfusion.training import create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
 from tiny_objects import tiny_detection, write_coco
@@ -232,7 +232,7 @@ def test_a_detector_of_torchvision(tmp_path: Path) -> None:
         network_options={"min_size": 64, "max_size": 96, "init": "identity"},
     )
     run_fit(tmp_path / "run", module, data, max_epochs=1)
-    assert set(module.figures) == {
+    assert set(module.metric_labels) == {
         "box_ap",
         "box_ap50",
         "box_ap75",
@@ -314,7 +314,7 @@ def test_panoptic_files_of_pictures_of_one_name(tmp_path: Path) -> None:
         def name(self, index: int) -> str:
             return names[index]
 
-    judge = PanopticJudge([False])
+    judge = PanopticEvaluator([False])
     judge.start(Pictures(), tmp_path / "test")
     segments = torch.ones(2, 3, dtype=torch.long)
     for number, name in enumerate(names):
@@ -343,7 +343,7 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
         entry["image_id"] = names[entry["image_id"]]
     path.write_text(json.dumps(content))
     dataset = create_dataset("coco", root, "val")
-    judge = DetectionJudge(masks)
+    judge = DetectionEvaluator(masks)
     judge.start(dataset, tmp_path / "out" / "test")
     for sample in dataset:
         found = {key: torch.as_tensor(sample[key]) for key in ("boxes", "labels", "masks")}

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 import tiny_masks
 from freqfusion import create_model, save_pretrained
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
-from freqfusion.tasks import MaskModule, SegmentationData, SegmentationModule
+from freqfusion.tasks import MaskClassificationModule, SegmentationData, SegmentationModule
 from freqfusion.training import create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
 from tiny_masks import TINY, mask_module, object_data, run_fit
@@ -178,10 +178,10 @@ def test_wrong_settings_and_data(tmp_path: Path) -> None:
     root = write_panoptic(tmp_path)
     panoptic, boxes = object_data(root), object_data(root, "coco")
     with pytest.raises(ValueError, match="SegformerForSemanticSegmentation gives a class for every pixel"):
-        MaskModule("segformer_b0", num_classes=3)
+        MaskClassificationModule("segformer_b0", num_classes=3)
     with pytest.raises(ValueError, match="do not fit 'mask2former_swin_t'"):
         mask_module(panoptic, network_options={"colours": 3})
-    module = MaskModule(
+    module = MaskClassificationModule(
         "mask2former_swin_t", num_classes=2, things=[True, True], network_options=TINY, test_size=None
     )
     with pytest.raises(ValueError, match="panoptic segments need panoptic data"):

@@ -82,7 +82,7 @@ def test_class_names_are_text_and_no_markup(capsys):
         results={"iou": [0.5, 0.25], "miou": 0.375},
         classes=("a[/]", "b\x1b[31m" + "c" * 10_000),
         figures={"miou": "mIoU"},
-        class_figures=(figure,),
+        class_metrics=(figure,),
     )
     print_results(module, "validation")
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from freqfusion import downgrade_, find_sites, from_pretrained, list_fusions, save_pretrained, upgrade_
-from freqfusion.upgrade import Junction, Upgraded
+from freqfusion.upgrade import FusionSlot, Upgraded
 from freqfusion.zoo.spec import ModelSpec
 from host_cases import HostCase, installed_cases
 
@@ -65,11 +65,11 @@ def test_sites(case: HostCase) -> None:
     upgrade_(model)
     assert find_sites(model) == sites
     for site in sites:
-        junction = model.get_submodule(site.path)
-        assert isinstance(junction, Junction)
-        assert (junction.fusion is None) == bool(site.skipped)
-        if junction.fusion is not None:
-            assert (junction.fusion.hr_channels, junction.fusion.lr_channels) == (
+        slot = model.get_submodule(site.path)
+        assert isinstance(slot, FusionSlot)
+        assert (slot.fusion is None) == bool(site.skipped)
+        if slot.fusion is not None:
+            assert (slot.fusion.hr_channels, slot.fusion.lr_channels) == (
                 site.hr_channels,
                 site.lr_channels,
             )

@@ -21,7 +21,7 @@ from support import GOLDEN, assert_close, fill_by_rule, load_golden
 
 CASES = {case.name: case for case in cases.CASES}
 PREFIX = "sem_seg_head.pixel_decoder."
-JOINTS = ["in_16", "in_8", "out_4"]
+POINTS_OF_FUSION = ["in_16", "in_8", "out_4"]
 BEFORE_THE_ENCODER = ("freqfusion_call0", "freqfusion_call1")
 TINY = {
     "backbone_channels": [8, 8, 16, 24],
@@ -126,8 +126,8 @@ def test_equals_the_official_pixel_decoder(name: str) -> None:
     assert sum(parameter.numel() for parameter in decoder.parameters()) == meta["n_params"]
     with record_features(decoder) as recorded:
         results = outputs(decoder([arrays[f"in/res{i}"] for i in range(2, 6)]))
-    for i, joint in enumerate(JOINTS):
-        for side, result in zip(("hr", "lr"), recorded[f"fusions.{joint}"].outputs, strict=True):
+    for i, point in enumerate(POINTS_OF_FUSION):
+        for side, result in zip(("hr", "lr"), recorded[f"fusions.{point}"].outputs, strict=True):
             results[f"freqfusion_call{i}_{side}"] = result
     expected = {
         key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(("out/", "mid/"))
@@ -176,8 +176,8 @@ def test_the_three_joints_follow_the_published_wiring_at_any_size() -> None:
     torch.testing.assert_close(fpn.inputs[1], output.multi_scale_features[-1])
     torch.testing.assert_close(output.mask_features, decoder.mask_projection(decoder.layer_1(joined)))
     coarse = decoder.input_projections[0](maps[3])
-    for i, joint in enumerate(JOINTS[:2]):
-        fusion = recorded[f"fusions.{joint}"]
+    for i, point in enumerate(POINTS_OF_FUSION[:2]):
+        fusion = recorded[f"fusions.{point}"]
         torch.testing.assert_close(fusion.inputs[0], decoder.input_projections[i + 1](maps[2 - i]))
         torch.testing.assert_close(fusion.inputs[1], coarse)
         coarse = torch.stack(fusion.outputs).sum(dim=0)
@@ -185,8 +185,8 @@ def test_the_three_joints_follow_the_published_wiring_at_any_size() -> None:
 
 def test_freqfusion_has_the_published_options() -> None:
     decoder: Any = upgrade_(pixel_decoder(TINY))
-    for joint in JOINTS:
-        fusion = decoder.fusions[joint].fusion
+    for point in POINTS_OF_FUSION:
+        fusion = decoder.fusions[point].fusion
         assert isinstance(fusion, FreqFusion)
         assert fusion.hr_channel_compressor.out_channels == TINY["conv_dim"] // 4
         assert fusion.hamming_lowpass.numel() == 1

@@ -37,8 +37,8 @@ def fusion_inputs(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Filled, while the model runs, with what each fusion is given: the fine and the coarse map."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for site in find_sites(model):
-        junction = model.get_submodule(site.path)
-        junction.register_forward_pre_hook(lambda _, args, path=site.path: seen.update({path: args}))
+        slot = model.get_submodule(site.path)
+        slot.register_forward_pre_hook(lambda _, args, path=site.path: seen.update({path: args}))
     return seen
 
 

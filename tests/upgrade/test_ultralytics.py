@@ -9,7 +9,7 @@ from torch import nn
 
 from freqfusion import find_sites, upgrade_
 from freqfusion.fusion import CARAFE, FreqFusion
-from freqfusion.upgrade import Gate, Junction
+from freqfusion.upgrade import FusionSlot, Gate
 
 pytest.importorskip("ultralytics")
 
@@ -28,7 +28,7 @@ def network() -> nn.Module:
 
 
 def fusions_of(model: nn.Module) -> list[nn.Module]:
-    return [module.fusion for module in model.modules() if isinstance(module, Junction)]
+    return [module.fusion for module in model.modules() if isinstance(module, FusionSlot)]
 
 
 def test_only_a_concat_after_an_upsample_is_a_site() -> None:

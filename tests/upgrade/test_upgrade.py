@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion import downgrade_, find_sites, register_host, upgrade_
-from freqfusion.upgrade import Gate, Joint, Junction, Site, Upgraded
+from freqfusion.upgrade import FusionPoint, FusionSlot, Gate, Site, Upgraded
 
 
 class Neck(nn.Module):
@@ -25,9 +25,9 @@ class Neck(nn.Module):
 @register_host
 class UpgradedNeck(Upgraded, Neck):
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         skipped = "too few channels" if module.channels < 8 else ""
-        return [Joint("top", module.channels, module.channels, "bilinear", True, skipped)]
+        return [FusionPoint("top", module.channels, module.channels, "bilinear", True, skipped)]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
@@ -52,8 +52,8 @@ class UpgradedWrong(Upgraded, Wrong):
     """Enlarges otherwise than its host, as after a change of the host's code."""
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        return [Joint("0", 8, 8, "bilinear")]
+    def points(module: Any) -> list[FusionPoint]:
+        return [FusionPoint("0", 8, 8, "bilinear")]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ def test_a_joint_that_was_not_chosen_works_as_before(maps: tuple[Tensor, Tensor]
     neck = Neck()
     expected = neck(*maps)
     neck.__class__ = UpgradedNeck
-    neck.fusions = nn.ModuleDict({"top": Junction(UpgradedNeck.joints(neck)[0], None, "identity")})
+    neck.fusions = nn.ModuleDict({"top": FusionSlot(UpgradedNeck.points(neck)[0], None, "identity")})
     assert torch.equal(neck(*maps), expected)
 
 
@@ -312,8 +312,8 @@ class Pair(nn.Module):
 @register_host
 class UpgradedPair(Upgraded, Pair):
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        return [Joint("top", 8, module.block[0].out_channels)]
+    def points(module: Any) -> list[FusionPoint]:
+        return [FusionPoint("top", 8, module.block[0].out_channels)]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
@@ -385,8 +385,8 @@ def test_subclasses_of_a_host_are_left_alone() -> None:
 def test_register_host_checks_its_class() -> None:
     with pytest.raises(TypeError, match=r"must have the bases \(Upgraded, <class"):
         register_host(type("Alone", (Upgraded,), {}))
-    with pytest.raises(TypeError, match="Half has joints but no example"):
-        register_host(type("Half", (Upgraded, nn.Bilinear), {"joints": staticmethod(lambda module: [])}))
+    with pytest.raises(TypeError, match="Half has points but no example"):
+        register_host(type("Half", (Upgraded, nn.Bilinear), {"points": staticmethod(lambda module: [])}))
     with pytest.raises(ValueError, match="Neck is registered already, as UpgradedNeck"):
         register_host(type("Again", (Upgraded, Neck), {}))
 

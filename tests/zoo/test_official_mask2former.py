@@ -171,7 +171,7 @@ def test_backbones_are_told_by_the_shapes(name: str) -> None:
         {"feature_resample_group": 8, "feature_resample_norm": True},
         {"compressed_channels": 24, "lowpass_kernel": 3, "hamming_window": True},
         {"feature_resample": False, "encoder_kernel": 1},
-        {"joints": ["out_4"], "direction_feat": "sim"},
+        {"points": ["out_4"], "direction_feat": "sim"},
         {"layer_type": "basic", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "embedding_size": 8},
         {"mlp_ratio": 2.0, "qkv_bias": False},
     ],
@@ -179,16 +179,16 @@ def test_backbones_are_told_by_the_shapes(name: str) -> None:
 )
 def test_options_are_told_by_the_shapes(options: dict[str, Any], tmp_path: Path) -> None:
     fusion = {key: value for key, value in options.items() if key in inspect.signature(FreqFusion).parameters}
-    joints = options.get("joints", mask2former.JOINTS)
+    points = options.get("points", mask2former.POINTS_OF_FUSION)
     small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
     kind = transformers.ResNetConfig if "layer_type" in options else transformers.SwinConfig
-    own = {key: value for key, value in options.items() if key not in fusion and key != "joints"}
+    own = {key: value for key, value in options.items() if key not in fusion and key != "points"}
     backbone = kind(**(own if "layer_type" in own else {**small, **own}), out_features=mask2former.STAGES)
     config = transformers.Mask2FormerConfig(
         backbone_config=backbone, num_labels=3, feature_size=64, mask_feature_size=64, hidden_dim=64
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config)
-    upgrade_(model, init="paper", filter_fn=lambda x: x.path.endswith(tuple(joints)), **fusion)
+    upgrade_(model, init="paper", filter_fn=lambda x: x.path.endswith(tuple(points)), **fusion)
     state = mask2former._names_of(model).official_state(
         {key: value for key, value in model.state_dict().items() if not reason_for(key, NOT_OFFICIAL)}
     )

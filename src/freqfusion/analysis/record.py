@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from freqfusion.fusion import FusedFeatures, Fusion
-from freqfusion.upgrade import Junction
-from freqfusion.upgrade.core import plain_junctions
+from freqfusion.upgrade import FusionSlot
+from freqfusion.upgrade.core import plain_slots
 
 
 class Recorded(NamedTuple):
@@ -31,12 +31,12 @@ def fusion_sites(model: nn.Module) -> list[str]:
     >>> fusion_sites(create_model("fpn_small", num_classes=2))
     ['decode_head.fpn.fusions.0', 'decode_head.fpn.fusions.1', 'decode_head.fpn.fusions.2']
     """
-    junctions = [path for path, module in model.named_modules() if isinstance(module, Junction)]
+    junctions = [path for path, module in model.named_modules() if isinstance(module, FusionSlot)]
     inside = tuple(f"{path}." for path in junctions)
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(module, (Junction, Fusion)) and not path.startswith(inside)
+        if isinstance(module, (FusionSlot, Fusion)) and not path.startswith(inside)
     ]
 
 
@@ -66,7 +66,7 @@ def record_features(model: nn.Module, sites: Sequence[str] | None = None) -> Ite
     """
     recorded: dict[str, Recorded] = {}
     with ExitStack() as stack:
-        stack.enter_context(plain_junctions(model))
+        stack.enter_context(plain_slots(model))
         paths = fusion_sites(model) if sites is None else list(sites)
         if not paths:
             raise ValueError(
@@ -80,7 +80,7 @@ def record_features(model: nn.Module, sites: Sequence[str] | None = None) -> Ite
 
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
                 given = [*args, *kwargs.values()]
-                if isinstance(module, (Junction, Fusion)):
+                if isinstance(module, (FusionSlot, Fusion)):
                     named = dict(zip(("hr_feat", "lr_feat"), args, strict=False)) | kwargs
                     given = [named["hr_feat"], named["lr_feat"]]
                 if isinstance(output, FusedFeatures):

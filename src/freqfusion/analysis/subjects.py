@@ -18,7 +18,7 @@ from freqfusion.ops.resize import resize
 from freqfusion.tasks.image_data import SegmentationData
 from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint
-from freqfusion.upgrade import Junction
+from freqfusion.upgrade import FusionSlot
 from freqfusion.zoo import from_pretrained
 
 
@@ -180,7 +180,7 @@ def observe(
 
 def _internals(site: nn.Module, recorded: Recorded) -> Internals | None:
     """What a site's FreqFusion did to the one image it was given; None for another method."""
-    fusion = site.fusion if isinstance(site, Junction) else site
+    fusion = site.fusion if isinstance(site, FusionSlot) else site
     if not isinstance(fusion, FreqFusion):
         return None
     fine, coarse = recorded.inputs

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1]
 SOURCES = {
     "semantic": ("SegmentationModule", "SegmentationData"),
     "detection": ("DetectionModule", "ObjectData"),
-    "masks": ("MaskModule", "ObjectData"),
+    "masks": ("MaskClassificationModule", "ObjectData"),
 }
 """The classes whose arguments are the settings of a task; the first is meant where nothing says which."""
 LINKED = ("num_classes", "seed", "things")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,9 +13,10 @@ from freqfusion.cli._arguments import CommandParser, whole_number
 if TYPE_CHECKING:
     import torch
 
-    from freqfusion.prediction.inputs import Picture
-    from freqfusion.prediction.writers import Output
+    from freqfusion.prediction.inputs import ImageRecord
+    from freqfusion.prediction.writers import Writer
     from freqfusion.tasks.base import TaskModule
+    from freqfusion.tasks.object_task import ObjectTask
     from freqfusion.tasks.semantic import SegmentationModule
 
 EXAMPLE = """\
@@ -122,7 +124,7 @@ def _predict(args: argparse.Namespace) -> None:
     console.print(f"{done} of {seen} images predicted; results in {args.out}", markup=False)
 
 
-def _add(output: "Output", picture: "Picture") -> None:
+def _add(output: "Writer", picture: "ImageRecord") -> None:
     from freqfusion.data import BadSampleError
 
     image = picture.read()
@@ -137,27 +139,22 @@ def _add(output: "Output", picture: "Picture") -> None:
         ) from error
 
 
-def _output(args: argparse.Namespace, module: "TaskModule") -> "Output":
-    from freqfusion.prediction.writers import MaskOutput, ObjectOutput, PanopticOutput
+def _output(args: argparse.Namespace, module: "TaskModule") -> "Writer":
+    from freqfusion.prediction.writers import ObjectWriter, PanopticWriter, SemanticWriter
 
     trained = module.hparams
     if module.task == "semantic":
         _refuse(args, ("sizes", "score"), "semantic segmentation")
         settings = {"resize": module.data_options.get("resize"), **_inference_settings(args, trained)}
-        return MaskOutput(cast("SegmentationModule", module), args.out, settings, args.checkpoint)
+        return SemanticWriter(cast("SegmentationModule", module), args.out, settings, args.checkpoint)
     _refuse(args, ("window", "stride", "scales"), "objects and segments")
-    if module.task == "masks":
-        _refuse(args, ("flip",), "mask classification")
-        if len(args.sizes or ()) > 1:
-            raise ValueError("results of mask classification are not merged: give --sizes one length")
-        trained["test_size"] = args.sizes[0] if args.sizes else trained["test_size"]
-    else:
-        trained["flip_test"] = args.flip or trained["flip_test"]
-        trained["test_sizes"] = args.sizes or trained["test_sizes"]
-    if "pq" in module.figures:
+    objects = cast("ObjectTask", module)
+    trained_as = objects.inference
+    inference = replace(trained_as, sizes=args.sizes or trained_as.sizes, flip=args.flip or trained_as.flip)
+    if objects.network.finds == "segments":
         _refuse(args, ("score",), "panoptic segmentation")
-        return PanopticOutput(module, args.out, trained["things"])
-    return ObjectOutput(module, args.out, 0.5 if args.score is None else args.score)
+        return PanopticWriter(objects, args.out, inference)
+    return ObjectWriter(objects, args.out, inference, 0.5 if args.score is None else args.score)
 
 
 def _refuse(args: argparse.Namespace, options: tuple[str, ...], task: str) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import yaml
 from scipy import stats
 
-from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
-from freqfusion.tasks.semantic import BINARY_FIGURES, SegmentationModule
+from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
+from freqfusion.tasks.semantic import BINARY_LABELS, SegmentationModule
 from freqfusion.training.callbacks import FACTS, HISTORY
 from freqfusion.training.checkpoints import LAST, read_checkpoint, task_of
 
 CONFIG = "config.yaml"
 LABELS = {
-    **SegmentationModule.figures,
-    **BINARY_FIGURES,
-    **DetectionJudge(masks=True).figures,
-    **PanopticJudge([]).figures,
+    **SegmentationModule.metric_labels,
+    **BINARY_LABELS,
+    **DetectionEvaluator(masks=True).metric_labels,
+    **PanopticEvaluator([]).metric_labels,
     "iou": "IoU",
 }
 """The metrics of all tasks, for people."""
@@ -56,7 +56,7 @@ class Run:
     step: int | None
     """Of the last validation in training; None where the metrics are of ``freqfusion validate`` or ``test``."""
     metrics: Mapping[str, float | None]
-    """None where there was nothing to judge."""
+    """None where there was nothing to evaluator."""
     classes: Mapping[str, Mapping[str, float | None]]
     """Metrics of each class, likewise."""
     history: Sequence[Mapping[str, str]]
@@ -85,7 +85,7 @@ class Method:
     """Of the paired t test over those seeds; None with fewer than two."""
 
     def values(self, metric: str) -> list[float]:
-        """One a seed, without those that had nothing to judge."""
+        """One a seed, without those that had nothing to evaluator."""
         return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
 
     def mean(self, metric: str) -> float | None:

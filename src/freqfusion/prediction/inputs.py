@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRecord:
     """An image to predict."""
 
     name: Path
@@ -40,7 +40,7 @@ class Source:
 
     count: int | None
     """How many there are; None for a video that does not tell."""
-    pictures: Iterator[Picture]
+    pictures: Iterator[ImageRecord]
 
 
 def open_source(source: str | Path, out: Path) -> Source:
@@ -100,8 +100,8 @@ def open_source(source: str | Path, out: Path) -> Source:
     return Source(len(files), map(_picture, files, repeat(top), names))
 
 
-def _picture(path: Path, top: Path, name: Path) -> Picture:
-    return Picture(name, path.relative_to(top).as_posix(), partial(read_image, path))
+def _picture(path: Path, top: Path, name: Path) -> ImageRecord:
+    return ImageRecord(name, path.relative_to(top).as_posix(), partial(read_image, path))
 
 
 def _open_video(path: Path) -> Source:
@@ -115,10 +115,10 @@ def _open_video(path: Path) -> Source:
             'Run: python -m pip install "freqfusion[video]"'
         )
 
-    def pictures() -> Iterator[Picture]:
+    def pictures() -> Iterator[ImageRecord]:
         for number, pixels in enumerate(frames):
             frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
-            yield Picture(Path(path.stem, f"{number:06d}"), f"{path.name} frame {number}", frame.clone)
+            yield ImageRecord(Path(path.stem, f"{number:06d}"), f"{path.name} frame {number}", frame.clone)
 
     return Source(count, pictures())
 

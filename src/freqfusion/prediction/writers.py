@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from freqfusion.drawing.figures import (
     save_png,
 )
 from freqfusion.metrics import write_panoptic_image
-from freqfusion.prediction.inputs import Picture
+from freqfusion.models.inference import ObjectInference
+from freqfusion.prediction.inputs import ImageRecord
 from freqfusion.prediction.tiles import predict_mask
 from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.object_task import ObjectTask
 from freqfusion.tasks.semantic import SegmentationModule
 
 
-class Output(ABC):
+class Writer(ABC):
     """Predicts images and writes the results into a folder.
 
     Args:
@@ -45,7 +47,7 @@ class Output(ABC):
         self.module, self.out = module, out
 
     @abstractmethod
-    def add(self, picture: Picture, image: Tensor) -> None:
+    def add(self, picture: ImageRecord, image: Tensor) -> None:
         """Predict one image ``(3, H, W)`` uint8 and write what belongs to it."""
 
     @abstractmethod
@@ -64,7 +66,7 @@ class Output(ABC):
         )
 
 
-class MaskOutput(Output):
+class SemanticWriter(Writer):
     """The class of every pixel.
 
     Args:
@@ -84,7 +86,7 @@ class MaskOutput(Output):
         self.settings, self.checkpoint = settings, checkpoint
         self.counts: dict[str, Tensor] = {}
 
-    def add(self, picture: Picture, image: Tensor) -> None:
+    def add(self, picture: ImageRecord, image: Tensor) -> None:
         palette = self.module.palette
         size = self.module.judged_size(image.shape[-2], image.shape[-1])
         settings = {**self.settings, **({} if size is None else {"resize": size})}
@@ -126,23 +128,25 @@ class MaskOutput(Output):
         return table
 
 
-class ObjectOutput(Output):
+class ObjectWriter(Writer):
     """Boxes and, if the network has them, masks.
 
     Args:
-        module: of detection.
+        module: of detection or mask classification.
         out: the folder.
+        inference: how objects are found.
         score: least score of what is drawn and written.
     """
 
-    def __init__(self, module: TaskModule, out: Path, score: float) -> None:
+    def __init__(self, module: ObjectTask, out: Path, inference: ObjectInference, score: float) -> None:
         super().__init__(module, out)
+        self.network, self.inference = module.network, inference
         self.score = score
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add(self, picture: Picture, image: Tensor) -> None:
-        found = _cpu(self.module([_scaled(image, self.module)])[0])
+    def add(self, picture: ImageRecord, image: Tensor) -> None:
+        found = _cpu(self.network.find([_scaled(image, self.module)], self.inference)[0])
         sure = found["scores"] >= self.score
         boxes, scores, labels = (found[key][sure] for key in ("boxes", "scores", "labels"))
         masks = found["masks"][sure].squeeze(1) > 0.5 if "masks" in found else None
@@ -203,25 +207,26 @@ class ObjectOutput(Output):
         return table
 
 
-class PanopticOutput(Output):
+class PanopticWriter(Writer):
     """Segments that fill the image without overlap.
 
     Args:
         module: of panoptic segmentation.
         out: the folder.
-        things: for each class whether it is a thing.
+        inference: how segments are found.
     """
 
-    def __init__(self, module: TaskModule, out: Path, things: Sequence[bool]) -> None:
+    def __init__(self, module: ObjectTask, out: Path, inference: ObjectInference) -> None:
         super().__init__(module, out)
-        self.things = list(things)
+        self.network, self.inference = module.network, inference
+        self.things = list(module.things)
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.segments: list[tuple[int, Tensor, Tensor]] = []
         """Number of the image, labels and pixels of its segments."""
 
-    def add(self, picture: Picture, image: Tensor) -> None:
-        found = _cpu(self.module([_scaled(image, self.module)])[0])
+    def add(self, picture: ImageRecord, image: Tensor) -> None:
+        found = _cpu(self.network.find([_scaled(image, self.module)], self.inference)[0])
         segments, labels, scores = (found[key] for key in ("segments", "segment_labels", "segment_scores"))
         pixels = torch.bincount(segments.flatten(), minlength=len(labels) + 1)[1:]
         drawn = colour_segments(

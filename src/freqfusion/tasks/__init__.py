@@ -7,7 +7,7 @@ from freqfusion._optional import lazy
 if TYPE_CHECKING:
     from freqfusion.tasks.detection import DetectionModule
     from freqfusion.tasks.image_data import SegmentationData
-    from freqfusion.tasks.mask_classification import MaskModule
+    from freqfusion.tasks.mask_classification import MaskClassificationModule
     from freqfusion.tasks.object_data import ObjectData
     from freqfusion.tasks.semantic import SegmentationModule
     from freqfusion.tasks.sharding import FSDP
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSDP",
     "DetectionModule",
-    "MaskModule",
+    "MaskClassificationModule",
     "ObjectData",
     "SegmentationData",
     "SegmentationModule",
@@ -26,7 +26,7 @@ __getattr__ = lazy(
     {
         "detection": "DetectionModule",
         "image_data": "SegmentationData",
-        "mask_classification": "MaskModule",
+        "mask_classification": "MaskClassificationModule",
         "object_data": "ObjectData",
         "semantic": "SegmentationModule",
         "sharding": "FSDP",

@@ -23,7 +23,7 @@ MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError
 """What networks raise for options that do not fit, besides ValueError."""
 
 
-class ClassFigure(NamedTuple):
+class ClassMetric(NamedTuple):
     """A figure that every class has."""
 
     label: str
@@ -74,11 +74,11 @@ class TaskModule(L.LightningModule):
     task: ClassVar[str]
     """What ``task:`` in a recipe says."""
     network: Any
-    figures: Mapping[str, str]
+    metric_labels: Mapping[str, str]
     """The figures of an evaluation, all but the loss shares in [0, 1]: name to label. Logged as ``val_NAME``."""
     headline: Sequence[str]
     """The names of those to be shown first; the first of them decides on ``best.ckpt``."""
-    class_figures: Sequence[ClassFigure]
+    class_metrics: Sequence[ClassMetric]
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from freqfusion.models.base import ObjectModel, PixelModel
-from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
+from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
 from freqfusion.tasks.object_task import ObjectTask
 from freqfusion.tasks.schedule import Schedule, settings_in
 
@@ -79,10 +79,10 @@ class DetectionModule(ObjectTask):
                 "for --task semantic, Mask2Former also for --task masks"
             )
         panoptic = self.network.finds == "segments"
-        self.judge_by(
-            PanopticJudge(things)
+        self.evaluate_with(
+            PanopticEvaluator(things)
             if panoptic
-            else DetectionJudge(self.network.finds == "instances", max_detections)
+            else DetectionEvaluator(self.network.finds == "instances", max_detections)
         )
 
     def check_data(self, dataset: Any) -> None:

@@ -21,18 +21,18 @@ from freqfusion.metrics import (
     write_panoptic_image,
 )
 from freqfusion.metrics.detection import IouType
-from freqfusion.tasks.base import ClassFigure
+from freqfusion.tasks.base import ClassMetric
 
 Prediction = Mapping[str, Tensor]
 Sample = Mapping[str, Any]
 
 
-class Judge(ABC):
+class Evaluator(ABC):
     """Takes predictions image by image, and says how good they are."""
 
-    figures: Mapping[str, str]
+    metric_labels: Mapping[str, str]
     """Of what :meth:`compute` returns the numbers, with their labels; the first is the one that counts."""
-    class_figures: Sequence[ClassFigure]
+    class_metrics: Sequence[ClassMetric]
 
     @abstractmethod
     def start(self, dataset: Any, files: Path | None) -> None:
@@ -64,7 +64,7 @@ _NUMBERS = {
 }
 
 
-class DetectionJudge(Judge):
+class DetectionEvaluator(Evaluator):
     """COCO's average precision of boxes and, if there are any, masks.
 
     Args:
@@ -75,13 +75,13 @@ class DetectionJudge(Judge):
     def __init__(self, masks: bool, max_detections: int = 100) -> None:
         self.kinds: tuple[IouType, ...] = ("segm", "bbox") if masks else ("bbox",)
         self.max_detections = max_detections
-        self.figures = {
+        self.metric_labels = {
             f"{_KINDS[kind][0]}_{name}": _KINDS[kind][1] + suffix
             for kind in self.kinds
             for name, (_, suffix) in _NUMBERS.items()
         }
-        self.class_figures = [
-            ClassFigure(
+        self.class_metrics = [
+            ClassMetric(
                 _KINDS[kind][1] + suffix,
                 f"{_KINDS[kind][0]}_{name}",
                 f"{_KINDS[kind][0]}_{name}_per_class",
@@ -155,7 +155,7 @@ class DetectionJudge(Judge):
         return values
 
 
-class PanopticJudge(Judge):
+class PanopticEvaluator(Evaluator):
     """Panoptic quality.
 
     Args:
@@ -163,15 +163,15 @@ class PanopticJudge(Judge):
     """
 
     def __init__(self, things: Sequence[bool]) -> None:
-        self.figures = {
+        self.metric_labels = {
             "pq": "PQ",
             "sq": "SQ",
             "rq": "RQ",
             "pq_things": "PQ things",
             "pq_stuff": "PQ stuff",
         }
-        self.class_figures = [
-            ClassFigure(name.upper(), name, f"{name}_per_class", name) for name in ("pq", "sq", "rq")
+        self.class_metrics = [
+            ClassMetric(name.upper(), name, f"{name}_per_class", name) for name in ("pq", "sq", "rq")
         ]
         self.things = list(things)
 
@@ -207,8 +207,8 @@ class PanopticJudge(Judge):
                     with_ending(self.files, f"_panoptic{ending}") for ending in (".json", "")
                 )
                 write_panoptic(json_file, folder, entries)
-        values: dict[str, Any] = {name: float(scores[name]) for name in self.figures}
-        return values | {figure.per_class: scores[figure.per_class].tolist() for figure in self.class_figures}
+        values: dict[str, Any] = {name: float(scores[name]) for name in self.metric_labels}
+        return values | {figure.per_class: scores[figure.per_class].tolist() for figure in self.class_metrics}
 
 
 def with_ending(files: Path, ending: str) -> Path:

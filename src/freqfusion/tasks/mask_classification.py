@@ -7,12 +7,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from freqfusion.models.base import ObjectModel, PixelModel
-from freqfusion.tasks.evaluators import DetectionJudge, PanopticJudge
+from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
 from freqfusion.tasks.object_task import ObjectTask
 from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
 
-class MaskModule(ObjectTask):
+class MaskClassificationModule(ObjectTask):
     """Trains and judges a Mask2Former. The defaults are the published settings.
 
     Args:
@@ -73,8 +73,10 @@ class MaskModule(ObjectTask):
                 f"{network!r} is not a Mask2Former: networks that give a class for every pixel are for --task "
                 "semantic, detectors for --task detection"
             )
-        self.judge_by(
-            PanopticJudge(self.things) if output == "panoptic" else DetectionJudge(True, max_detections)
+        self.evaluate_with(
+            PanopticEvaluator(self.things)
+            if output == "panoptic"
+            else DetectionEvaluator(True, max_detections)
         )
 
     def check_data(self, dataset: Any) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 from freqfusion.models.base import ObjectModel
 from freqfusion.models.inference import ObjectInference
 from freqfusion.tasks.base import TaskModule
-from freqfusion.tasks.evaluators import Judge
+from freqfusion.tasks.evaluators import Evaluator
 
 
 class ObjectTask(TaskModule):
     """A network that finds objects or segments.
 
-    A subclass makes ``network``, calls :meth:`judge_by`, and says in ``forward`` what the network finds: images
+    A subclass makes ``network``, calls :meth:`evaluate_with`, and says in ``forward`` what the network finds: images
     ``(3, H, W)`` in [0, 1] to a dict for each, with ``boxes``, ``labels`` from 0, ``scores`` and perhaps ``masks``,
     or with ``segments``, ``segment_labels`` and ``segment_scores``.
 
@@ -25,7 +25,7 @@ class ObjectTask(TaskModule):
     """
 
     network: ObjectModel
-    judge: Judge
+    evaluator: Evaluator
 
     def __init__(self, num_classes: int, things: Sequence[bool] | None) -> None:
         super().__init__(num_classes)
@@ -42,12 +42,12 @@ class ObjectTask(TaskModule):
             max_detections=options["max_detections"],
         )
 
-    def judge_by(self, judge: Judge) -> None:
+    def evaluate_with(self, evaluator: Evaluator) -> None:
         """Take the figures of a judge for those of the task."""
-        self.judge = judge
-        self.figures = judge.figures
-        self.class_figures = judge.class_figures
-        self.headline = [figure.name for figure in judge.class_figures if "50" not in figure.name][:2]
+        self.evaluator = evaluator
+        self.metric_labels = evaluator.metric_labels
+        self.class_metrics = evaluator.class_metrics
+        self.headline = [figure.name for figure in evaluator.class_metrics if "50" not in figure.name][:2]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -70,7 +70,7 @@ class ObjectTask(TaskModule):
     def _start(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         files = None if self.trainer.state.fn == "fit" else Path(self.trainer.default_root_dir, stage)
-        self.judge.start(data.dataset(data.hparams[f"{stage}_split"]), files)
+        self.evaluator.start(data.dataset(data.hparams[f"{stage}_split"]), files)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._judge(batch)
@@ -83,7 +83,7 @@ class ObjectTask(TaskModule):
             return
         results: list[dict[str, Tensor]] = self(batch["image"])
         for index, result in enumerate(results):
-            self.judge.update({key: values[index] for key, values in batch.items()}, result)
+            self.evaluator.update({key: values[index] for key, values in batch.items()}, result)
 
     def on_validation_epoch_end(self) -> None:
         self._sum_up("val")
@@ -92,6 +92,8 @@ class ObjectTask(TaskModule):
         self._sum_up("test")
 
     def _sum_up(self, stage: str) -> None:
-        self.results = self.judge.compute()
+        self.results = self.evaluator.compute()
         # every process has the figures of all
-        self.log_dict({f"{stage}_{name}": self.results[name] for name in self.figures}, rank_zero_only=False)
+        self.log_dict(
+            {f"{stage}_{name}": self.results[name] for name in self.metric_labels}, rank_zero_only=False
+        )

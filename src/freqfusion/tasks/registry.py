@@ -3,14 +3,14 @@
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.detection import DetectionModule
 from freqfusion.tasks.image_data import ImageData, SegmentationData
-from freqfusion.tasks.mask_classification import MaskModule
+from freqfusion.tasks.mask_classification import MaskClassificationModule
 from freqfusion.tasks.object_data import ObjectData
 from freqfusion.tasks.semantic import SegmentationModule
 
 TASKS: dict[str, tuple[type[TaskModule], type[ImageData]]] = {
     SegmentationModule.task: (SegmentationModule, SegmentationData),
     DetectionModule.task: (DetectionModule, ObjectData),
-    MaskModule.task: (MaskModule, ObjectData),
+    MaskClassificationModule.task: (MaskClassificationModule, ObjectData),
 }
 """By what ``task:`` in a recipe says; the first is meant where it says nothing."""
 

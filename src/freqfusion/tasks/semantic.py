@@ -12,11 +12,11 @@ from torchmetrics import MeanMetric
 from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
 from freqfusion.models.base import IGNORE_INDEX, PixelModel, pixel_cross_entropy
 from freqfusion.models.inference import fitting_size, predict_logits
-from freqfusion.tasks.base import ClassFigure, TaskModule
+from freqfusion.tasks.base import ClassMetric, TaskModule
 from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
-BINARY_FIGURES = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
+BINARY_LABELS = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
 """Of networks of two classes, for the second of them."""
 
 
@@ -56,7 +56,7 @@ class SegmentationModule(TaskModule):
     """
 
     task = "semantic"
-    figures = {  # noqa: RUF012  # read only
+    metric_labels = {  # noqa: RUF012  # read only
         "loss": "loss",
         "miou": "mIoU",
         "boundary_iou": "boundary IoU",
@@ -64,9 +64,9 @@ class SegmentationModule(TaskModule):
         "mean_accuracy": "mean accuracy",
     }
     headline = ("miou", "boundary_iou")
-    class_figures = (
-        ClassFigure("IoU", "iou", "iou", "miou"),
-        ClassFigure("boundary IoU", "boundary_iou", "boundary_iou_per_class", "boundary_iou"),
+    class_metrics = (
+        ClassMetric("IoU", "iou", "iou", "miou"),
+        ClassMetric("boundary IoU", "boundary_iou", "boundary_iou_per_class", "boundary_iou"),
     )
     network: PixelModel
     class_weights: Tensor | None
@@ -114,7 +114,7 @@ class SegmentationModule(TaskModule):
         self.metrics = SegmentationMetrics(num_classes, IGNORE_INDEX, boundary_width=boundary_width)
         self.binary = BinaryMetrics(IGNORE_INDEX) if num_classes == 2 else None
         if self.binary is not None:
-            self.figures = {**self.figures, **BINARY_FIGURES}
+            self.metric_labels = {**self.metric_labels, **BINARY_LABELS}
         self.mean_loss = MeanMetric()
         per_class = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", per_class, persistent=False)
@@ -196,9 +196,11 @@ class SegmentationModule(TaskModule):
         # Both metrics have summed over all processes; Lightning's own mean rounds where these differ in images.
         values["loss"] = self.mean_loss.compute()
         self.mean_loss.reset()
-        self.log_dict({f"{stage}_{name}": values[name].float() for name in self.figures}, sync_dist=True)
-        self.results = {name: float(values[name]) for name in self.figures if name != "loss"}
-        self.results |= {figure.per_class: values[figure.per_class].tolist() for figure in self.class_figures}
+        self.log_dict(
+            {f"{stage}_{name}": values[name].float() for name in self.metric_labels}, sync_dist=True
+        )
+        self.results = {name: float(values[name]) for name in self.metric_labels if name != "loss"}
+        self.results |= {figure.per_class: values[figure.per_class].tolist() for figure in self.class_metrics}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = settings_in(AdamWSettings, self.hparams).create(self.network)

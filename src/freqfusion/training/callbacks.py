@@ -73,7 +73,7 @@ class History(Callback):
     def __init__(self, folder: str | Path, every_steps: int = 50) -> None:
         self.folder, self.every_steps = Path(folder), every_steps
         self.rows: list[dict[str, float]] = []
-        self._figures: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
         self._headline: list[str] = []
         self._loss_sum: Tensor | float = 0.0  # stays on the device: reading it waits for the GPU
         self._loss_count = 0
@@ -97,7 +97,7 @@ class History(Callback):
         self._seconds = state_dict.get("seconds", 0.0)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        self._figures = {f"val_{name}": label for name, label in pl_module.figures.items()}
+        self._labels = {f"val_{name}": label for name, label in pl_module.metric_labels.items()}
         self._headline = [f"val_{name}" for name in pl_module.headline]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -130,7 +130,7 @@ class History(Callback):
         row = self._row(trainer)
         row |= {
             column: float(trainer.callback_metrics[column])
-            for column in self._figures
+            for column in self._labels
             if column in trainer.callback_metrics
         }
         if self.rows and self.rows[-1]["step"] == row["step"]:
@@ -147,7 +147,7 @@ class History(Callback):
     def _write_rows(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             text = io.StringIO()
-            writer = csv.DictWriter(text, (*COLUMNS, *self._figures), lineterminator="\n")
+            writer = csv.DictWriter(text, (*COLUMNS, *self._labels), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
             write_atomically(self.folder / HISTORY, text.getvalue().encode())
@@ -161,7 +161,7 @@ class History(Callback):
             from freqfusion.drawing.figures import learning_curve
 
             percent = {
-                self._figures[column]: [(step, 100 * value) for step, value in self.curve(column)]
+                self._labels[column]: [(step, 100 * value) for step, value in self.curve(column)]
                 for column in self._headline
             }
             learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
@@ -215,7 +215,7 @@ class ClassReport(Callback):
         if not trainer.is_global_zero:
             return
         results = pl_module.results
-        columns = {figure.name: results[figure.per_class] for figure in pl_module.class_figures}
+        columns = {figure.name: results[figure.per_class] for figure in pl_module.class_metrics}
         rows = list(zip(pl_module.classes, *columns.values(), strict=True))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -242,17 +242,19 @@ def print_results(module: Any, title: str) -> None:
     results = module.results
     table = Table(title=f"{title}, %", title_justify="left")
     table.add_column("class")
-    for figure in module.class_figures:
+    for figure in module.class_metrics:
         table.add_column(figure.label, justify="right")
-    columns = [results[figure.per_class] for figure in module.class_figures]
+    columns = [results[figure.per_class] for figure in module.class_metrics]
     for name, *values in zip(module.classes, *columns, strict=True):
         table.add_row(Text(readable(name)), *map(_percent, values))
     table.add_section()
-    table.add_row("mean", *(_percent(results[figure.mean]) for figure in module.class_figures))
+    table.add_row("mean", *(_percent(results[figure.mean]) for figure in module.class_metrics))
     console = Console()
     console.print(table)
     shown = [
-        f"{label} {_percent(results[name])}" for name, label in module.figures.items() if name in results
+        f"{label} {_percent(results[name])}"
+        for name, label in module.metric_labels.items()
+        if name in results
     ]
     console.print("   ".join(shown), highlight=False)
 
@@ -326,7 +328,7 @@ class RunProgress(RichProgressBar):
             self.teardown(trainer, pl_module, "validate")  # tables follow
         elif trainer.is_global_zero and not trainer.sanity_checking:
             self._judged = {
-                pl_module.figures[name]: _percent(
+                pl_module.metric_labels[name]: _percent(
                     float(trainer.callback_metrics.get(f"val_{name}", math.nan))
                 )
                 for name in pl_module.headline

@@ -17,7 +17,7 @@ from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
 from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.detection import DetectionModule
-from freqfusion.tasks.mask_classification import MaskModule
+from freqfusion.tasks.mask_classification import MaskClassificationModule
 from freqfusion.tasks.registry import TASKS, find_task
 from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.training.finite import greatest_weight
@@ -193,7 +193,7 @@ def _around_pretrained(folder: str) -> TaskModule:
         published = {COCO_PANOPTIC: "panoptic", COCO_THINGS: "instance"}.get(tuple(classes or ()))
         if published:
             things = [index < len(COCO_THINGS) for index in range(num_classes)]
-            task, options = MaskModule.task, {"output": published, "things": things}
+            task, options = MaskClassificationModule.task, {"output": published, "things": things}
     if classes is not None and len(classes) != num_classes:
         raise ValueError(
             f"{folder} names {len(classes)} classes for a network of {num_classes}; copy it again"

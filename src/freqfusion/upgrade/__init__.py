@@ -3,14 +3,14 @@
 ``hosts`` has a file for every library and says which class takes the place of which.
 """
 
-from freqfusion.upgrade.base import Gate, Joint, Junction, Upgraded
+from freqfusion.upgrade.base import FusionPoint, FusionSlot, Gate, Upgraded
 from freqfusion.upgrade.core import Site, Upgrade, downgrade_, find_sites, upgrade_
 from freqfusion.upgrade.hosts import register_host
 
 __all__ = [
+    "FusionPoint",
+    "FusionSlot",
     "Gate",
-    "Joint",
-    "Junction",
     "Site",
     "Upgrade",
     "Upgraded",

@@ -11,7 +11,7 @@ from freqfusion.fusion import Fusion
 from freqfusion.ops.resize import resize
 
 
-class Joint(NamedTuple):
+class FusionPoint(NamedTuple):
     """A place in a host's module where a coarse map meets a fine one."""
 
     name: str
@@ -25,9 +25,9 @@ class Joint(NamedTuple):
     skipped: str = ""
     """Why no fusion fits here, or ``""``."""
     gated: bool = True
-    """Whether ``init="identity"`` gives this joint gates of its own; False where the module has one for all."""
+    """Whether ``init="identity"`` gives this point gates of its own; False where the module has one for all."""
     freqfusion: Mapping[str, Any] = {}
-    """Options of FreqFusion at this joint, where its authors published some for this host."""
+    """Options of FreqFusion at this point, where its authors published some for this host."""
 
 
 class Gate(nn.Module):
@@ -48,23 +48,23 @@ class Gate(nn.Module):
         return plain + self.weight.to(plain.dtype) * (fused.to(plain.dtype) - plain)
 
 
-class Junction(nn.Module):
-    """A joint's fusion, with gates if it has to start as what the host did; without fusion just that.
+class FusionSlot(nn.Module):
+    """A point's fusion, with gates if it has to start as what the host did; without fusion just that.
 
     Args:
-        joint: what it replaces.
-        fusion: the method's module, or None to leave the joint as it was.
+        point: what it replaces.
+        fusion: the method's module, or None to leave the point as it was.
         init: ``"identity"``, or ``"paper"`` for no gates.
     """
 
-    def __init__(self, joint: Joint, fusion: Fusion | None, init: str) -> None:
+    def __init__(self, point: FusionPoint, fusion: Fusion | None, init: str) -> None:
         super().__init__()
-        self.mode = joint.mode
-        self.align_corners = joint.align_corners
+        self.mode = point.mode
+        self.align_corners = point.align_corners
         self.fusion = fusion
-        gated = fusion is not None and init == "identity" and joint.gated
-        self.lr_gate = Gate(joint.lr_channels) if gated else None
-        self.hr_gate = Gate(joint.hr_channels) if gated and fusion is not None and fusion.refines_hr else None
+        gated = fusion is not None and init == "identity" and point.gated
+        self.lr_gate = Gate(point.lr_channels) if gated else None
+        self.hr_gate = Gate(point.hr_channels) if gated and fusion is not None and fusion.refines_hr else None
 
     def forward(
         self, hr_feat: Tensor, lr_feat: Tensor, plain: Callable[[], Tensor] | None = None
@@ -99,15 +99,15 @@ class Junction(nn.Module):
 class Upgraded(nn.Module):
     """Base of the classes that host modules get when they are upgraded.
 
-    A subclass names the host's class as its second base. It says where the joints are, and its ``forward``
+    A subclass names the host's class as its second base. It says where the points are, and its ``forward``
     does what the host's does, calling ``self.fusions[name](hr_feat, lr_feat)`` for each. Decorate it with
     :func:`freqfusion.upgrade.register_host`::
 
         @register_host
         class UpgradedNeck(Upgraded, Neck):
             @staticmethod
-            def joints(module):
-                return [Joint("top", hr_channels=64, lr_channels=128, mode="bilinear")]
+            def points(module):
+                return [FusionPoint("top", hr_channels=64, lr_channels=128, mode="bilinear")]
 
             @staticmethod
             def example(module):
@@ -125,10 +125,10 @@ class Upgraded(nn.Module):
     fusions: nn.ModuleDict
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        """The joints of a host module, upgraded or not, in the order in which they are computed.
+    def points(module: Any) -> list[FusionPoint]:
+        """The points of a host module, upgraded or not, in the order in which they are computed.
 
-        A class without joints takes its place where a module inside it is upgraded, for what must change along.
+        A class without points takes its place where a module inside it is upgraded, for what must change along.
         """
         return []
 
@@ -136,13 +136,13 @@ class Upgraded(nn.Module):
     def example(module: Any) -> tuple[Any, ...]:
         """Small random arguments of the module's ``forward``, to compare it before and after.
 
-        A class with joints defines it.
+        A class with points defines it.
         """
         return ()
 
     @staticmethod
-    def seen(module: Any, parent: nn.Module | None) -> Any:
-        """What ``joints``, ``gate_channels`` and ``example`` are given: the module, as a rule.
+    def context(module: Any, parent: nn.Module | None) -> Any:
+        """What ``points``, ``gate_channels`` and ``example`` are given: the module, as a rule.
 
         A class whose modules do not know all that takes returns more, from the module around it.
         """
@@ -161,7 +161,7 @@ class Upgraded(nn.Module):
 
     @staticmethod
     def gate_channels(module: Any) -> int:
-        """Channels of a gate over all joints of the module; 0 for none. See :attr:`Joint.gated`."""
+        """Channels of a gate over all points of the module; 0 for none. See :attr:`FusionPoint.gated`."""
         return 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:

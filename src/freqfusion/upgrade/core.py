@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from freqfusion.decoders._blocks import create_fitting_fusion
-from freqfusion.upgrade.base import Gate, Joint, Junction, Upgraded
+from freqfusion.upgrade.base import FusionPoint, FusionSlot, Gate, Upgraded
 from freqfusion.upgrade.hosts import SUPPORTED, upgraded_class
 
 Init = Literal["identity", "paper"]
@@ -50,25 +50,25 @@ class Upgrade:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class _Place(NamedTuple):
+class _UpgradePlace(NamedTuple):
     path: str
     module: nn.Module
-    seen: Any
+    context: Any
     """The module with what its class has to know of its surroundings."""
     upgraded: type[Upgraded]
-    joints: list[Joint]
+    points: list[FusionPoint]
     neighbour: Tensor
     """A parameter whose device and dtype new ones take."""
 
-    def site(self, joint: Joint) -> Site:
+    def site(self, point: FusionPoint) -> Site:
         host = self.upgraded.host_class()
         return Site(
-            ".".join(filter(None, (self.path, "fusions", joint.name))),
+            ".".join(filter(None, (self.path, "fusions", point.name))),
             f"{host.__module__.partition('.')[0]} {host.__name__}",
-            joint.hr_channels,
-            joint.lr_channels,
-            joint.mode,
-            joint.skipped,
+            point.hr_channels,
+            point.lr_channels,
+            point.mode,
+            point.skipped,
         )
 
 
@@ -87,7 +87,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     >>> [site.path for site in find_sites(fpn)]
     ['fusions.1', 'fusions.0']
     """
-    return [place.site(joint) for place in _places(model) for joint in place.joints]
+    return [place.site(point) for place in _places(model) for point in place.points]
 
 
 def upgrade_(
@@ -130,7 +130,7 @@ def upgrade_(
         raise ValueError(f'init must be "identity" or "paper", got {init!r}')
     _check_upgradable(model)
     places = list(_places(model))
-    wanted = [site for place in places for site in map(place.site, place.joints) if not site.skipped]
+    wanted = [site for place in places for site in map(place.site, place.points) if not site.skipped]
     if filter_fn is not None:
         wanted = [site for site in wanted if filter_fn(site)]
     if not wanted:
@@ -140,9 +140,9 @@ def upgrade_(
     # all fusions are built before anything is changed, so that a wrong option leaves the model as it was
     changes = []
     for place in places:
-        used = {joint.name for joint in place.joints if place.site(joint).path in paths}
+        used = {point.name for point in place.points if place.site(point).path in paths}
         prefix = f"{place.path}." if place.path else ""
-        changes_along = not place.joints and any(path.startswith(prefix) for path in paths)
+        changes_along = not place.points and any(path.startswith(prefix) for path in paths)
         if used or changes_along:
             _check_changeable(place)
             changes.append((place, _build(place, used, fusion, init, options)))
@@ -201,9 +201,9 @@ def downgrade_(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def plain_junctions(model: nn.Module) -> Iterator[None]:
-    """Give every host module that is not upgraded its junctions for a while, each doing what the host does."""
-    places = [place for place in _places(model) if place.joints and not isinstance(place.module, Upgraded)]
+def plain_slots(model: nn.Module) -> Iterator[None]:
+    """Give every host module that is not upgraded its slots for a while, each doing what the host does."""
+    places = [place for place in _places(model) if place.points and not isinstance(place.module, Upgraded)]
     for place in places:
         _check_changeable(place)
     for place in places:
@@ -216,20 +216,20 @@ def plain_junctions(model: nn.Module) -> Iterator[None]:
             _take_out(place.module)
 
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+def _places(model: nn.Module) -> Iterator[_UpgradePlace]:
     for path, module in model.named_modules():
         upgraded = upgraded_class(module)
         if upgraded is not None:
             near = (x for part in (module, model) for x in part.parameters() if x.is_floating_point())
             try:
-                seen = upgraded.seen(module, _around(model, path))
-                joints = upgraded.joints(seen)
+                context = upgraded.context(module, _around(model, path))
+                points = upgraded.points(context)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path or 'the model'}: cannot tell where fusions fit in this {type(module).__name__} "
                     f"({error}); {_CHANGED}"
                 ) from error
-            yield _Place(path, module, seen, upgraded, joints, next(near, torch.empty(0)))
+            yield _UpgradePlace(path, module, context, upgraded, points, next(near, torch.empty(0)))
 
 
 def _around(model: nn.Module, path: str) -> nn.Module | None:
@@ -298,7 +298,7 @@ def _outsider(module: nn.Module) -> str:
     return ""
 
 
-def _check_changeable(place: _Place) -> None:
+def _check_changeable(place: _UpgradePlace) -> None:
     """Refuse a module that would not run the upgraded code, or whose values are not plain numbers.
 
     Raises:
@@ -315,7 +315,7 @@ def _check_changeable(place: _Place) -> None:
         raise ValueError(
             f"{name} has a {shadowed} set on the instance, which would run instead of the upgraded one; {_FIRST}"
         )
-    if not place.joints:
+    if not place.points:
         return
     for child in module.modules():
         if any(_NOT_PLAIN.match(base.__module__) for base in type(child).__mro__):
@@ -361,8 +361,8 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 _HANDLES = ("ultralytics.engine.model.Model",)
 
 
-def _why_nothing(model: nn.Module, places: Iterable[_Place]) -> str:
-    sites = [place.site(joint) for place in places for joint in place.joints]
+def _why_nothing(model: nn.Module, places: Iterable[_UpgradePlace]) -> str:
+    sites = [place.site(point) for place in places for point in place.points]
     usable = [site for site in sites if not site.skipped]
     if usable:
         return f"filter_fn refused all {len(usable)} sites: {', '.join(site.path for site in usable)}"
@@ -383,25 +383,27 @@ def _why_nothing(model: nn.Module, places: Iterable[_Place]) -> str:
     )
 
 
-def _build(place: _Place, used: set[str], fusion: str, init: Init, options: dict[str, Any]) -> nn.ModuleDict:
+def _build(
+    place: _UpgradePlace, used: set[str], fusion: str, init: Init, options: dict[str, Any]
+) -> nn.ModuleDict:
     fusions = nn.ModuleDict()
-    for joint in place.joints:
+    for point in place.points:
         built = None
-        if joint.name in used:
-            defaults = joint.freqfusion if fusion == "freqfusion" else {}
+        if point.name in used:
+            defaults = point.freqfusion if fusion == "freqfusion" else {}
             fitting = {**defaults, **options}
-            built = create_fitting_fusion(fusion, joint.hr_channels, joint.lr_channels, fitting)
-        fusions[joint.name] = Junction(joint, built, init)
-    channels = place.upgraded.gate_channels(place.seen)
+            built = create_fitting_fusion(fusion, point.hr_channels, point.lr_channels, fitting)
+        fusions[point.name] = FusionSlot(point, built, init)
+    channels = place.upgraded.gate_channels(place.context)
     if init == "identity" and channels:
         fusions["gate"] = Gate(channels)
     like = place.neighbour
     return fusions.to(like.device, like.dtype).train(place.module.training)
 
 
-def _change(place: _Place, fusions: nn.ModuleDict, init: Init, verify: bool) -> None:
+def _change(place: _UpgradePlace, fusions: nn.ModuleDict, init: Init, verify: bool) -> None:
     module, name = place.module, place.path or type(place.module).__name__
-    verify = verify and bool(place.joints)
+    verify = verify and bool(place.points)
     example = _example(place) if verify else ()
     before, called_before = _run(name, module, example) if verify else ([], set())
     module.fusions = fusions
@@ -438,11 +440,11 @@ def _take_out(module: Any) -> None:
     module.__class__ = type(module).host_class()
 
 
-def _example(place: _Place) -> tuple[Any, ...]:
+def _example(place: _UpgradePlace) -> tuple[Any, ...]:
     like = place.neighbour
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        example = place.upgraded.example(place.seen)
+        example = place.upgraded.example(place.context)
     return _map_tensors(
         example, lambda x: x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
     )

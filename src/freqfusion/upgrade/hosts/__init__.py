@@ -75,7 +75,7 @@ def register_host(upgraded: type[Upgraded]) -> type[Upgraded]:
         The class as it came.
 
     Raises:
-        TypeError: if the bases are others, or a class with joints has no example.
+        TypeError: if the bases are others, or a class with points has no example.
         ValueError: if the host class is registered already.
     """
     bases = upgraded.__bases__
@@ -84,9 +84,9 @@ def register_host(upgraded: type[Upgraded]) -> type[Upgraded]:
             f"{upgraded.__name__} must have the bases (Upgraded, <class of the host's module>), "
             f"got {tuple(base.__name__ for base in bases)}"
         )
-    if upgraded.joints is not Upgraded.joints and upgraded.example is Upgraded.example:
+    if upgraded.points is not Upgraded.points and upgraded.example is Upgraded.example:
         raise TypeError(
-            f"{upgraded.__name__} has joints but no example, by which upgrade_ compares it with its host"
+            f"{upgraded.__name__} has points but no example, by which upgrade_ compares it with its host"
         )
     host = upgraded.host_class()
     if host in _UPGRADED:

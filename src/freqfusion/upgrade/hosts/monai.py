@@ -15,12 +15,12 @@ from monai.networks.nets.basic_unet import UpCat
 from monai.networks.nets.segresnet import SegResNet
 from torch import Tensor, nn
 
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 from freqfusion.upgrade.learned import averaged, fitted
 
 
-def _joint(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: nn.Module) -> Joint:
+def _point(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: nn.Module) -> FusionPoint:
     """``upsample`` is the module that enlarges, ``after`` a convolution that follows it."""
     interpolation = getattr(upsample, "upsample_non_trainable", None)
     skipped = ""
@@ -33,9 +33,9 @@ def _joint(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: 
     elif not lr_channels:
         skipped = "how many channels come from the coarse map is not known here"
     if interpolation is None:
-        return Joint(name, hr_channels, lr_channels, "learned", skipped=skipped)
+        return FusionPoint(name, hr_channels, lr_channels, "learned", skipped=skipped)
     corners = bool(interpolation.align_corners)
-    return Joint(name, hr_channels, lr_channels, interpolation.mode, corners, skipped)
+    return FusionPoint(name, hr_channels, lr_channels, interpolation.mode, corners, skipped)
 
 
 def _enlarge(upsample: Any, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -58,7 +58,7 @@ class UpgradedUpCat(Upgraded, UpCat):
     """``fusions.up`` joins a map with the encoder's, in BasicUNet, BasicUNetPlusPlus and FlexibleUNet."""
 
     @staticmethod
-    def seen(module: Any, parent: Any) -> _InNet:
+    def context(module: Any, parent: Any) -> _InNet:
         first = module.upsample[0]
         if isinstance(first, SubpixelUpsample):
             channels = getattr(first.conv_block, "out_channels", 0) // first.scale_factor**first.dimensions
@@ -70,21 +70,21 @@ class UpgradedUpCat(Upgraded, UpCat):
         return _InNet(module, channels)
 
     @staticmethod
-    def joints(seen: _InNet) -> list[Joint]:
-        conv = seen.module.convs.conv_0.conv
-        hr_channels = conv.in_channels - seen.enlarged_channels
+    def points(context: _InNet) -> list[FusionPoint]:
+        conv = context.module.convs.conv_0.conv
+        hr_channels = conv.in_channels - context.enlarged_channels
         return (
-            [_joint("up", hr_channels, seen.enlarged_channels, seen.module.upsample, conv)]
+            [_point("up", hr_channels, context.enlarged_channels, context.module.upsample, conv)]
             if hr_channels
             else []
         )
 
     @staticmethod
-    def example(seen: _InNet) -> tuple[Any, ...]:
-        convs = [part for part in seen.module.upsample.modules() if hasattr(part, "in_channels")]
-        in_channels = convs[0].in_channels if convs else seen.enlarged_channels
-        hr_channels = seen.module.convs.conv_0.conv.in_channels - seen.enlarged_channels
-        odd = int(seen.module.is_pad)
+    def example(context: _InNet) -> tuple[Any, ...]:
+        convs = [part for part in context.module.upsample.modules() if hasattr(part, "in_channels")]
+        in_channels = convs[0].in_channels if convs else context.enlarged_channels
+        hr_channels = context.module.convs.conv_0.conv.in_channels - context.enlarged_channels
+        odd = int(context.module.is_pad)
         return torch.randn(1, in_channels, 5, 6), torch.randn(1, hr_channels, 10 + odd, 12)
 
     def forward(self: Any, x: Tensor, x_e: Any) -> Tensor:
@@ -92,10 +92,10 @@ class UpgradedUpCat(Upgraded, UpCat):
         return self.convs(torch.cat(self.fusions["up"](x_e, coarse, plain), dim=1))
 
 
-def _block_joints(module: Any) -> list[Joint]:
+def _block_points(module: Any) -> list[FusionPoint]:
     conv = module.transp_conv.conv
     return [
-        _joint("up", conv.out_channels, conv.out_channels, module.transp_conv, module.conv_block.conv1.conv)
+        _point("up", conv.out_channels, conv.out_channels, module.transp_conv, module.conv_block.conv1.conv)
     ]
 
 
@@ -115,7 +115,7 @@ def _block_forward(module: Any, inp: Tensor, skip: Tensor) -> Tensor:
 class UpgradedUnetUpBlock(Upgraded, UnetUpBlock):
     """``fusions.up`` joins a map with the encoder's, in DynUNet."""
 
-    joints = staticmethod(_block_joints)
+    points = staticmethod(_block_points)
     example = staticmethod(_block_example)
     forward = _block_forward
 
@@ -124,7 +124,7 @@ class UpgradedUnetUpBlock(Upgraded, UnetUpBlock):
 class UpgradedUnetrUpBlock(Upgraded, UnetrUpBlock):
     """``fusions.up`` joins a map with the encoder's, in UNETR and SwinUNETR."""
 
-    joints = staticmethod(_block_joints)
+    points = staticmethod(_block_points)
     example = staticmethod(_block_example)
     forward = _block_forward
 
@@ -134,12 +134,12 @@ class UpgradedSegResNet(Upgraded, SegResNet):
     """``fusions.i`` joins what ``up_samples[i]`` enlarges with the map of the encoder that is added to it."""
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        joints = []
+    def points(module: Any) -> list[FusionPoint]:
+        points = []
         for i, (conv, upsample) in enumerate(module.up_samples):
             channels = conv.conv.out_channels
-            joints.append(_joint(str(i), channels, channels, upsample, conv.conv))
-        return joints
+            points.append(_point(str(i), channels, channels, upsample, conv.conv))
+        return points
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:

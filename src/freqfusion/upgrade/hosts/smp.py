@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from freqfusion.decoders.progressive import cascade_channels
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 from freqfusion.upgrade.learned import averaged, fitted
 
@@ -51,10 +51,10 @@ class _InModel(NamedTuple):
 
 
 class _Decoder(Upgraded):
-    """What all decoders share. ``joints(seen)`` may count on an encoder: it is not asked without one."""
+    """What all decoders share. ``points(context)`` may count on an encoder: it is not asked without one."""
 
     @staticmethod
-    def seen(module: Any, parent: nn.Module | None) -> _InModel:
+    def context(module: Any, parent: nn.Module | None) -> _InModel:
         encoder: Any = getattr(parent, "encoder", None)
         if not hasattr(encoder, "output_stride"):
             return _InModel(module, [], [])
@@ -62,8 +62,8 @@ class _Decoder(Upgraded):
         return _InModel(module, channels, [min(2**i, encoder.output_stride) for i in range(len(channels))])
 
     @staticmethod
-    def example(seen: _InModel) -> tuple[Any, ...]:
-        return (seen.features(64, 96),)
+    def example(context: _InModel) -> tuple[Any, ...]:
+        return (context.features(64, 96),)
 
 
 class _AnySize(Upgraded):
@@ -99,10 +99,10 @@ class UpgradedUnetDecoder(_Decoder, UnetDecoder):
     """``fusions.i`` joins the map that enters ``blocks[i]`` with that block's skip connection."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
+    def points(context: _InModel) -> list[FusionPoint]:
         return [
-            Joint(name, channels, block.conv1[0].in_channels - channels, block.interpolation_mode)
-            for name, block, channels in seen.joined()
+            FusionPoint(name, channels, block.conv1[0].in_channels - channels, block.interpolation_mode)
+            for name, block, channels in context.joined()
         ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
@@ -121,9 +121,9 @@ class UpgradedUnetPlusPlusDecoder(_Decoder, UnetPlusPlusDecoder):
     """``fusions.x_i_j`` joins the map that enters ``blocks["x_i_j"]`` with all maps of that level so far."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        decoder, joints = seen.decoder, []
-        for level in range(decoder.depth if seen.channels else 0):
+    def points(context: _InModel) -> list[FusionPoint]:
+        decoder, points = context.decoder, []
+        for level in range(decoder.depth if context.channels else 0):
             for start in range(level, -1, -1):
                 block = decoder.blocks[f"x_{start}_{level}"]
                 if block.conv1 is None:
@@ -131,10 +131,10 @@ class UpgradedUnetPlusPlusDecoder(_Decoder, UnetPlusPlusDecoder):
                 lr_channels = decoder.skip_channels[level - 1] if start else decoder.in_channels[level]
                 hr_channels = block.conv1[0].in_channels - lr_channels
                 if hr_channels:
-                    joints.append(
-                        Joint(f"x_{start}_{level}", hr_channels, lr_channels, block.interpolation_mode)
+                    points.append(
+                        FusionPoint(f"x_{start}_{level}", hr_channels, lr_channels, block.interpolation_mode)
                     )
-        return joints
+        return points
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         nodes: dict[int, Tensor] = {}  # of the level before, by where their chain started
@@ -164,10 +164,10 @@ class UpgradedMAnetDecoder(_Decoder, MAnetDecoder):
     """``fusions.i`` joins what ``blocks[i].hl_conv`` makes of the coarse map with the skip connection."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
+    def points(context: _InModel) -> list[FusionPoint]:
         return [
-            Joint(name, channels, channels, block.interpolation_mode)
-            for name, block, channels in seen.joined()
+            FusionPoint(name, channels, channels, block.interpolation_mode)
+            for name, block, channels in context.joined()
         ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
@@ -192,10 +192,10 @@ class UpgradedLinknetDecoder(_Decoder, LinknetDecoder):
     """
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
+    def points(context: _InModel) -> list[FusionPoint]:
         return [
-            Joint(name, channels, block.block[1][0].out_channels, "learned")
-            for name, block, channels in seen.joined()
+            FusionPoint(name, channels, block.block[1][0].out_channels, "learned")
+            for name, block, channels in context.joined()
         ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
@@ -219,11 +219,12 @@ class UpgradedFPNDecoder(_Decoder, FPNDecoder):
     """``fusions.p4``, ``p3`` and ``p2`` join the pyramid's levels."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        names = ("p4", "p3", "p2") if seen.channels else ()
-        channels = seen.decoder.p5.out_channels
+    def points(context: _InModel) -> list[FusionPoint]:
+        names = ("p4", "p3", "p2") if context.channels else ()
+        channels = context.decoder.p5.out_channels
         return [
-            Joint(name, channels, channels, getattr(seen.decoder, name).interpolation_mode) for name in names
+            FusionPoint(name, channels, channels, getattr(context.decoder, name).interpolation_mode)
+            for name in names
         ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
@@ -242,21 +243,23 @@ class UpgradedPANDecoder(_Decoder, PANDecoder):
     """``fusions.gau3``, ``gau2`` and ``gau1`` join the attended fine map with the coarse one before their sum."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        joints = []
-        for level in range(len(seen.channels) - 2, 1, -1):
-            block = getattr(seen.decoder, f"gau{level - 1}")
-            stride = seen.strides[level]
+    def points(context: _InModel) -> list[FusionPoint]:
+        points = []
+        for level in range(len(context.channels) - 2, 1, -1):
+            block = getattr(context.decoder, f"gau{level - 1}")
+            stride = context.strides[level]
             dilated = f"both maps have stride {stride}, since the encoder is dilated"
-            skipped = dilated if seen.strides[level + 1] == stride else ""
+            skipped = dilated if context.strides[level + 1] == stride else ""
             channels = block.conv2.conv.out_channels
             mode = block.interpolation_mode
-            joints.append(Joint(f"gau{level - 1}", channels, channels, mode, mode == "bilinear", skipped))
-        return joints
+            points.append(
+                FusionPoint(f"gau{level - 1}", channels, channels, mode, mode == "bilinear", skipped)
+            )
+        return points
 
     @staticmethod
-    def example(seen: _InModel) -> tuple[Any, ...]:
-        return (seen.features(256, 288),)  # the coarsest map is halved three times
+    def example(context: _InModel) -> tuple[Any, ...]:
+        return (context.features(256, 288),)  # the coarsest map is halved three times
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         x = self.fpa(features[-1])
@@ -276,10 +279,10 @@ class UpgradedUPerNetDecoder(_Decoder, UPerNetDecoder):
     """
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        channels = seen.decoder.psp.out_conv[0].out_channels
-        levels = len(seen.decoder.fpn_lateral_blocks) if seen.channels else 0
-        return [Joint(str(i), channels, channels, "bilinear") for i in range(levels)]
+    def points(context: _InModel) -> list[FusionPoint]:
+        channels = context.decoder.psp.out_conv[0].out_channels
+        levels = len(context.decoder.fpn_lateral_blocks) if context.channels else 0
+        return [FusionPoint(str(i), channels, channels, "bilinear") for i in range(levels)]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         maps = [norm(x) for norm, x in zip(self.feature_norms, features[2:], strict=True)]
@@ -303,19 +306,19 @@ class UpgradedSegformerDecoder(_Decoder, SegformerDecoder):
     """
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        channels = seen.decoder.fuse_stage[0].out_channels
-        levels = range(2, len(seen.channels))
+    def points(context: _InModel) -> list[FusionPoint]:
+        channels = context.decoder.fuse_stage[0].out_channels
+        levels = range(2, len(context.channels))
         return [
-            Joint(str(level), hr_channels, lr_channels, "bilinear", gated=False)
+            FusionPoint(str(level), hr_channels, lr_channels, "bilinear", gated=False)
             for level, (hr_channels, lr_channels) in zip(
                 levels[-2::-1], cascade_channels([channels] * len(levels)) if levels else (), strict=True
             )
         ]
 
     @staticmethod
-    def gate_channels(seen: _InModel) -> int:
-        return seen.decoder.fuse_stage[0].out_channels * (len(seen.channels) - 2)
+    def gate_channels(context: _InModel) -> int:
+        return context.decoder.fuse_stage[0].out_channels * (len(context.channels) - 2)
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:
         levels = len(features)
@@ -337,12 +340,14 @@ class UpgradedDeepLabV3PlusDecoder(_Decoder, DeepLabV3PlusDecoder):
     """``fusions.up`` joins the output of the atrous pyramid (stride 8 or 16) with the map of stride 4."""
 
     @staticmethod
-    def joints(seen: _InModel) -> list[Joint]:
-        decoder = seen.decoder
-        if not seen.channels:
+    def points(context: _InModel) -> list[FusionPoint]:
+        decoder = context.decoder
+        if not context.channels:
             return []
         return [
-            Joint("up", decoder.block1[0].out_channels, decoder.aspp[1][-1].out_channels, "bilinear", True)
+            FusionPoint(
+                "up", decoder.block1[0].out_channels, decoder.aspp[1][-1].out_channels, "bilinear", True
+            )
         ]
 
     def forward(self: Any, features: list[Tensor]) -> Tensor:

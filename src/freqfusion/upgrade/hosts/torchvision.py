@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -20,10 +20,10 @@ class UpgradedFeaturePyramidNetwork(Upgraded, FeaturePyramidNetwork):
     """
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         channels = [_convolution(block).out_channels for block in module.inner_blocks]
         levels = reversed(range(len(channels) - 1))
-        return [Joint(str(i), channels[i], channels[i + 1]) for i in levels]
+        return [FusionPoint(str(i), channels[i], channels[i + 1]) for i in levels]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:

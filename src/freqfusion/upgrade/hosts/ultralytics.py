@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from ultralytics.nn.modules.conv import Concat
 
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.core import Upgrade, upgrade_, upgrade_again_
 from freqfusion.upgrade.hosts import register_host
 
@@ -41,7 +41,7 @@ class UpgradedConcat(Upgraded, Concat):
     """
 
     @staticmethod
-    def seen(module: Any, parent: nn.Module | None) -> _InNetwork:
+    def context(module: Any, parent: nn.Module | None) -> _InNetwork:
         nothing = _InNetwork(-1, None, [])
         if not isinstance(parent, nn.Sequential) or not hasattr(module, "f"):
             return nothing  # not a layer of a network that ultralytics built
@@ -53,24 +53,28 @@ class UpgradedConcat(Upgraded, Concat):
         return nothing
 
     @staticmethod
-    def joints(seen: _InNetwork) -> list[Joint]:
-        if seen.enlarger is None:
+    def points(context: _InNetwork) -> list[FusionPoint]:
+        if context.enlarger is None:
             return []
-        problem = seen.problem
-        if isinstance(seen.enlarger, nn.ConvTranspose2d):
+        problem = context.problem
+        if isinstance(context.enlarger, nn.ConvTranspose2d):
             problem = "a layer of its own enlarges the coarse map with learned weights"
-        elif seen.enlarger.mode != "nearest" or seen.enlarger.scale_factor != 2:
-            problem = f"the coarse map cannot be had back from {seen.enlarger}"
-        elif not problem and len(seen.channels) != 2:
-            problem = f"{len(seen.channels)} maps are joined at once"
+        elif context.enlarger.mode != "nearest" or context.enlarger.scale_factor != 2:
+            problem = f"the coarse map cannot be had back from {context.enlarger}"
+        elif not problem and len(context.channels) != 2:
+            problem = f"{len(context.channels)} maps are joined at once"
         if problem:
-            return [Joint(str(seen.coarse), 0, 0, skipped=problem)]
-        return [Joint(str(seen.coarse), seen.channels[1 - seen.coarse], seen.channels[seen.coarse])]
+            return [FusionPoint(str(context.coarse), 0, 0, skipped=problem)]
+        return [
+            FusionPoint(
+                str(context.coarse), context.channels[1 - context.coarse], context.channels[context.coarse]
+            )
+        ]
 
     @staticmethod
-    def example(seen: _InNetwork) -> tuple[Any, ...]:
-        maps = [torch.randn(1, channels, 8, 12) for channels in seen.channels]
-        maps[seen.coarse] = seen.enlarger(maps[seen.coarse][..., :4, :6])
+    def example(context: _InNetwork) -> tuple[Any, ...]:
+        maps = [torch.randn(1, channels, 8, 12) for channels in context.channels]
+        maps[context.coarse] = context.enlarger(maps[context.coarse][..., :4, :6])
         return (maps,)
 
     def forward(self, x: list[Tensor]) -> Tensor:

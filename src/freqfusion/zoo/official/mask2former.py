@@ -26,7 +26,7 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (192, (2, 2, 18, 2)): "Swin-L",
 }
 """By width of the first stage and depths."""
-JOINTS = ("in_16", "in_8", "out_4")
+POINTS_OF_FUSION = ("in_16", "in_8", "out_4")
 """Of the upgraded pixel decoder, in the order of the release's ``freqfusions``."""
 CLASSES = {
     150: class_names.ADE20K,
@@ -92,8 +92,8 @@ def _pixel_decoder_rows() -> Rows:
     for name in ("adapter", "layer"):
         rows[PIXEL_DECODER + name + "_{}.norm.{}"] = DECODER + name + "_{}.1.{}"
         rows[PIXEL_DECODER + name + "_{}.{}"] = DECODER + name + "_{}.0.{}"
-    for i, joint in enumerate(JOINTS):
-        rows[f"{PIXEL_DECODER}freqfusions.{i}."] = f"{DECODER}fusions.{joint}.fusion."
+    for i, point in enumerate(POINTS_OF_FUSION):
+        rows[f"{PIXEL_DECODER}freqfusions.{i}."] = f"{DECODER}fusions.{point}.fusion."
     return rows
 
 
@@ -163,10 +163,10 @@ def _plan(shapes: Shapes) -> Plan:
         num_attention_heads=shapes[layer + "0.self_attn.attention_weights.weight"][0] // (levels * POINTS),
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config)
-    fused = [joint for i, joint in enumerate(JOINTS) if shapes.count(f"{FUSIONS}{i}.")]
+    fused = [point for i, point in enumerate(POINTS_OF_FUSION) if shapes.count(f"{FUSIONS}{i}.")]
     if fused:
         usual = {**RELEASED, "compressed_channels": feature_size // 4}
-        found = fusion_options(shapes, f"{FUSIONS}{JOINTS.index(fused[0])}.", usual)
+        found = fusion_options(shapes, f"{FUSIONS}{POINTS_OF_FUSION.index(fused[0])}.", usual)
         upgrade_(
             model,
             "freqfusion",
@@ -234,10 +234,10 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
         ValueError: for another model or another upgrade.
     """
     upgrade: Upgrade | None = getattr(model, "freqfusion_upgrade", None)
-    released = ("freqfusion", "paper", len(JOINTS))
+    released = ("freqfusion", "paper", len(POINTS_OF_FUSION))
     if upgrade is not None and (upgrade.fusion, upgrade.init, len(upgrade.sites)) != released:
         raise ValueError(
-            f"the release's pixel decoder has FreqFusion at its three joints and no gates; this model has "
+            f"the release's pixel decoder has FreqFusion at its three points and no gates; this model has "
             f"{upgrade.fusion!r} at {len(upgrade.sites)} with init={upgrade.init!r}"
         )
     state = {key: value for key, value in model.state_dict().items() if not reason_for(key, NOT_OFFICIAL)}

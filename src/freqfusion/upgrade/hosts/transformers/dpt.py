@@ -14,7 +14,7 @@ from transformers.models.prompt_depth_anything.modeling_prompt_depth_anything im
 from transformers.models.zoedepth.modeling_zoedepth import ZoeDepthFeatureFusionStage
 
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -30,13 +30,13 @@ class _Stage(Upgraded):
     """Whether a finer map is brought to twice the size of the coarser one, not the coarser to that of the finer."""
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        joints = []
+    def points(module: Any) -> list[FusionPoint]:
+        points = []
         for i, layer in enumerate(module.layers[:-1]):
             channels = layer.projection.in_channels
             corners = getattr(layer, "align_corners", True)
-            joints.append(Joint(str(i), channels, channels, "bilinear", corners))
-        return joints
+            points.append(FusionPoint(str(i), channels, channels, "bilinear", corners))
+        return points
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
 class PixelDecoder(Upgraded):
     """A deformable encoder on the three coarsest maps, and above it pyramid levels that are fused.
 
-    ``fusions.out_4`` joins the encoder's finest map with the backbone's of stride 4. Joints are named by the
+    ``fusions.out_4`` joins the encoder's finest map with the backbone's of stride 4. Points are named by the
     stride that their fine map has where the backbone's strides are 4, 8, 16 and 32.
 
     The host's forward does all but the pyramid levels. It runs on a view of the module that has none.
@@ -25,10 +25,10 @@ class PixelDecoder(Upgraded):
     """As a static method: it is given the view."""
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         channels = module.level_embed.shape[1]
         levels = reversed(range(module.num_fpn_levels))
-        return [Joint(_name("out", level), channels, channels, "bilinear") for level in levels]
+        return [FusionPoint(_name("out", level), channels, channels, "bilinear") for level in levels]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
@@ -78,18 +78,18 @@ class UpgradedMask2FormerPixelDecoder(PixelDecoder, Mask2FormerPixelDecoder):
     host_forward = staticmethod(Mask2FormerPixelDecoder.forward)
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
-        after = PixelDecoder.joints(module)
+    def points(module: Any) -> list[FusionPoint]:
+        after = PixelDecoder.points(module)
         channels = module.level_embed.shape[1]
         coarsest = len(module.feature_channels) - 1
         fine = [coarsest - i for i in range(1, len(module.input_projections))]
-        before = [Joint(_name("in", level), channels, channels, mode="none") for level in fine]
+        before = [FusionPoint(_name("in", level), channels, channels, mode="none") for level in fine]
         published = {
             "compressed_channels": channels // 4,
             "hamming_window": False,
             "feature_resample_norm": False,
         }
-        return [joint._replace(freqfusion=published) for joint in before + after]
+        return [point._replace(freqfusion=published) for point in before + after]
 
     def replaced(self: Any, features: Any) -> dict[str, Any]:
         fused: list[Tensor] = []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.models.maskformer.modeling_maskformer import MaskFormerFPNLayer
 
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -15,9 +15,9 @@ class UpgradedMaskFormerFPNLayer(Upgraded, MaskFormerFPNLayer):
     """A level of the pyramid; ``fusions.up`` replaces nearest neighbours. Levels are in the order coarse to fine."""
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         channels = module.proj[0].out_channels
-        return [Joint("up", channels, channels)]
+        return [FusionPoint("up", channels, channels)]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from transformers.models.rt_detr.modeling_rt_detr import RTDetrCSPRepLayer
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2CSPRepLayer
 
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -21,19 +21,19 @@ class TopDownBlock(Upgraded):
     """
 
     @staticmethod
-    def seen(module: Any, parent: nn.Module | None) -> Any:
+    def context(module: Any, parent: nn.Module | None) -> Any:
         return module if module in getattr(parent, "fpn_blocks", ()) else None
 
     @staticmethod
-    def joints(seen: Any) -> list[Joint]:
-        if seen is None:
+    def points(context: Any) -> list[FusionPoint]:
+        if context is None:
             return []
-        channels = seen.conv1.conv.in_channels // 2
-        return [Joint("up", channels, channels)]
+        channels = context.conv1.conv.in_channels // 2
+        return [FusionPoint("up", channels, channels)]
 
     @staticmethod
-    def example(seen: Any) -> tuple[Any, ...]:
-        channels = seen.conv1.conv.in_channels // 2
+    def example(context: Any) -> tuple[Any, ...]:
+        channels = context.conv1.conv.in_channels // 2
         coarse, fine = torch.randn(1, channels, 5, 7), torch.randn(1, channels, 10, 14)
         return (torch.cat((resize(coarse, (10, 14), "nearest"), fine), dim=1),)
 

@@ -9,7 +9,7 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from freqfusion.decoders.progressive import cascade_channels
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -23,11 +23,11 @@ class UpgradedSegformerDecodeHead(Upgraded, SegformerDecodeHead):
     """
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         levels = len(module.config.hidden_sizes)
         steps = cascade_channels([module.config.decoder_hidden_size] * levels)
         return [
-            Joint(str(levels - 2 - step), hr_channels, lr_channels, "bilinear", gated=False)
+            FusionPoint(str(levels - 2 - step), hr_channels, lr_channels, "bilinear", gated=False)
             for step, (hr_channels, lr_channels) in enumerate(steps)
         ]
 

@@ -9,7 +9,7 @@ from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVision
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import Joint, Upgraded
+from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -22,9 +22,9 @@ class _Head(Upgraded):
     """
 
     @staticmethod
-    def joints(module: Any) -> list[Joint]:
+    def points(module: Any) -> list[FusionPoint]:
         levels = reversed(range(len(module.lateral_convs)))
-        return [Joint(str(i), module.channels, module.channels, "bilinear") for i in levels]
+        return [FusionPoint(str(i), module.channels, module.channels, "bilinear") for i in levels]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
