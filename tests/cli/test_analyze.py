@@ -27,8 +27,8 @@ from tiny_training import tiny_data
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Drawing is most of the time, and tested elsewhere."""
-    for page in ("analysis", "drawing"):
-        monkeypatch.setattr(f"freqfusion.{page}.page.figure_bytes", lambda *args, **options: b"drawn")
+    for page in ("analysis.page", "drawing.page_parts"):
+        monkeypatch.setattr(f"freqfusion.{page}.figure_bytes", lambda *args, **options: b"drawn")
     monkeypatch.setenv("COLUMNS", "100")
 
 
@@ -40,7 +40,11 @@ def save_checkpoint(path, fusion="freqfusion", seed=0, **data):
     )
     content = {
         "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
+        "hyper_parameters": {
+            **module.hparams,
+            "network": {"spec": module.network.spec.to_json()},
+            "network_options": None,
+        },
         "datamodule_hyper_parameters": dict(datamodule.hparams),
         "classes": list(datamodule.classes),
         "palette": [list(colour) for colour in datamodule.palette],
@@ -246,7 +250,7 @@ def test_saved_model_on_a_folder(checkpoints, tmp_path, capsys):
     torch.manual_seed(0)
     model = create_model("fpn_small", num_classes=8, fusion="carafe", channels=8)
     freqfusion.save_pretrained(model, tmp_path / "saved")
-    assert run("--checkpoint", tmp_path / "saved", "--out", tmp_path / "out") == 1
+    assert run("--checkpoint", tmp_path / "saved", "--out", tmp_path / "out") == 2
     assert "give a folder with --data" in capsys.readouterr().err
     data = make_folder(tmp_path / "data")
     assert run("--checkpoint", tmp_path / "saved", "--data", data, "--out", tmp_path / "out") == 0
@@ -258,7 +262,7 @@ def test_saved_model_on_a_folder(checkpoints, tmp_path, capsys):
     assert explorer(tmp_path / "two")["scenes"][0]["height"] == 16
 
     fewer = make_folder(tmp_path / "fewer", num_classes=3)
-    assert run("--checkpoint", tmp_path / "saved", "--data", fewer, "--out", tmp_path / "out") == 1
+    assert run("--checkpoint", tmp_path / "saved", "--data", fewer, "--out", tmp_path / "out") == 2
     assert "predicts 8 classes, the data has 3" in capsys.readouterr().err
 
 
@@ -333,7 +337,7 @@ def test_saved_features_of_several_levels(tmp_path):
 def test_saved_features_that_cannot_be_used(tmp_path, capsys, changes, message):
     given = {name: array for name, array in (arrays() | changes).items() if array is not None}
     np.savez(tmp_path / "all.npz", **given)
-    assert run("--features", tmp_path / "all.npz", "--out", tmp_path / "out") == 1
+    assert run("--features", tmp_path / "all.npz", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("freqfusion analyze: error: ")
     assert re.search(message, error)
@@ -344,10 +348,10 @@ def test_saved_features_that_cannot_be_used(tmp_path, capsys, changes, message):
     "name, data", [("a.npy", b"x"), ("a.npz", b"x"), ("a.safetensors", b"x"), ("a.txt", b"")]
 )
 def test_files_that_are_none(tmp_path, capsys, name, data):
-    assert run("--features", tmp_path / name, "--out", tmp_path / "out") == 1
+    assert run("--features", tmp_path / name, "--out", tmp_path / "out") == 2
     assert "there is no file" in capsys.readouterr().err
     (tmp_path / name).write_bytes(data)
-    assert run("--features", tmp_path / name, "--out", tmp_path / "out") == 1
+    assert run("--features", tmp_path / name, "--out", tmp_path / "out") == 2
     assert re.search("cannot be read|expected a .npy", capsys.readouterr().err)
 
 
@@ -379,7 +383,7 @@ def test_what_a_model_cannot_do_is_said(checkpoints, tmp_path, capsys):
         (("--checkpoint", ours, "--dataset", "voc"), "is read from files"),
     ]
     for words, message in cases:
-        assert run(*words, "--out", tmp_path / "out") == 1
+        assert run(*words, "--out", tmp_path / "out") == 2
         assert message in capsys.readouterr().err
     subjects = [load_subject(path) for path in checkpoints]
     subjects[1] = replace(subjects[1], sites=subjects[1].sites[:2])

@@ -38,7 +38,7 @@ SEMANTIC = [
     ("--model.class_weights", "[0, 0, 0, 0, 0, 0, 0, 0]", 2),
     ("--model.class_weights", "[.nan, 1, 1, 1, 1, 1, 1, 1]", 2),
     ("--model.class_weights", "[.inf, 1, 1, 1, 1, 1, 1, 1]", 2),
-    ("--model.class_weights", "[1, 1]", 1),
+    ("--model.class_weights", "[1, 1]", 2),
     ("--model.weight_decay", "-0.1", 2),
     ("--model.warmup_steps", "-1", 2),
     ("--model.warmup_ratio", "2", 2),
@@ -54,18 +54,18 @@ SEMANTIC = [
     ("--model.backbone_lr_factor", "1e300", 2),
     ("--model.poly_power", "-1", 2),
     ("--model.test_size", "100000", 2),
-    ("--model.network_options", "{channels: -8}", 1),
-    ("--model.network_options", "{channels: 0}", 1),
-    ("--model.network_options", "{colour: 1}", 1),
+    ("--model.network_options", "{channels: -8}", 2),
+    ("--model.network_options", "{channels: 0}", 2),
+    ("--model.network_options", "{colour: 1}", 2),
     ("--data.resize", "[0, 0]", 2),
     ("--data.resize", "[-3, 4]", 2),
     ("--data.crop_size", "[100000, 100000]", 2),
     ("--data.ratio_range", "[2, 1]", 2),
-    ("--data.batch_size", "100", 1),
-    ("--data.dataset_options", "{colour: 1}", 1),
-    ("--data.dataset_options", "{length: -1}", 1),
-    ("--data.dataset_options", "{length: null}", 1),
-    ("--data.dataset_options", "{size: [100000, 100000]}", 1),
+    ("--data.batch_size", "100", 2),
+    ("--data.dataset_options", "{colour: 1}", 2),
+    ("--data.dataset_options", "{length: -1}", 2),
+    ("--data.dataset_options", "{length: null}", 2),
+    ("--data.dataset_options", "{size: [100000, 100000]}", 2),
     ("--seed", "-1", 2),
     ("--log_steps", "0", 2),
     ("--checkpoint_steps", "0", 2),
@@ -74,14 +74,14 @@ SEMANTIC = [
     ("--ckpt", "x", 2),
     ("--trainer.max_epochs", "-5", 2),
     ("--trainer.max_epochs", "0", 2),
-    ("--trainer.max_epochs", "-1", 1),
+    ("--trainer.max_epochs", "-1", 2),
     ("--trainer.max_steps", "0", 2),
     ("--trainer.max_time", "{hours: -1}", 2),
     ("--trainer.check_val_every_n_epoch", "0", 2),
-    ("--trainer.val_check_interval", "100", 1),
+    ("--trainer.val_check_interval", "100", 2),
     ("--trainer.devices", "0", 2),
     ("--trainer.devices", "many", 2),
-    ("--trainer.accelerator", "tpu", 1),
+    ("--trainer.accelerator", "tpu", 2),
     pytest.param(
         "--trainer.accelerator",
         "gpu",
@@ -110,9 +110,9 @@ def test_fit(tmp_path, capsys, option, value, code):
         ("detection", "--model.milestones", "[-1]", 2),
         ("detection", "--model.gamma", "0", 2),
         ("detection", "--model.lr_batch_size", "0", 2),
-        ("detection", "--model.network_options", "{colour: 1}", 1),
+        ("detection", "--model.network_options", "{colour: 1}", 2),
         ("detection", "--data.short_sides", "[0]", 2),
-        ("detection", "--data.jitter", "[1, 2]", 1),
+        ("detection", "--data.jitter", "[1, 2]", 2),
         ("masks", "--model.milestones", "[2]", 2),
         ("masks", "--model.backbone_lr_factor", "0", 2),
         ("masks", "--model.poly_power", "-1", 2),
@@ -155,9 +155,7 @@ def test_recipes_of_another_form(tmp_path, capsys, command, content, message):
     data = content if isinstance(content, bytes) else content.replace("PLACE", str(place)).encode()
     config.write_bytes(data)
     argv = [command, "--config", str(config)]
-    code = 1 if command == "compare" and isinstance(content, bytes) else 2
-    err = refused(capsys, tmp_path / "run", argv, code)
-    assert code == 1 or message in err
+    assert message in refused(capsys, tmp_path / "run", argv, 2)
     assert not place.exists()
 
 

@@ -45,17 +45,17 @@ def test_explain_knows_the_dtype(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--ops", "karafe"], 1, "there is no operation 'karafe'; choose among carafe, "),
-        (["--shapes", "tiny"], 1, "there is no set of shapes 'tiny'; choose among small, "),
-        (["--ops", "segnext_t", "--shapes", "one-pixel"], 1, "cannot be measured at one-pixel"),
-        (["--device", "abacus"], 1, "there is no device 'abacus' here"),
+        (["--ops", "karafe"], 2, "there is no operation 'karafe'; choose among carafe, "),
+        (["--shapes", "tiny"], 2, "there is no set of shapes 'tiny'; choose among small, "),
+        (["--ops", "segnext_t", "--shapes", "one-pixel"], 2, "cannot be measured at one-pixel"),
+        (["--device", "abacus"], 2, "there is no device 'abacus' here"),
         (["--rounds", "0"], 2, "--rounds is 0, expected a whole number of at least 1"),
         (["--minutes", "0"], 2, "--minutes is 0.0, expected a number above 0"),
         (["--minutes", "nan"], 2, "--minutes is nan, expected a number above 0"),
         (["--shrink", "0"], 2, "--shrink is 0, expected a whole number of at least 1"),
-        (["--training", "resnet"], 1, "there is no network 'resnet' here; choose among segnext_t, "),
+        (["--training", "resnet"], 2, "there is no network 'resnet' here; choose among segnext_t, "),
         (["--threads", "-1"], 2, "--threads is -1, expected a whole number of at least 1"),
-        (["--kernels", "90"], 1, "--kernels takes a compute capability such as sm_90, got '90'"),
+        (["--kernels", "90"], 2, "--kernels takes a compute capability such as sm_90, got '90'"),
         (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
     ],
 )

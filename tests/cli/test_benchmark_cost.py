@@ -147,15 +147,15 @@ def test_the_command_draws_the_results_of_a_comparison(measured, monkeypatch, tm
 @pytest.mark.parametrize(
     "words, code, message",
     [
-        (["--cost", "--methods", "bicubic"], 1, "there is no method 'bicubic'; choose from: "),
+        (["--cost", "--methods", "bicubic"], 2, "there is no method 'bicubic'; choose from: "),
         (["--cost", "--ops", "carafe"], 2, "--ops does not go with --cost"),
         (["--cost", "--explain"], 2, "--explain does not go with --cost"),
         (["--methods", "carafe"], 2, "--methods does not go without --cost"),
-        (["--cost", "--results", "none.json"], 1, "none.json"),
-        (["--cost", "--results", "list.json"], 1, "list.json is not the results.json of freqfusion compare"),
+        (["--cost", "--results", "none.json"], 2, "none.json"),
+        (["--cost", "--results", "list.json"], 2, "list.json is not the results.json of freqfusion compare"),
         (
             ["--cost", "--methods", "carafe", "--results", "other.json"],
-            1,
+            2,
             "none of the methods carafe, but sapa",
         ),
     ],
@@ -174,7 +174,7 @@ def test_a_real_measurement(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cost, "SITES", ((3, 4),))
     monkeypatch.setattr(cost, "LATENCY_SITE", (3, 3))
     monkeypatch.setattr(cost, "IMAGE", (64, 64))
-    monkeypatch.setattr(cost, "list_models", lambda: ["fpn_small"])
+    monkeypatch.setattr(cost, "MODELS", ["fpn_small"])
     run_cost(["carafe"], tmp_path, "cpu", ("mIoU", {"carafe": 50.0}), 1)
     at_sites, in_model = json.loads((tmp_path / "cost.json").read_text())["costs"]
     assert at_sites["parameters"] == 74_148

@@ -127,7 +127,7 @@ def test_missing_data_is_said_before_any_run(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model:\n  network: fpn_small\ndata:\n  dataset: camvid\n")
     words = ["--config", str(recipe), "--methods", "bilinear", "--data.root", str(tmp_path / "none")]
-    assert main(["compare", *words, "--out", str(tmp_path / "race")]) == 1
+    assert main(["compare", *words, "--out", str(tmp_path / "race")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "race").exists()
 
@@ -167,11 +167,11 @@ def test_a_race_of_another_task(tmp_path, capsys):
 )
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path, capsys, settings, message):
     runs = [str(write_run(tmp_path / "a", "a")), str(write_run(tmp_path / "b", "b", **settings))]
-    assert main(["compare", *runs, "--out", str(tmp_path / "out")]) == 1
+    assert main(["compare", *runs, "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-    assert main(["compare", *runs, str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert main(["compare", *runs, str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert f"{tmp_path} is no run: it has no run.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -54,7 +54,7 @@ def test_a_second_time_changes_nothing(
     assert main(["convert", str(file), "--to", str(folder)]) == 0
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     capsys.readouterr()
-    assert main(["convert", str(file), "--to", str(folder)]) == 1
+    assert main(["convert", str(file), "--to", str(folder)]) == 2
     assert f"freqfusion convert: error: {folder} holds a model already" in capsys.readouterr().err
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
 
@@ -68,10 +68,10 @@ def test_other_files_in_the_folder_stay(file: Path, tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "out")
-    assert main(["convert", str(tmp_path / "absent.pth"), "--to", folder]) == 1
+    assert main(["convert", str(tmp_path / "absent.pth"), "--to", folder]) == 2
     assert "freqfusion convert: error: no weights file at " in capsys.readouterr().err
     torch.save(create_model("fpn_small", 2, "bilinear").state_dict(), tmp_path / "ours.pth")
-    assert main(["convert", str(tmp_path / "ours.pth"), "--to", folder]) == 1
+    assert main(["convert", str(tmp_path / "ours.pth"), "--to", folder]) == 2
     assert "ours.pth holds no model that is known here" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "ours.pth")]) == 2
     assert "the following arguments are required: --to" in capsys.readouterr().err

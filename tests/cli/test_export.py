@@ -30,9 +30,9 @@ def test_a_part_of_a_network_with_another_number_of_channels(capsys, tmp_path):
     assert main([*arguments, "--channels", "1", "--module", "0"]) == 0
     assert torch.export.load(out).module()(torch.zeros(1, 1, 8, 8))[0].shape == (1, 2, 8, 8)
     capsys.readouterr()
-    assert main([*arguments, "--module", "2"]) == 1
+    assert main([*arguments, "--module", "2"]) == 2
     assert "the model has no module '2'; its parts are: 0, 1" in capsys.readouterr().err
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "does not take inputs of shape (1, 3, 8, 8)" in capsys.readouterr().err
 
 

@@ -131,7 +131,7 @@ def test_resume_takes_from_the_run_what_is_not_given(run, tmp_path):
     assert main(["fit", "--resume", "--out", str(own), "--trainer.max_epochs", "3"]) == 0
     checkpoint = torch.load(own / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 9
-    assert checkpoint["hyper_parameters"]["network"] == "fpn_small"
+    assert checkpoint["hyper_parameters"]["network"]["spec"]["name"] == "fpn_small"
     assert checkpoint["hyper_parameters"]["lr"] == 1e-3
     assert main(["fit", "--checkpoint", str(own / "last.ckpt"), "--trainer.max_epochs", "4"]) == 0
     assert torch.load(own / "last.ckpt", weights_only=True)["global_step"] == 12
@@ -184,10 +184,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys)
         (["--config", "missing.yaml"], 2, "missing.yaml"),
         (["--model.learning", "3"], 2, "--model.learning"),
         (["--model.lr", "fast"], 2, "model.lr"),
-        (["--data.dataset", "camvid", "--data.root", "no/such/folder"], 1, "no/such/folder: no such folder"),
-        (["--data.dataset", "sinthetic"], 1, "unknown dataset 'sinthetic'"),
-        (["--model.network", "segnext_x"], 1, "unknown model 'segnext_x'"),
-        (["--model.network_options", "{colour: 1}"], 1, "network_options {'colour': 1} do not fit"),
+        (["--data.dataset", "camvid", "--data.root", "no/such/folder"], 2, "no/such/folder: no such folder"),
+        (["--data.dataset", "sinthetic"], 2, "unknown dataset 'sinthetic'"),
+        (["--model.network", "segnext_x"], 2, "unknown model 'segnext_x'"),
+        (["--model.network_options", "{colour: 1}"], 2, "network_options {'colour': 1} do not fit"),
         (["--checkpoint", "none.ckpt"], 2, "there is no checkpoint at none.ckpt"),
         (["--checkpoint", "last"], 2, "no checkpoint at"),
     ],
@@ -223,7 +223,7 @@ def test_help_shows_an_example(capsys, command):
     assert f"example:\n  freqfusion {command} --c" in text
     assert text.startswith(f"usage: freqfusion {command} ")
     assert "--data.crop_size" in text
-    assert "Peak learning rate of the backbone" in text
+    assert "Peak learning rate of all but the backbone" in text
 
 
 def test_skip_bad_is_short_for_the_setting_of_the_data(monkeypatch):
@@ -247,4 +247,4 @@ def test_words_come_over_all_files_wherever_they_stand(tmp_path, monkeypatch):
         model = command.config["model"]
         assert (model.fusion, model.weight_decay, model.lr) == ("carafe", 0.75, 0.125)
         assert command.task == "masks"
-        assert command.out.name == "last"
+        assert command.out.parent.name == "last"

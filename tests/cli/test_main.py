@@ -31,9 +31,10 @@ def test_unknown_command(capsys):
 @pytest.mark.parametrize(
     "error, code, words",
     [
-        (FileNotFoundError("no folder a/b"), 1, "freqfusion fit: error: no folder a/b\n"),
-        (ValueError("bad"), 1, "freqfusion fit: error: bad\n"),
-        (ImportError("install it"), 1, "freqfusion fit: error: install it\n"),
+        (FileNotFoundError("no folder a/b"), 2, "freqfusion fit: error: no folder a/b\n"),
+        (ValueError("bad"), 2, "freqfusion fit: error: bad\n"),
+        (ImportError("install it"), 2, "freqfusion fit: error: install it\n"),
+        (OSError("no space left"), 1, "freqfusion fit: error: no space left\n"),
         (KeyboardInterrupt(), 130, "\nfreqfusion fit: stopped\n"),
         (SystemExit(2), 2, ""),
         (SystemExit(None), 0, ""),
@@ -86,9 +87,9 @@ def test_import_is_done_once_and_passed_on(tmp_path, monkeypatch, capsys):
     assert main(["list", f"--import={extension}", "--import", str(extension)]) == 0
     assert sys.count == 1
     assert main_module.os.environ["FREQFUSION_IMPORT"] == str(extension)
-    assert main(["list", "--import", str(tmp_path / "none.py")]) == 1
+    assert main(["list", "--import", str(tmp_path / "none.py")]) == 2
     assert "there is no file" in capsys.readouterr().err
-    assert main(["list", "--import"]) == 1
+    assert main(["list", "--import"]) == 2
     assert "--import needs a file" in capsys.readouterr().err
 
 

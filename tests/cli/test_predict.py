@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as TF
 
 from freqfusion.cli import predict
+from freqfusion.cli.main import main
 from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
 from freqfusion.prediction.pixels import predict_mask
@@ -31,7 +32,11 @@ def save_checkpoint(path, num_classes=3, resize=None, **settings):
     palette = [*PALETTE, *((index % 256, 0, 0) for index in range(3, num_classes))][:num_classes]
     content = {
         "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
+        "hyper_parameters": {
+            **module.hparams,
+            "network": {"spec": module.network.spec.to_json()},
+            "network_options": None,
+        },
         "datamodule_hyper_parameters": {"resize": resize},
         "classes": classes,
         "palette": [list(colour) for colour in palette],
@@ -71,7 +76,7 @@ def assert_same_mask(path, expected):
 
 
 def run(source, checkpoint, out, *options):
-    return predict.run([str(source), "--checkpoint", str(checkpoint), "--out", str(out), *options])
+    return main(["predict", str(source), "--checkpoint", str(checkpoint), "--out", str(out), *options])
 
 
 def test_writes_mask_colours_overlay_and_shares(tmp_path, checkpoint, capsys):

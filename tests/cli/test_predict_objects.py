@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Pictures, and a Mask R-CNN that has learnt to see them."""
     folder = tmp_path_factory.mktemp("objects")
     torch.manual_seed(0)
-    module, data = tiny_detection(write_coco(folder / "data"), warmup_steps=10, milestones=[50])
+    module, data = tiny_detection(write_coco(folder / "data"), warmup_steps=10, milestones=[0.5])
     trainer = create_trainer(
         folder / "run", accelerator="cpu", max_epochs=60, limit_val_batches=0, enable_progress_bar=False
     )
@@ -79,9 +79,7 @@ def test_a_folder_of_save_pretrained(trained: tuple[Path, Path], tmp_path: Path)
     """The same results as from the checkpoint, and the classes by the names that were saved."""
     data, checkpoint = trained
     module, classes, _ = load_checkpoint(checkpoint)
-    network: Any = module.network
-    network.classes = classes
-    save_pretrained(network, tmp_path / "model")
+    save_pretrained(module.network, tmp_path / "model", classes=classes)
     results = []
     for name, source in (("file", checkpoint), ("folder", tmp_path / "model")):
         words = [

@@ -55,7 +55,7 @@ def test_without_yaml_the_install_line_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    assert main(["recipes"]) == 1
+    assert main(["recipes"]) == 2
     assert 'python -m pip install "freqfusion[train]"' in capsys.readouterr().err
 
 
@@ -128,7 +128,7 @@ def test_a_race_finds_its_recipe_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--config", "compare/camvid", "--methods", "bilinear", "--data.root", "none"]
-    assert main(["compare", *words]) == 1
+    assert main(["compare", *words]) == 2
     assert "none: no such folder" in capsys.readouterr().err
     assert main(["compare", *words, "-c", "ade20k/segnext"]) == 2
     assert "-c is set for every run by the race itself" in capsys.readouterr().err
@@ -211,15 +211,18 @@ def test_print_config_prints_the_variant(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_folder_in_place_of_a_network_needs_to_say_which_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = ["--model.network", "pretrained:mine", "--model.network_options", "null"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "freqfusion.json").write_text("{}")
+    folder = ["--model.network", str(mine), "--model.network_options", "null"]
     assert main(["test", "--config", "ade20k/mask2former", *folder]) == 2
-    assert "name it first: --model.network NAME --model.network pretrained:mine" in (capsys.readouterr().err)
+    assert f"name it first: --model.network NAME --model.network {mine}" in capsys.readouterr().err
     words = ["--config", "ade20k/mask2former", "--model.network", "mask2former_swin_b", *folder]
     line = parse(words, monkeypatch, "test")
-    assert (line.config["model.network"], line.config["model.test_size"]) == ("pretrained:mine", 640)
-    assert line.out == Path("runs/ade20k/mask2former/pretrained_mine_freqfusion")
+    assert (line.config["model.network"], line.config["model.test_size"]) == (str(mine), 640)
+    assert line.out == Path("runs/ade20k/mask2former/mine_freqfusion")
     # here the networks differ in their own options alone, and a folder has none
     line = parse(["--config", "coco/faster_rcnn", *folder], monkeypatch, "test")
     assert line.config["model.network_options"] is None

@@ -21,10 +21,10 @@ def test_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_nothing_to_upgrade(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sites", "torch.nn:Identity"]) == 1
+    assert main(["sites", "torch.nn:Identity"]) == 2
     assert "found no place in this Identity" in capsys.readouterr().err
 
 
 def test_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sites", "mask_rcnn"]) == 1
-    assert "does not name a model; write it like" in capsys.readouterr().err
+    assert main(["sites", "mask_rcnn"]) == 2
+    assert "unknown model 'mask_rcnn', did you mean mask_rcnn_r50?" in capsys.readouterr().err

@@ -301,6 +301,8 @@ def test_absent_torchmetrics_is_named_with_the_install_line(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     import freqfusion.metrics
 
+    monkeypatch.delitem(vars(freqfusion.metrics), "SegmentationMetrics", raising=False)
+    monkeypatch.delitem(sys.modules, "freqfusion.metrics.segmentation", raising=False)
     with pytest.raises(ImportError, match=r'pip install "freqfusion\[train\]"'):
         _ = freqfusion.metrics.SegmentationMetrics
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -54,7 +54,7 @@ def test_a_network_of_ones_own() -> None:
     expected = F.cross_entropy(model(images), mask, ignore_index=255, reduction="sum") / mask.numel()
     torch.testing.assert_close(model.loss(images, mask), expected)
     with pytest.raises(ValueError, match="there is a model 'tiny_of_mine' already"):
-        register_model("tiny_of_mine")
+        register_model("tiny_of_mine")(lambda num_classes, fusion: Mine(num_classes, fusion))
     with pytest.raises(ValueError, match=r"letters, digits, .* got 'a/b'"):
         register_model("a/b")
 

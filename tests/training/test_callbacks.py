@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import freqfusion.tasks.semantic
-from tiny_training import create_tiny, tiny_fit
+from tiny_training import tiny_fit
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -18,7 +17,6 @@ def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch
         monkeypatch.setenv("FORCE_COLOR", "1")
     else:
         monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setattr(freqfusion.tasks.semantic, "create_model", create_tiny)
     tiny_fit(tmp_path, "plain", max_epochs=2, enable_progress_bar=True)
     out, err = capfd.readouterr()
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)

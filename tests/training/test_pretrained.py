@@ -82,7 +82,7 @@ def test_a_saved_detector_is_judged_and_trained_on(
     (data / "instances_val.json").write_text(json.dumps(content))
     (data / "instances_train.json").write_text(json.dumps(content))
     capsys.readouterr()
-    assert main(["test", "--checkpoint", str(tmp_path / "run" / "last.ckpt"), "--data.workers", "0"]) == 1
+    assert main(["test", "--checkpoint", str(tmp_path / "run" / "last.ckpt"), "--data.workers", "0"]) == 2
     assert "class 0 is 'disc' to the network and 'block' in the data" in capsys.readouterr().err
 
 

@@ -191,7 +191,7 @@ def test_save_and_make_again(case: HostCase, tmp_path: Path) -> None:
     own = type(model).__module__.startswith(("transformers.", "segmentation_models_pytorch."))
     shake(upgrade_(model, "carafe"))
     expected = case.run(model, image)
-    host = None if own else str(ModelSpec("host_cases", "build", {"name": case.name}))
+    host = None if own else str(ModelSpec("host_cases:build", {"name": case.name}))
     save_pretrained(model, tmp_path, host=host)
     assert_equal(case.run(from_pretrained(tmp_path, host=host), image), expected)
 

@@ -513,7 +513,7 @@ def test_no_reader_of_weights_runs_code(watched: Path) -> None:
     ):
         with pytest.raises(ValueError, match="which could run code"):
             read(watched / "evil.pth")
-    assert main(["convert", "evil.pth", "--to", "out"]) == 1
+    assert main(["convert", "evil.pth", "--to", "out"]) == 2
     assert main(["predict", "bait.py", "--checkpoint", "evil.pth", "--out", "out"]) == 2
     assert not (watched / "this-ran").exists()
 

@@ -138,7 +138,7 @@ def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], com
     for package in PACKAGES:
         require(package, "train")
     from freqfusion.cli._race import run_race
-    from freqfusion.cli._recipes import find_recipe
+    from freqfusion.cli._recipes import find_recipe, read_recipe
 
     try:
         config = find_recipe(args.config) if args.config else PRESETS / f"{args.preset}.yaml"
@@ -146,6 +146,7 @@ def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], com
         parser.error(str(error))
     if not config.is_file():
         parser.error(f"{config} is not a file, and every run of a race reads it again")
+    read_recipe(config)  # which says what is wrong with it
     for taken in (
         "--model.fusion",
         "--seed",

@@ -57,6 +57,7 @@ _REGISTERED: dict[str, Callable[..., Model]] = {
     "fpn_small": _fpn_small,
     "fpn_resnet18": partial(build_segmenter, "resnet18", channels=64),
 }
+_PIXEL_MODELS = frozenset(_REGISTERED)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -78,18 +79,19 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
         name: not taken yet; letters, digits, ``_``, ``.``, ``+`` and ``-``.
 
     Returns:
-        The decorator of a function ``builder(num_classes, fusion, **options)`` that makes a
+        The decorator of a function or class ``builder(num_classes, fusion, **options)`` that makes a
         :class:`~freqfusion.models.PixelModel` or :class:`~freqfusion.models.ObjectModel` with fresh weights.
 
     Raises:
         ValueError: for a name that is taken or of another form.
     """
-    if name in list_models():
-        raise ValueError(f"there is a model {name!r} already; choose another name")
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ValueError(f"a model's name is of letters, digits, _, ., + and -, got {name!r}")
 
     def register(builder: Builder) -> Builder:
+        before = getattr(_REGISTERED.get(name), "__qualname__", "")
+        if name in list_models() and before != builder.__qualname__:  # else its file is imported again
+            raise ValueError(f"there is a model {name!r} already; choose another name")
         _REGISTERED[name] = builder
         return builder
 
@@ -294,7 +296,7 @@ def _build_own(options: Mapping[str, Any], name: str) -> Model:
         )
     if num_classes is None:
         raise ValueError(f"{name!r} needs num_classes, the number of classes")
-    if "things" in options and not kind and name not in _REGISTERED:
+    if "things" in options and (name in _PIXEL_MODELS or not (kind or name in _REGISTERED)):
         raise ValueError(_NO_OBJECTS.format(name))
     model = builder(num_classes=num_classes, fusion=fusion, **options)
     if not isinstance(model, Model):
