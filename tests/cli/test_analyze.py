@@ -251,18 +251,18 @@ def test_saved_model_on_a_folder(checkpoints, tmp_path, capsys):
     model = create_model("fpn_small", num_classes=8, fusion="carafe", channels=8)
     freqfusion.save_pretrained(model, tmp_path / "saved")
     assert run("--checkpoint", tmp_path / "saved", "--out", tmp_path / "out") == 2
-    assert "give a folder with --data" in capsys.readouterr().err
+    assert "give a folder with --data.root" in capsys.readouterr().err
     data = make_folder(tmp_path / "data")
-    assert run("--checkpoint", tmp_path / "saved", "--data", data, "--out", tmp_path / "out") == 0
+    assert run("--checkpoint", tmp_path / "saved", "--data.root", data, "--out", tmp_path / "out") == 0
     assert len(summary(tmp_path / "out")) == 6
     assert explorer(tmp_path / "out")["classes"][1] == "kind 1"
     # a checkpoint of another data set takes a folder too
-    options = ("--resize", 16, 48, "--out", tmp_path / "two")
-    assert run("--checkpoint", checkpoints[0], "--data", data, *options) == 0
+    options = ("--data.resize", "16x48", "--out", tmp_path / "two")
+    assert run("--checkpoint", checkpoints[0], "--data.root", data, *options) == 0
     assert explorer(tmp_path / "two")["scenes"][0]["height"] == 16
 
     fewer = make_folder(tmp_path / "fewer", num_classes=3)
-    assert run("--checkpoint", tmp_path / "saved", "--data", fewer, "--out", tmp_path / "out") == 2
+    assert run("--checkpoint", tmp_path / "saved", "--data.root", fewer, "--out", tmp_path / "out") == 2
     assert "predicts 8 classes, the data has 3" in capsys.readouterr().err
 
 
@@ -380,7 +380,7 @@ def test_what_a_model_cannot_do_is_said(checkpoints, tmp_path, capsys):
         (("--checkpoint", ours, "--sites", "backbone"), "has no fusion site 'backbone'; it has decode_head"),
         (("--checkpoint", ours, "--device", "moon"), "there is no device 'moon'"),
         (("--checkpoint", ours, "--split", "moon"), "moon"),
-        (("--checkpoint", ours, "--dataset", "voc"), "is read from files"),
+        (("--checkpoint", ours, "--data.dataset", "voc"), "is read from files"),
     ]
     for words, message in cases:
         assert run(*words, "--out", tmp_path / "out") == 2
@@ -395,4 +395,4 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         analyze.run(["--help"])
     assert stop.value.code == 0
-    assert "freqfusion analyze --checkpoint runs/camvid/best.ckpt --data" in capsys.readouterr().out
+    assert "freqfusion analyze --checkpoint runs/camvid/best.ckpt --data.root" in capsys.readouterr().out

@@ -87,7 +87,7 @@ def open_data(
         ValueError: where it remains unknown which data to take.
     """
     if subject.data is None and root is None and dataset is None:
-        raise ValueError(f"{subject.name} does not know its data: give a folder with --data")
+        raise ValueError(f"{subject.name} does not know its data: give a folder with --data.root")
     options = dict(subject.data or {})
     trained = options.get("dataset")
     if root is not None:
@@ -204,8 +204,8 @@ def _run(subject: Subject, images: Tensor, name: str) -> Any:
     except RuntimeError as error:
         height, width = images.shape[-2:]
         raise ValueError(
-            f"{subject.name} cannot run the image {name} of {width}x{height} pixels ({error}); --resize brings all "
-            "images to another size"
+            f"{subject.name} cannot run the image {name} of {width}x{height} pixels ({error}); --data.resize brings "
+            "all images to another size"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The parser of the commands that are not built on Lightning."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -59,3 +60,11 @@ def whole_number(text: str) -> Any:
 
 
 whole_number.__name__ = "whole number"  # so argparse calls it in its errors
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width, written as 512x768."""
+    match = re.fullmatch(r"(\d+)(?:\.0+)?x(\d+)(?:\.0+)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width such as 512x768")
+    return int(match[1]), int(match[2])

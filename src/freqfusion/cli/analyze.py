@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
 from freqfusion._text import readable
-from freqfusion.cli._arguments import CommandParser, whole_number
+from freqfusion.cli._arguments import CommandParser, image_size, whole_number
 
 if TYPE_CHECKING:
     from freqfusion.analysis.measure import FeatureStudy
 
 EXAMPLE = """\
 examples:
-  freqfusion analyze --checkpoint runs/camvid/best.ckpt --data CAMVID_FOLDER --out analysis/
+  freqfusion analyze --checkpoint runs/camvid/best.ckpt --data.root CAMVID_FOLDER --out analysis/
   freqfusion analyze --checkpoint runs/freqfusion/best.ckpt --against runs/bilinear/best.ckpt --out analysis/
   freqfusion analyze --features before.npy after.npy labels.npy --out analysis/
 
@@ -41,9 +41,13 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--against", type=Path, help="a second model to compare with")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--data", type=Path, help="folder of the images and labels [that of the training]")
     parser.add_argument(
-        "--dataset", help="its layout: ade20k, camvid, folder, ... [that of the training, or folder]"
+        "--data.root", dest="data", type=Path, help="folder of the images and labels [that of the training]"
+    )
+    parser.add_argument(
+        "--data.dataset",
+        dest="dataset",
+        help="its layout: ade20k, camvid, folder, ... [that of the training, or folder]",
     )
     parser.add_argument("--split", help="part of the data [the one judged in training, or val]")
     parser.add_argument(
@@ -53,10 +57,10 @@ def _parser() -> CommandParser:
     parser.add_argument("--pictures", type=whole_number, default=6, help="images of them in the explorer [6]")
     parser.add_argument("--sites", nargs="+", metavar="PATH", help="fusions to look at [all]")
     parser.add_argument(
-        "--resize",
-        type=whole_number,
-        nargs=2,
-        metavar=("H", "W"),
+        "--data.resize",
+        dest="resize",
+        type=image_size,
+        metavar="HxW",
         help="size of all images [that of the training]",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps [a GPU where there is one]")
@@ -69,7 +73,9 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     args.command = shlex.join(["freqfusion", "analyze", *argv])
     if args.features and any((args.against, args.data, args.dataset, args.split, args.sites, args.resize)):
-        parser.error("--features takes no --against, --data, --dataset, --split, --sites or --resize")
+        parser.error(
+            "--features takes no --against, --data.root, --data.dataset, --data.resize, --split or --sites"
+        )
     if args.classes and not args.features:
         parser.error("--classes goes with --features; a data set knows its classes")
     for module in ("torchvision", "rich", "numpy", "scipy", "PIL", "matplotlib", "jinja2"):
@@ -125,8 +131,7 @@ def _trained(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
 
     paths = [path for path in (args.against, args.checkpoint) if path is not None]
     subjects = tell_apart([load_subject(path, args.sites) for path in paths])
-    size = None if args.resize is None else (args.resize[0], args.resize[1])
-    data = open_data(subjects[-1], args.data, args.dataset, size)
+    data = open_data(subjects[-1], args.data, args.dataset, args.resize)
     split = args.split or data.hparams["val_split"]
     indices = _spread(len(data.dataset(split)), args.limit)
     pictures = _spread(len(indices), args.pictures)

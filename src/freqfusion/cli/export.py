@@ -1,12 +1,11 @@
 """Write a network or a fusion module as ONNX, torch.export or AOTInductor, compared with torch."""
 
-import argparse
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freqfusion.cli._arguments import CommandParser, whole_number
+from freqfusion.cli._arguments import CommandParser, image_size, whole_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +32,11 @@ def _parser() -> CommandParser:
         'by its line of text, such as "segnext_t?num_classes=19" (see `freqfusion sites --help`)',
     )
     parser.add_argument(
-        "--size", type=_size, required=True, metavar="HxW", help="of the image, or of a fusion's fine map"
+        "--size",
+        type=image_size,
+        required=True,
+        metavar="HxW",
+        help="of the image, or of a fusion's fine map",
     )
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file [onnx]")
     parser.add_argument(
@@ -118,10 +121,3 @@ def _name(text: str) -> str:
     if path.suffix == ".ckpt" or path.is_dir():
         return path.resolve().stem
     return re.sub(r"\W+", "_", text.partition("?")[0].rpartition(":")[2]).strip("_") or "model"
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:\.0+)?x(\d+)(?:\.0+)?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width such as 512x768")
-    return int(match[1]), int(match[2])
