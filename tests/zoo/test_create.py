@@ -199,3 +199,11 @@ def test_all_names_of_the_list_are_known() -> None:
         list_models()
     )
     assert list_models("nothing*") == []
+
+
+def test_another_output_is_refused() -> None:
+    pytest.importorskip("transformers")
+    from tiny_masks import TINY
+
+    with pytest.raises(ValueError, match="output must be instance or panoptic, got 'boxes'"):
+        create_model("mask2former_swin_t", 3, output="boxes", **TINY)

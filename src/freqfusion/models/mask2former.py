@@ -356,6 +356,8 @@ class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
         frozen_norm: bool = False,
     ) -> None:
         super().__init__(host, num_classes, frozen_norm)
+        if output not in ("instance", "panoptic"):
+            raise ValueError(f"output must be instance or panoptic, got {output!r}")
         self.things = [True] * num_classes if things is None else [bool(thing) for thing in things]
         self.finds = "segments" if output == "panoptic" else "instances"
         self.bypassed = (host, *map(host.get_submodule, ("model", "model.pixel_level_module")))

@@ -289,7 +289,7 @@ def _build_own(options: Mapping[str, Any], name: str) -> Model:
     else:
         near = get_close_matches(name, list_models(), 1)
         raise ValueError(
-            f"unknown model {name!r}{f', did you mean {near[0]}?' if near else ''} Choose a name of "
+            f"unknown model {name!r}{f', did you mean {near[0]}?' if near else '.'} Choose a name of "
             f"freqfusion.list_models(); a decoder ({', '.join(DECODERS)}) or a detector ({', '.join(DETECTORS)}) and "
             "a network of timm, such as unet_convnext_tiny; or a model of a library, such as "
             "smp:Unet?encoder_name=resnet18"
