@@ -12,13 +12,12 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 import freqfusion
-from freqfusion.zoo.spec import load_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--out", required=True, help="folder of the trained model")
-parser.add_argument("--weights", default="None", help="DEFAULT for torchvision's COCO weights (91 classes)")
+parser.add_argument("--weights", help="DEFAULT for torchvision's COCO weights (91 classes)")
 parser.add_argument("--fusion", default="freqfusion")
 parser.add_argument("--min-size", type=int, default=800, help="short side of the images in the network")
 parser.add_argument("--steps", type=int, default=1000)
@@ -32,8 +31,9 @@ coco = CocoDetection(args.images, args.annotations, transforms=augment)
 filled = [i for i, image in enumerate(coco.ids) if coco.coco.getAnnIds([image], iscrowd=False)]
 data = wrap_dataset_for_transforms_v2(coco, target_keys=("boxes", "labels", "masks"))
 
-model = load_model(f"torchvision:maskrcnn_resnet50_fpn?weights={args.weights}&min_size={args.min_size}")
-freqfusion.upgrade_(model, args.fusion)  # detects as before until it is trained
+name = f"torchvision:maskrcnn_resnet50_fpn?min_size={args.min_size}"
+weights = args.weights and f"torchvision:{args.weights}"
+model = freqfusion.create_model(name, fusion=args.fusion, weights=weights, init="identity").host
 model.to(device).train()
 optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=1e-4)
 
