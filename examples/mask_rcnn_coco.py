@@ -33,7 +33,8 @@ data = wrap_dataset_for_transforms_v2(coco, target_keys=("boxes", "labels", "mas
 
 name = f"torchvision:maskrcnn_resnet50_fpn?min_size={args.min_size}"
 weights = args.weights and f"torchvision:{args.weights}"
-model = freqfusion.create_model(name, fusion=args.fusion, weights=weights, init="identity").host
+detector = freqfusion.create_model(name, fusion=args.fusion, weights=weights, init="identity")
+model = detector.host  # torchvision's own, which detects as before until it is trained
 model.to(device).train()
 optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=1e-4)
 
