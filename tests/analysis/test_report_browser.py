@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from freqfusion.analysis.explorer import Scene, build_explorer, cosine_map
 from freqfusion.analysis.measure import FeatureStudy, Observation
 from freqfusion.analysis.page import write_study
-from freqfusion.drawing.page import Html, Report, Section, write_report
+from freqfusion.drawing.page_parts import Html, Report, Section, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 from freqfusion.cli import predict
 from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.models.inference import predict_logits
-from freqfusion.prediction.tiles import predict_mask
+from freqfusion.prediction.pixels import predict_mask
 from freqfusion.tasks import SegmentationModule
 from freqfusion.training import load_checkpoint
 from support import png_bytes
@@ -144,9 +144,9 @@ def test_pictures_of_every_odd_kind(tmp_path, checkpoint):
 
 
 def test_large_picture_goes_through_in_tiles(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr("freqfusion.prediction.tiles.LARGE_PIXELS", 5000)
-    monkeypatch.setattr("freqfusion.prediction.tiles.TILE", 64)
-    monkeypatch.setattr("freqfusion.prediction.tiles.MARGIN", 64)
+    monkeypatch.setattr("freqfusion.prediction.pixels.LARGE_PIXELS", 5000)
+    monkeypatch.setattr("freqfusion.prediction.pixels.TILE", 64)
+    monkeypatch.setattr("freqfusion.prediction.pixels.MARGIN", 64)
     # whole multiples of the coarsest stride, but not of the tile: elsewhere the ratios between a pyramid's
     # levels, and with them all positions, differ a little between a tile and the whole
     rgb = picture(144, 208)

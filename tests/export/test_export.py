@@ -1,5 +1,6 @@
 """Exported files beside torch. The exports themselves compare too; here it is done by other hands."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from freqfusion import create_fusion, create_model, list_fusions, ops, upgrade_
 from freqfusion.decoders.ham import NMF2D, LightHamHead
 from freqfusion.export import ExportReport, export_onnx, export_program
+from freqfusion.zoo import ModelSpec
 
 SMALL = {
     "a2u": {"encode_kernel": 2},
@@ -364,3 +366,15 @@ def test_torchscript_is_refused_with_what_to_use_instead(tmp_path: Path) -> None
         with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
             torch.jit.trace(function, example)
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_files_say_how_the_model_is_made(onnx, tmp_path):
+    model = create_model("fpn_small", 3, "bilinear", channels=8).eval()
+    export_onnx(model, tmp_path / "m.onnx", (32, 40))
+    export_program(model, tmp_path / "m.pt2", (32, 40))
+    (entry,) = onnx.load(tmp_path / "m.onnx").metadata_props
+    held = {"freqfusion.spec": ""}
+    torch.export.load(tmp_path / "m.pt2", extra_files=held)
+    assert entry.key == "freqfusion.spec"
+    for text in (entry.value, held["freqfusion.spec"]):
+        assert ModelSpec.from_json(json.loads(text)) == model.spec

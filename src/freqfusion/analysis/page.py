@@ -39,7 +39,7 @@ from freqfusion.drawing.figures import (
     plot_histograms,
     plot_paired_bars,
 )
-from freqfusion.drawing.page import (
+from freqfusion.drawing.page_parts import (
     Code,
     Curves,
     Drawing,

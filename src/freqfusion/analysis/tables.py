@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freqfusion.analysis.measure import FeatureStudy
-from freqfusion.drawing.page import Table
+from freqfusion.drawing.page_parts import Table
 from freqfusion.metrics.boundary_distance import DIRECTIONS, BoundaryDisplacement
 
 CLASSES_SHOWN = 20

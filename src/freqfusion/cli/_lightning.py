@@ -30,7 +30,7 @@ from freqfusion.cli._settings_help import (
     SEED_HELP,
     TASK_HELP,
 )
-from freqfusion.tasks.registry import find_task
+from freqfusion.tasks.names import find_task
 from freqfusion.training import create_trainer
 from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
 from freqfusion.zoo.pretrained import is_saved

@@ -16,7 +16,7 @@ from freqfusion._files import write_atomically
 from freqfusion.comparison.pictures import draw_pictures
 from freqfusion.comparison.runs import LABELS, Comparison, Method, mean
 from freqfusion.drawing.figures import figure_bytes, picture_strip, plot_bars, plot_curves, save_png
-from freqfusion.drawing.page import (
+from freqfusion.drawing.page_parts import (
     Bars,
     Block,
     Code,

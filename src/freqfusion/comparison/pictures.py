@@ -13,8 +13,8 @@ from freqfusion.comparison.runs import Comparison
 from freqfusion.data.transforms import eval_transform
 from freqfusion.drawing.detections import colour_segments, draw_objects
 from freqfusion.drawing.figures import Picture, colour_mask, draw_box, error_map
-from freqfusion.drawing.page import Strip, Swatches, Text
-from freqfusion.tasks.registry import find_task
+from freqfusion.drawing.page_parts import Strip, Swatches, Text
+from freqfusion.tasks.names import find_task
 from freqfusion.tasks.semantic import IGNORE_INDEX
 from freqfusion.training.checkpoints import LAST, load_checkpoint, read_checkpoint, task_of
 

@@ -232,7 +232,8 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{folder} says nothing of its data, neither in {CONFIG} nor in {LAST}: leave it out"
             )
-        parts = {"model": content["hyper_parameters"], "data": data, "seed_everything": data["seed"]}
+        model = content["hyper_parameters"] | content.get("asked", {})
+        parts = {"model": model, "data": data, "seed_everything": data["seed"]}
         return {"task": task_of(content), **parts}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,34 +1,8 @@
 """Parts that the decoders share."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from freqfusion.fusion import Fusion, create_fusion
-
-GROUPS = {
-    "freqfusion": ("feature_resample_group", 4),
-    "dysample": ("groups", 4),
-    "dysample+": ("groups", 4),
-    "dysample-s": ("groups", 8),
-    "dysample-s+": ("groups", 8),
-}
-"""The methods that move channels in groups, with the option that counts the groups and its default."""
-
-
-def create_fitting_fusion(
-    name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any]
-) -> Fusion:
-    """:func:`~freqfusion.fusion.create_fusion`, with fewer groups where the default does not divide the channels.
-
-    A number of groups in ``options`` is taken as it is.
-    """
-    if name in GROUPS:
-        option, default = GROUPS[name]
-        options = {option: math.gcd(default, lr_channels), **options}
-    return create_fusion(name, hr_channels, lr_channels, **options)
 
 
 def build_laterals(in_channels: Sequence[int], channels: int) -> nn.ModuleList:

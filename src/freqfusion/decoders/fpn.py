@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.decoders._blocks import apply_laterals, build_laterals, create_fitting_fusion, init_xavier
+from freqfusion.decoders._blocks import apply_laterals, build_laterals, init_xavier
+from freqfusion.fusion.catalog import create_fitting_fusion
 
 TopLevel = Literal["none", "pool", "fused"]
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.decoders._blocks import create_fitting_fusion
 from freqfusion.decoders.progressive import cascade_channels, fuse_cascade
+from freqfusion.fusion.catalog import create_fitting_fusion
 from freqfusion.ops._checks import NotScriptable, refuse_torchscript
 from freqfusion.ops._constants import Constants
 

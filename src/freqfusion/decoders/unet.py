@@ -10,9 +10,9 @@ from freqfusion.decoders._blocks import (
     apply_laterals,
     build_laterals,
     conv_norm_relu,
-    create_fitting_fusion,
     init_xavier,
 )
+from freqfusion.fusion.catalog import create_fitting_fusion
 
 
 class UNet(nn.Module):

@@ -1,6 +1,7 @@
 """ONNX, torch.export and AOTInductor files."""
 
 import io
+import json
 import math
 import re
 import tempfile
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
-from freqfusion.export.report import ExportReport, SizeCheck
+from freqfusion.export.checks import ExportReport, SizeCheck
 from freqfusion.export.tracing import (
     Inputs,
     Size,
@@ -26,6 +27,7 @@ from freqfusion.export.tracing import (
     seeded,
     trace,
 )
+from freqfusion.zoo.spec import ModelSpec, spec_of
 
 OPSETS = (20, 18)
 """ONNX operator sets of the files, the default first.
@@ -36,6 +38,10 @@ TOLERANCE = {torch.float32: 3e-4, torch.float16: 2e-2}
 """Largest difference from torch that passes, relative to the largest value.
 
 In float16, if it is more: twice the difference that torch itself has there."""
+
+SPEC = "freqfusion.spec"
+"""Under which ONNX and ``torch.export`` files say how the model is made, as JSON: a property of the one, an extra
+file of the other."""
 
 Runner = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
 
@@ -103,6 +109,7 @@ def export_onnx(
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in proto.graph.node if node.domain})
     if foreign:
         raise ValueError(f"ONNX has no operators for a part of this model: {', '.join(foreign)} were needed")
+    onnx.helper.set_model_props(proto, job.properties)
     data: bytes = proto.SerializeToString()
     onnx.checker.check_model(data)
     checks = job.compare(_onnx_runner(data))
@@ -158,7 +165,7 @@ def export_program(
     else:
         buffer = io.BytesIO()
         try:
-            torch.export.save(program, buffer)
+            torch.export.save(program, buffer, extra_files=job.properties)
         except ValueError as error:
             if "JSON" not in str(error):
                 raise
@@ -181,6 +188,8 @@ class _Job:
         self.sizes = check_sizes(size, self.dynamic)
         self.inputs = seeded(inputs or default_inputs(model))
         self.dtype = torch.float16 if half else torch.float32
+        spec = getattr(model, "spec", None)
+        self.properties = {SPEC: json.dumps(spec_of(model).to_json())} if isinstance(spec, ModelSpec) else {}
         reference = inference_copy(model)
         self.exported = inference_copy(model).half() if half else reference
         # half-precision inputs are what both sides get

@@ -1,6 +1,7 @@
 """Fusion methods by name."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,3 +126,26 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _METHODS[name].build(hr_channels, lr_channels, **options)
+
+
+GROUPS = {
+    "freqfusion": ("feature_resample_group", 4),
+    "dysample": ("groups", 4),
+    "dysample+": ("groups", 4),
+    "dysample-s": ("groups", 8),
+    "dysample-s+": ("groups", 8),
+}
+"""The methods that move channels in groups, with the option that counts the groups and its default."""
+
+
+def create_fitting_fusion(
+    name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any]
+) -> Fusion:
+    """:func:`create_fusion`, with fewer groups where the default does not divide the channels.
+
+    A number of groups in ``options`` is taken as it is.
+    """
+    if name in GROUPS:
+        option, default = GROUPS[name]
+        options = {option: math.gcd(default, lr_channels), **options}
+    return create_fusion(name, hr_channels, lr_channels, **options)

@@ -29,7 +29,7 @@ from freqfusion.drawing.figures import (
 from freqfusion.metrics import write_panoptic_image
 from freqfusion.models.inference import ObjectInference
 from freqfusion.prediction.inputs import ImageRecord
-from freqfusion.prediction.tiles import predict_mask
+from freqfusion.prediction.pixels import predict_mask
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.object_task import ObjectTask
 from freqfusion.tasks.semantic import SegmentationModule
@@ -72,7 +72,7 @@ class SemanticWriter(Writer):
     Args:
         module: of semantic segmentation.
         out: the folder.
-        settings: arguments of :func:`freqfusion.prediction.tiles.predict_mask`; the size is the module's where it
+        settings: arguments of :func:`freqfusion.prediction.pixels.predict_mask`; the size is the module's where it
             has one.
         checkpoint: where the network comes from, for the record.
     """

@@ -101,7 +101,7 @@ class TaskModule(L.LightningModule):
         self._description: dict[str, Any] | None = None
 
     @property
-    def _is_made_by_weights(self) -> bool:
+    def _is_shaped_by_weights(self) -> bool:
         """Whether the weights that a library's network started from decided how it was built."""
         name, options = self.hparams["network"], self.hparams["network_options"] or {}
         if isinstance(name, Mapping) or is_saved(name):
@@ -174,7 +174,7 @@ class TaskModule(L.LightningModule):
     def _describe(self) -> dict[str, Any]:
         """How the network is made, for its checkpoints."""
         network = _bare(self.network)
-        return describe_model(network) if self._is_made_by_weights else {"spec": spec_of(network).to_json()}
+        return describe_model(network) if self._is_shaped_by_weights else {"spec": spec_of(network).to_json()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         settings = checkpoint["hyper_parameters"]

@@ -18,7 +18,7 @@ from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.detection import DetectionModule
 from freqfusion.tasks.mask_classification import MaskClassificationModule
-from freqfusion.tasks.registry import TASKS, find_task
+from freqfusion.tasks.names import TASKS, find_task
 from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.training.finite import greatest_weight
 from freqfusion.weights.files import load_plain

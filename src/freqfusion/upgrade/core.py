@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from freqfusion.decoders._blocks import create_fitting_fusion
+from freqfusion.fusion.catalog import create_fitting_fusion
 from freqfusion.upgrade.base import FusionPoint, FusionSlot, Gate, Upgraded
 from freqfusion.upgrade.hosts import SUPPORTED, upgraded_class
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from freqfusion.prediction import tiles as predict
-from freqfusion.prediction.tiles import enlarged_argmax, predict_mask
+from freqfusion.prediction.pixels import enlarged_argmax, predict_mask
 
 
 @pytest.mark.parametrize("source", [(5, 7), (1, 1), (4, 4), (9, 3)])

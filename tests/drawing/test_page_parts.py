@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from freqfusion.drawing.page import (
+from freqfusion.drawing.page_parts import (
     Code,
     Curve,
     Curves,
