@@ -21,7 +21,11 @@ def test_table_has_all_libraries() -> None:
 
 @pytest.mark.parametrize(("model", "sites"), ROWS, ids=[model.partition("?")[0] for model, _ in ROWS])
 def test_command_prints_the_sites_of_the_table(
-    model: str, sites: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str,
+    sites: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     library = model.partition(":")[0]
     if find_spec(PACKAGES.get(library, library)) is None:
