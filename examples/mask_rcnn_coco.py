@@ -17,7 +17,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--out", required=True, help="folder of the trained model")
-parser.add_argument("--weights", help="torchvision:DEFAULT for torchvision's COCO weights (91 classes)")
+parser.add_argument("--weights", help="DEFAULT for torchvision's COCO weights (91 classes)")
 parser.add_argument("--fusion", default="freqfusion")
 parser.add_argument("--min-size", type=int, default=800, help="short side of the images in the network")
 parser.add_argument("--steps", type=int, default=1000)
@@ -31,15 +31,11 @@ coco = CocoDetection(args.images, args.annotations, transforms=augment)
 filled = [i for i, image in enumerate(coco.ids) if coco.coco.getAnnIds([image], iscrowd=False)]
 data = wrap_dataset_for_transforms_v2(coco, target_keys=("boxes", "labels", "masks"))
 
-network = freqfusion.create_model(
-    "torchvision:maskrcnn_resnet50_fpn",
-    num_classes=90,
-    fusion=args.fusion,
-    init="identity",  # detects as before until it is trained
-    weights=args.weights,
-    min_size=args.min_size,
-)
-model = network.host.to(device)
+name = f"torchvision:maskrcnn_resnet50_fpn?min_size={args.min_size}"
+weights = args.weights and f"torchvision:{args.weights}"
+detector = freqfusion.create_model(name, fusion=args.fusion, weights=weights, init="identity")
+model = detector.host  # torchvision's own, which detects as before until it is trained
+model.to(device).train()
 optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=1e-4)
 
 for step in range(1, args.steps + 1):

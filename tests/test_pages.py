@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+from freqfusion.zoo import create
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
-def run_page(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, word: str = "") -> dict[str, Any]:
-    """What the page's code leaves behind, or that of the blocks with ``word``."""
+def run_page(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, word: str = "", without: str | None = None
+) -> dict[str, Any]:
+    """What the page's code leaves behind, or that of the blocks with ``word`` and without another."""
     monkeypatch.chdir(folder)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
-    blocks = [block for block in blocks if word in block]
+    blocks = [block for block in blocks if word in block and (without is None or without not in block)]
     assert blocks
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "page"}
@@ -38,11 +43,55 @@ def test_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["displacement"].compute().overall["both"].pixels > 0
 
 
-def test_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchvision")
-    names = run_page("detection.md", tmp_path, monkeypatch)
-    assert names["masks"].shape[1:] == (1, 375, 501)
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the examples with an official checkpoint, which its test runs."""
+    for library in ("torchvision", "transformers", "safetensors"):
+        pytest.importorskip(library)
+    monkeypatch.setattr("freqfusion.zoo.create._REGISTERED", dict(create._REGISTERED))
+    names = run_page("models.md", tmp_path, monkeypatch, without="official")
+    assert names["scores"].shape == (1, 19, 125, 167)
+    assert names["masks"].shape[1:] == (1, 125, 167)
     assert names["boxes"].shape == (len(names["masks"]), 4)
+    assert len(names["labels"]) == len(names["confidence"]) == len(names["masks"])
+    assert names["votes"].shape == (1, 19, 90, 123)
+    assert names["segments"].shape == (90, 123)
+    image = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        expected = names["model"](image)
+        assert torch.equal(names["same"].eval()(image), expected)
+        assert torch.equal(names["also"].eval()(image), expected)
+        assert names["mine"](image).shape == (1, 4, 33, 47)
+
+
+def places_of(page: str) -> set[str]:
+    """The anchors of a page's titles, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_titles_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, place = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if place:
+            assert place in places_of(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("folder", ["src", "examples"])
+def test_pages_that_the_code_names_exist(folder: str) -> None:
+    files = [file for kind in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{kind}")]
+    assert files
+    for file in files:
+        for name in re.findall(r"docs/[\w/.-]+\.md", file.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), (file, name)
 
 
 def test_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

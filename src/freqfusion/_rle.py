@@ -3,7 +3,7 @@
 import re
 
 _COMPRESSED = re.compile(r"(?:[P-o]{0,5}[0-O])+")
-"""Of every number some characters with the bit for "more follows", and one without."""
+"""The characters of one number: those with the bit for "more follows", then one without."""
 
 
 def run_lengths(counts: str) -> list[int]:

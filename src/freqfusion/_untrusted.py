@@ -25,12 +25,12 @@ START_WEIGHTS = ("backbone_weights", "encoder_weights", "pretrained", "weights",
 """Arguments of networks that say what weights they start from."""
 MAX_JSON_BYTES = 2**24
 MAX_DEPTH = 32
-"""Of lists and dicts in one another."""
+"""Depth to which lists and dicts may be nested."""
 MAX_VALUES = 2**20
 MAX_CLASSES = 2**14
 """More than any data set names."""
 MAX_NUMBER = 2**21
-"""Of an argument, or of a list of them together: more than any width, depth or size that a network has."""
+"""Largest argument, or sum of a list of them: more than any width, depth or size that a network has."""
 ROOM = 2**26
 """Parameters that building may make beside those in the file: a classifier that is thrown away, say."""
 MODULES = 20_000

@@ -89,7 +89,7 @@ def _check_size(fusion: Fusion, hr_size: tuple[int, int], lr_size: tuple[int, in
 
 
 def _shaken(fusion: Fusion) -> Fusion:
-    """With weights large enough that every branch matters."""
+    """The module with weights large enough that every branch matters."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in fusion.parameters():

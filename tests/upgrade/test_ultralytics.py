@@ -44,8 +44,8 @@ def test_only_a_concat_after_an_upsample_is_a_site() -> None:
 @pytest.mark.parametrize(
     "enlarger, reason",
     [
-        (nn.Upsample(scale_factor=2, mode="bilinear"), "cannot be had back"),
-        (nn.Upsample(scale_factor=4), "cannot be had back"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "cannot recover the coarse map"),
+        (nn.Upsample(scale_factor=4), "cannot recover the coarse map"),
         (nn.ConvTranspose2d(64, 64, 2, 2), "learned weights"),
     ],
 )

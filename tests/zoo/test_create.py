@@ -72,7 +72,7 @@ def test_a_network_starts_from_its_own_file_and_from_a_folder(tmp_path: Path) ->
     assert same_weights(whole, trained)
     assert whole.training
     assert whole.spec.classes == from_pretrained(tmp_path / "saved").spec.classes == ("a", "b", "c")
-    with pytest.raises(ValueError, match="predicts 3 classes, asked for are 4"):
+    with pytest.raises(ValueError, match="predicts 3 classes, not 4"):
         create_model(tmp_path / "saved", 4)
     with pytest.raises(ValueError, match=r"is as it was saved: leave out channels"):
         create_model(tmp_path / "saved", channels=8)

@@ -192,9 +192,7 @@ def test_an_unknown_model_is_named_by_its_keys(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         convert_official(tmp_path / "vgg.pth", tmp_path / "vgg")
     message = str(caught.value)
-    assert (
-        "vgg.pth holds no model that is known here; its 9 tensors begin with features.0.weight, " in message
-    )
+    assert "vgg.pth holds no known model; its 9 tensors begin with features.0.weight, " in message
     assert "features.4" not in message
     assert "\n  SegNeXt T, S, B, L" in message
     assert "\n  Mask2Former with ResNet-50, ResNet-101 or Swin-T" in message

@@ -44,10 +44,10 @@ BOTH = "forward+backward"
 PASSES = (FORWARD, BOTH)
 
 COMPRESSED_CHANNELS = 64
-"""Of the maps that FreqFusion compares pixels in, by default."""
+"""Channels of the maps in which FreqFusion compares pixels, by default."""
 RESAMPLE_GROUPS = 4
 NUM_CLASSES = 19
-"""Of the whole models: Cityscapes'."""
+"""Classes of the whole models: Cityscapes'."""
 
 Size = tuple[int, ...]
 Calls = list[tuple[str, tuple[Size, ...]]]
@@ -124,10 +124,10 @@ class Operation:
     build: Callable[[Shape, bool], Callable[..., Any]]
     """The function or module for a shape: ours, or the peer's if the second argument is true."""
     sizes: Callable[[Shape], tuple[Size, ...]]
-    """Of its inputs; the first is the feature map."""
+    """Sizes of its inputs; the first is the feature map."""
     calls: Callable[[Shape], Calls]
     flops: Callable[[Shape], tuple[int, int]] | None
-    """Of the forward pass and of the backward pass alone; None to count those of the module."""
+    """FLOPs of the forward pass and of the backward pass alone; None to count the module's."""
     channels_last: bool = False
     """Layout of all inputs."""
     whole_model: bool = False
@@ -143,7 +143,7 @@ def _on_fine(shape: Shape) -> Shape:
 
 
 def _reassembly(name: str, kernel_size: int, upsample: bool) -> Operation:
-    """CARAFE of the coarse map, or of the fine one. A multiply-add a tap and output value, twice that back."""
+    """CARAFE of the coarse map, or of the fine one. One multiply-add per tap and output value, twice that back."""
 
     def place(shape: Shape) -> Shape:
         return shape if upsample else _on_fine(shape)
@@ -188,7 +188,7 @@ def _resample_flops(shape: Shape) -> tuple[int, int]:
 
 
 def _normalize_flops(shape: Shape) -> tuple[int, int]:
-    """An exponential, a sum and a product a tap; back a product, a sum, a difference and a product."""
+    """An exponential, a sum and a product per tap; back a product, a sum, a difference and a product."""
     taps = math.prod(_taps(shape, 5))
     return 3 * taps, 4 * taps
 
@@ -378,7 +378,7 @@ def _mmcv_cannot(case: Case, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def explain_case(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Explanation]:
-    """For every operator that the case calls, which backend serves it and why the others cannot.
+    """Which backend serves each operator that the case calls, and why the others cannot.
 
     The keys name an operator and the sizes of its tensors.
     """
@@ -440,18 +440,18 @@ class Problem:
             x.requires_grad_(not operation.whole_model)  # nobody asks for the gradient of an image
         self.leaves = [x for x in (*self.inputs, *self.parameters()) if x.requires_grad]
         self.gradients: tuple[Tensor, ...] = ()
-        """Of the outputs, for the backward pass; made once they are known."""
+        """Gradients of the outputs for the backward pass; made once their shapes are known."""
 
     def parameters(self) -> list[Tensor]:
         return [] if self.module is None else list(self.module.parameters())
 
     def forward(self) -> tuple[Tensor, ...]:
-        """In evaluation, without gradients; returns the outputs."""
+        """Run in evaluation mode, without gradients; returns the outputs."""
         with torch.no_grad():
             return self._call(training=False)
 
     def forward_backward(self) -> tuple[Tensor | None, ...]:
-        """In training; returns the gradients of inputs and weights."""
+        """Run in training mode; returns the gradients of inputs and weights."""
         outputs = self._call(training=True)
         if not self.gradients:
             self.make_gradients(outputs)
@@ -485,7 +485,7 @@ class Work(NamedTuple):
 
 
 def least_work(case: Case, dtype: torch.dtype) -> dict[str, Work]:
-    """For each of :data:`PASSES` the arithmetic, and the bytes that must move.
+    """The arithmetic of each of :data:`PASSES`, and the bytes that must move.
 
     Bytes: inputs, weights and outputs once forward; once back the inputs, the weights, the gradients of the outputs,
     and those of the inputs (not of an image) and weights.

@@ -301,7 +301,7 @@ def measure_costs(
         progress: told before each step.
 
     Returns:
-        A row a method at the sites, then a row a model and method. A figure that cannot be had (a model that
+        A row per method at the sites, then a row per model and method. A figure that cannot be computed (a model that
         needs an absent package, an operator without a meta form, too little memory) is None, and ``note`` of
         the row says why.
 

@@ -67,7 +67,7 @@ def _limit_memory() -> None:
 
 
 def _shrunk(case: Case) -> Case:
-    """Of the same kind, to load all code, and too small to leave memory behind that the case could use again."""
+    """A case that loads the same code, too small to leave memory that the measured case could use again."""
 
     def limit(size: tuple[int, int], longest: int) -> tuple[int, int]:
         return min(size[0], longest), min(size[1], longest)
@@ -110,7 +110,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _answer(connection: Connection, threads: int, *arguments: object) -> None:
-    """In the fresh process."""
+    """Run in the fresh process."""
     torch.set_num_threads(threads)
     _limit_memory()
     # whatever goes wrong for one contestant must not cost the others' figures
@@ -143,7 +143,7 @@ def probe(case: Case, contestant: str, device: torch.device, dtype: torch.dtype,
             raise RuntimeError(_first_line(error)) from error
         finally:
             torch.cuda.empty_cache()
-    # A server that has imported torch forks a process a call, in milliseconds; importing takes seconds.
+    # A server that has imported torch forks a process per call, in milliseconds; importing takes seconds.
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver") if forks else multiprocessing.get_context("spawn")
     # what the first call of a registered operator imports, which is slow too

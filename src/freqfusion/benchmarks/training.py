@@ -75,7 +75,7 @@ class Throughput:
     cost: float | None = None
     """Time of a step in times that of the plain network in the same layout: the median over the rounds."""
     peak_bytes: int | None = None
-    """Of a step on a CUDA device, beyond weights and optimizer; elsewhere None."""
+    """Memory of a step on a CUDA device, beyond weights and optimizer; None elsewhere."""
     note: str = ""
 
     @property
@@ -161,7 +161,7 @@ def measure_training(
 
 
 def shrunk(network: Network, divisor: int) -> Network:
-    """With one image a ``divisor``-th as high and wide, to try the measurement where it would take too long."""
+    """The same with one image a ``divisor``-th as high and wide, where the full size would take too long."""
     height, width = (max(1, side // divisor) for side in network.size)
     return Network(network.name, 1, (height, width), network.plain, network.create)
 

@@ -1,9 +1,9 @@
 """The peer of every benchmark: plain torch that computes as the released code's fallback does.
 
-The released fallback copies the map once a tap (``unfold``), enlarges the copies to the fine size, multiplies
+The released fallback copies the map once per tap (``unfold``), upsamples the copies to the fine size, multiplies
 them by the kernels and adds up; its similarities are torch's cosine of the map and of shifted copies; its
 convolutions, softmax, window and division by the sum are separate steps. That is written here in our own words,
-without two things the release does needlessly (it normalises one set of kernels twice, and "enlarges" copies
+without two things the release does needlessly (it normalises one set of kernels twice, and "upsamples" copies
 that have the fine size already), so it is no slower than the release.
 
 Source: Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024, the pure

@@ -14,7 +14,7 @@ writes segnext_t/model.safetensors and segnext_t/freqfusion.json; in Python then
   model = freqfusion.from_pretrained("segnext_t")
 
 FILE is recognised by the names and shapes in it and cannot run code. A DIR that holds a model already is left as it
-is, and the command fails. docs/convert.md lists the models that are known.
+is, and the command fails. docs/models.md lists the models that are known.
 """
 
 

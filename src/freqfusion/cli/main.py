@@ -17,7 +17,7 @@ OUT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory"
 USAGE = (FileExistsError, FileNotFoundError, ImportError, IsADirectoryError, NotADirectoryError, ValueError)
 """What is wrong with a line or with the files that it names; other errors come from the machine."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's ``malloc.h``."""
+"""From glibc's ``malloc.h``."""
 
 
 def list_commands() -> dict[str, str]:
@@ -46,7 +46,7 @@ def overview() -> str:
             "",
             "freqfusion COMMAND --help describes a command and shows an example.",
             "Every command takes --import FILE.py (or a module's name): it is imported first, to register a",
-            "fusion method of your own. FREQFUSION_IMPORT does the same; several are set apart by a comma.",
+            "fusion method of your own. FREQFUSION_IMPORT does the same; separate several by commas.",
             "With the environment variable FREQFUSION_DEBUG=1 errors come with their traceback.",
         ]
     )

@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
 
     rows = [("site", "in", "fine", "coarse", "parameters", "")]
     for site in sites:
-        added = f"{_count(model.get_submodule(site.path)):,}"
+        added = "0" if site.skipped else f"{_count(model.get_submodule(site.path)):,}"
         rows.append((site.path, site.host, str(site.hr_channels), str(site.lr_channels), added, site.skipped))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:

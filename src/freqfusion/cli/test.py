@@ -1,10 +1,10 @@
-"""Judge a checkpoint on the test images (data.test_split) and print its table."""
+"""Evaluate a checkpoint on the test images (data.test_split) and print its table."""
 
 from freqfusion._optional import require
 from freqfusion.cli._settings_help import asks_for_help, command_help
 
 DESCRIPTION = """\
-Judge a checkpoint on the test images: those of --data.test_split, which is val unless told otherwise.
+Evaluate a checkpoint on the test images: those of --data.test_split, which is val unless told otherwise.
 
 example:
   freqfusion test --checkpoint runs/camvid/segnext/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER

@@ -1,10 +1,10 @@
-"""Judge a checkpoint on the validation images."""
+"""Evaluate a checkpoint on the validation images."""
 
 from freqfusion._optional import require
 from freqfusion.cli._settings_help import asks_for_help, command_help
 
 DESCRIPTION = """\
-Judge a checkpoint on the validation images.
+Evaluate a checkpoint on the validation images.
 
 example:
   freqfusion validate --checkpoint runs/camvid/segnext/segnext_t_freqfusion/best.ckpt --data.root CAMVID_FOLDER

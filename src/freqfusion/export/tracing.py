@@ -14,7 +14,7 @@ Inputs = Callable[[int, int], tuple[Tensor, ...]]
 Size = tuple[int, int]
 
 STRIDE = 32
-"""Of most backbones' coarsest map."""
+"""Stride of most backbones' coarsest map."""
 
 
 def default_inputs(model: nn.Module) -> Inputs:
@@ -95,7 +95,7 @@ def inference_copy(model: nn.Module) -> nn.Module:
 def check_sizes(size: Size, dynamic: int) -> list[Size]:
     """The sizes at which a file is compared with torch: ``size``, and two others where it takes them.
 
-    Those have an odd number of steps a side, and another shape.
+    Those have an odd number of steps per side, and another shape.
     """
     if min(size) < 1 or dynamic < 0:
         raise ValueError(f"size must be positive and dynamic not negative, got {size} and {dynamic}")
@@ -157,7 +157,7 @@ def _dynamic_shapes(example: tuple[Tensor, ...], size: Size, dynamic: int) -> tu
         for axis, name, count in zip((x.ndim - 2, x.ndim - 1), names, steps, strict=True):
             if x.shape[axis] % count:
                 raise ValueError(
-                    f"a side of an input of shape {tuple(x.shape)} is no multiple of the {count} steps of "
+                    f"a side of an input of shape {tuple(x.shape)} is not a multiple of the {count} steps of "
                     f"{dynamic} pixels; choose an even dynamic="
                 )
             factor = x.shape[axis] // count

@@ -40,7 +40,7 @@ class AdaptivePool(nn.AdaptiveAvgPool2d):
 class AffinityKernels(nn.Module):
     """Logits of the upsampling kernels from second-order statistics of the fine map.
 
-    Two filters a channel or shared, ``U`` and ``V``, and a weight for each of the kernels' taps are predicted
+    Two filters per channel or shared, ``U`` and ``V``, and a weight for each of the kernels' taps are predicted
     from the whole image; the inner product of the two filtered maps is the affinity that scales the taps.
     """
 

@@ -20,7 +20,7 @@ class CARAFE(Fusion):
         encoder_kernel: odd side of the predicting convolution.
         encoder_dilation: its dilation.
         compressed_channels: channels it works on.
-        scale_factor: sub-pixels a side that a coarse pixel predicts kernels for; at another ratio of the two
+        scale_factor: sub-pixels per side that a coarse pixel predicts kernels for; at another ratio of the two
             maps the nearest sub-pixel's kernel serves.
 
     Source: Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019; keys and start of mmcv's

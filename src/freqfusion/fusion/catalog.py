@@ -77,7 +77,7 @@ def register_fusion(
     Args:
         name: a new name.
         build: called as ``build(hr_channels, lr_channels, **options)``; a subclass of
-            :class:`~freqfusion.fusion.base.Fusion`, as a rule.
+            :class:`~freqfusion.fusion.base.Fusion`, usually.
         guided: whether the fine map helps to upsample the coarse one.
         paper: where it comes from, for tables.
         year: of the paper.

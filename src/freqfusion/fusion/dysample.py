@@ -23,7 +23,7 @@ class DySample(Fusion):
     Args:
         hr_channels: channels of the fine map.
         lr_channels: channels of the coarse map.
-        scale: sub-pixels a side that a coarse pixel predicts offsets for; at another ratio of the two maps the
+        scale: sub-pixels per side that a coarse pixel predicts offsets for; at another ratio of the two maps the
             nearest sub-pixel's offset serves.
         style: ``"lp"``: predict at the coarse resolution, then pixel shuffle; ``"pl"``: the other way round.
         groups: groups of channels that move together; must divide ``lr_channels``.

@@ -75,7 +75,7 @@ class ObjectModel(Model, ABC):
     finds: Literal["boxes", "instances", "segments"]
     """What it finds: boxes, boxes with masks, or panoptic segments."""
     things: Sequence[bool]
-    """For each class whether it has countable objects."""
+    """Whether each class has countable objects."""
 
     @abstractmethod
     def find(self, images: Sequence[Tensor], inference: ObjectInference = AS_SET) -> list[dict[str, Tensor]]:

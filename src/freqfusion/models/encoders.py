@@ -159,7 +159,7 @@ class TimmEncoder(nn.Module):
 
 
 def _fixed_size(config: Mapping[str, Any], img_size: Any) -> tuple[int, int] | None:
-    """The one image size of a network that timm marks as fixed; some of those take others all the same."""
+    """The one image size of a network that timm marks as fixed; some of those take others anyway."""
     if not config.get("fixed_input_size"):
         return None
     if img_size is None:

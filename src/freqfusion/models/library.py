@@ -30,8 +30,8 @@ SIDES: dict[str, tuple[int, int]] = {
     "transformers": (1, 32),
     MASK2FORMER: (32, 32),
 }
-"""Of what number the sides of an image have to be a multiple, and what is the smallest: for a library or one of its
-classes. Plain vision transformers of transformers lose what is no whole patch, so these take multiples of it."""
+"""The number that divides the sides of an image, and the smallest side: for a library or one of its classes. Plain
+vision transformers of transformers lose what does not fill a patch, so these take multiples of the patch."""
 
 UNUSED = re.compile(r"(.+\.)?(encoder|backbone)\.swin\.layernorm\.(weight|bias)")
 """Parameters that a host has but does not use: a Swin backbone has norms of its own for each stage."""
@@ -211,7 +211,7 @@ def host_name(host: nn.Module) -> str:
 
 
 def backbone_path(host: nn.Module) -> str:
-    """Where a host has its backbone, or ``""`` where that is not known."""
+    """Where a host has its backbone, or ``""`` if unknown."""
     paths = (*BACKBONES, getattr(host, "base_model_prefix", ""))
     names = [name for name, _ in host.named_modules() if name]
     return next((path for path in paths if path in names), "")

@@ -39,16 +39,16 @@ Images = Tensor | Sequence[Tensor]
 """``(B, 3, H, W)``, or B images ``(3, H, W)`` that may differ in size; floating point and normalised."""
 
 MULTIPLE = 32
-"""Of which the sides of padded images are multiples."""
+"""The sides of padded images are multiples of this."""
 
 
 class Targets(NamedTuple):
     """What the network has to find in B images."""
 
     mask_labels: list[Tensor]
-    """For each image ``(N, H, W)``, float32 of 0 and 1; N may be 0."""
+    """Masks of each image ``(N, H, W)``, float32 of 0 and 1; N may be 0."""
     class_labels: list[Tensor]
-    """For each image ``(N,)``, int64, from 0."""
+    """Labels of each image ``(N,)``, int64, from 0."""
 
 
 class LayerPrediction(NamedTuple):
@@ -79,7 +79,7 @@ def semantic_targets(mask: Tensor, ignore_index: int = 255) -> Targets:
 def object_targets(samples: Sequence[Mapping[str, Any]]) -> Targets:
     """The objects, or the segments of things and stuff, of each sample; crowds are left out.
 
-    A segment of which a crop has left no pixel stays, with an empty mask, as in the original.
+    A segment without a pixel left in the crop stays, with an empty mask, as in the original.
 
     Args:
         samples: of an object data set, as :class:`freqfusion.data.objects.ObjectDataset` has them, transformed:
@@ -98,7 +98,7 @@ def object_targets(samples: Sequence[Mapping[str, Any]]) -> Targets:
             masks = sample["masks"][single]
         else:
             raise ValueError(
-                f"a sample has {', '.join(sample)}, but neither segments nor masks, by which Mask2Former is trained: "
+                f"a sample has {', '.join(sample)}, but neither segments nor masks, which Mask2Former needs: "
                 "use data with masks or panoptic data"
             )
         targets.mask_labels.append(masks.float())
@@ -197,9 +197,9 @@ class QueryResult:
     """``(Q, h, w)``, over the padded image."""
     padded_size: Size
     image_size: Size
-    """Of the image without its padding, at the top left."""
+    """Size of the image without its padding, at the top left."""
     output_size: Size
-    """Of the results."""
+    """Size of the results."""
 
     def masks(self, queries: Tensor | slice = slice(None)) -> Tensor:
         """Logits ``(Q, H, W)`` of the queries' masks at the output size, bilinear from the padded to the image's."""

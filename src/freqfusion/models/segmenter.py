@@ -19,7 +19,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
 
 
 class DecoderHead(nn.Module):
-    """A decoder, the finest map of which is classified by a 1x1 convolution.
+    """A decoder whose finest map a 1x1 convolution classifies.
 
     The many channels of the progressive decoder are squeezed before by a 1x1 convolution with batch norm and
     ReLU. The decoder's parameters have its name: ``fpn``, ``unet`` or ``progressive``.

@@ -27,11 +27,11 @@ class ClassMetric(NamedTuple):
     """A figure that every class has."""
 
     label: str
-    """For people."""
+    """Its name for people."""
     name: str
-    """In files."""
+    """Its name in files."""
     per_class: str
-    """Its key in :attr:`TaskModule.results`, a list with a number a class, NaN where it is not defined."""
+    """Its key in :attr:`TaskModule.results`, a list with a number per class, NaN where it is not defined."""
     mean: str
     """The key of its mean."""
 
@@ -93,7 +93,7 @@ class TaskModule(L.LightningModule):
         self.category_ids = list(range(1, num_classes + 1))
         """The classes' numbers in annotation files, where these have others than the labels."""
         self.results: dict[str, Any] = {}
-        """Figures of the latest evaluation as plain numbers, and lists with a number a class."""
+        """Figures of the latest evaluation as plain numbers, and lists with a number per class."""
         self.data_options: dict[str, Any] = {}
         """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
         self._rng_states: list[dict[str, Any]] | None = None

@@ -28,7 +28,7 @@ class DetectionModule(ObjectTask):
         backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
         optimizer: sgd or adamw.
         lr: Peak learning rate for a batch of lr_batch_size images.
-        lr_batch_size: The learning rate is scaled by the images an optimiser step relative to this number; none
+        lr_batch_size: The learning rate is scaled by the images per optimiser step relative to this number; none
             leaves it as it is.
         momentum: SGD's momentum.
         weight_decay: Weight decay of all parameters.
@@ -75,7 +75,7 @@ class DetectionModule(ObjectTask):
         self.network = self.create_network(things=things)
         if not isinstance(self.network, ObjectModel) or isinstance(self.network, PixelModel):
             raise ValueError(
-                f"{type(self.network).__name__} is not a detector: networks that give a class for every pixel are "
+                f"{type(self.network).__name__} is not a detector: networks that classify pixels are "
                 "for --task semantic, Mask2Former also for --task masks"
             )
         panoptic = self.network.finds == "segments"

@@ -31,7 +31,7 @@ class Evaluator(ABC):
     """Takes predictions image by image, and says how good they are."""
 
     metric_labels: Mapping[str, str]
-    """Of what :meth:`compute` returns the numbers, with their labels; the first is the one that counts."""
+    """The numbers among what :meth:`compute` returns, with their labels; the first one counts."""
     class_metrics: Sequence[ClassMetric]
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:
-        """Figures over all processes: floats in [0, 1], and lists with a number a class."""
+        """Figures over all processes: floats in [0, 1], and lists with a number per class."""
 
 
 _KINDS: dict[IouType, tuple[str, str]] = {"bbox": ("box", "box AP"), "segm": ("mask", "mask AP")}
@@ -99,7 +99,7 @@ class DetectionEvaluator(Evaluator):
             )
         self.files = files
         truth = dataset.ground_truth()
-        # the evaluator takes numbers alone, of which files with text ids get some
+        # the evaluator takes numbers alone: files with text ids get some
         self.numbers: dict[Any, int] = {image["id"]: image["id"] for image in truth["images"]}
         if not all(isinstance(image_id, int) for image_id in self.numbers):
             self.numbers = {image_id: number for number, image_id in enumerate(self.numbers, 1)}

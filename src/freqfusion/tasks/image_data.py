@@ -55,7 +55,7 @@ def collate(samples: list[Sample]) -> Sample:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise ValueError(
             f"a batch holds images of several sizes ({listed}): "
-            "set eval_batch_size to 1, or resize to bring all to one size"
+            "set eval_batch_size to 1, or resize, which gives all one size"
         )
     batch: Sample = {"name": [sample["name"] for sample in samples]}
     if samples:
@@ -257,9 +257,9 @@ class ImageData(L.LightningDataModule):
         val_split: The part to judge on during training.
         test_split: The part that the command ``test`` judges on (most sets keep the truth of ``test`` secret).
         flip: Chance of a mirrored training image.
-        batch_size: Images an optimiser step, over all processes together, before accumulation.
-        eval_batch_size: Images judged at once, a process; for the task semantic of one size.
-        workers: Loading processes a training process; chosen by the number of cores if not given.
+        batch_size: Images per optimiser step, over all processes together, before accumulation.
+        eval_batch_size: Images judged at once per process; for the task semantic of one size.
+        workers: Loading processes per training process; chosen by the number of cores if not given.
         seed: Decides order and augmentation.
         skip_bad: Leave out unreadable samples with a warning where the default is an error.
 
@@ -333,7 +333,7 @@ class ImageData(L.LightningDataModule):
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour a class."""
+        """One RGB colour per class."""
         return tuple(self.dataset(self.hparams["val_split"]).palette)
 
     @property
@@ -404,13 +404,13 @@ class SegmentationData(ImageData):
 
     Args:
         dataset: A name of `freqfusion.data.create_dataset`: ade20k, cityscapes, voc, camvid, folder, synthetic.
-        resize: Height and width that every image and mask is brought to when read; as they are if not given.
+        resize: Height and width to which every image and mask is resized when read; as they are if not given.
         crop_size: Height and width of the training crops.
         base_size: Height and width that the random scale refers to; the image's own if not given.
         ratio_range: Smallest and largest random scale.
         cat_max_ratio: The largest share of a crop's labelled pixels that one class may have, where ten tries find
             such a crop; 1 takes any.
-        short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn, in place of
+        short_sides: Lengths in pixels of a training image's shorter side; one is drawn, in place of
             base_size and ratio_range.
         max_size: Limit of the longer side then.
         photometric: Vary brightness, contrast, saturation and hue of training images.

@@ -70,7 +70,7 @@ class MaskClassificationModule(ObjectTask):
         self.network = self.create_network(things=things, output=output)
         if not (isinstance(self.network, ObjectModel) and isinstance(self.network, PixelModel)):
             raise ValueError(
-                f"{network!r} is not a Mask2Former: networks that give a class for every pixel are for --task "
+                f"{network!r} is not a Mask2Former: networks that classify pixels are for --task "
                 "semantic, detectors for --task detection"
             )
         self.evaluate_with(
@@ -88,7 +88,7 @@ class MaskClassificationModule(ObjectTask):
             )
         if not (dataset.is_panoptic or dataset.has_masks):
             raise ValueError(
-                "the annotations have no masks, by which Mask2Former is trained: use data with a segmentation for "
+                "the annotations have no masks, which Mask2Former needs: use data with a segmentation for "
                 "each object, or a detector of boxes (task detection)"
             )
 

@@ -17,7 +17,7 @@ class ObjectData(ImageData):
         dataset: A name of `freqfusion.data.create_dataset`: coco, coco_panoptic, voc_boxes,
             cityscapes_panoptic, synthetic_panoptic.
         train_options: Further arguments for the training part alone.
-        short_sides: Lengths in pixels of a training image's shorter side, of which one is drawn.
+        short_sides: Lengths in pixels of a training image's shorter side; one is drawn.
         max_size: Limit of the longer side.
         jitter: Smallest and largest random scale of large scale jitter, relative to the scale at which the image
             fits into crop_size; it takes the place of short_sides and max_size.
@@ -65,12 +65,12 @@ class ObjectData(ImageData):
 
     @property
     def things(self) -> list[bool]:
-        """For each class whether it has countable objects."""
+        """Whether each class has countable objects."""
         return [category.is_thing for category in self.dataset(self.hparams["val_split"]).categories]
 
     @property
     def category_ids(self) -> list[int]:
-        """For each class its number in the annotation file."""
+        """The number of each class in the annotation file."""
         return [category.id for category in self.dataset(self.hparams["val_split"]).categories]
 
     def sizes(self, split: str) -> Sequence[tuple[int, int]] | None:

@@ -43,7 +43,7 @@ class ObjectTask(TaskModule):
         )
 
     def evaluate_with(self, evaluator: Evaluator) -> None:
-        """Take the figures of a judge for those of the task."""
+        """Take an evaluator's metrics as those of the task."""
         self.evaluator = evaluator
         self.metric_labels = evaluator.metric_labels
         self.class_metrics = evaluator.class_metrics

@@ -40,7 +40,7 @@ class AdamWSettings:
     betas: Sequence[float]
     """Decay rates of the two moments."""
     weight_decay: float
-    """Of all but normalisation layers, embeddings and tables of positions."""
+    """Weight decay of all but normalisation layers, embeddings and tables of positions."""
 
     def create(self, network: Model) -> torch.optim.AdamW:
         """The optimizer of the trainable parameters of ``network``."""

@@ -17,7 +17,7 @@ from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
 BINARY_LABELS = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
-"""Of networks of two classes, for the second of them."""
+"""Metrics of the second class, for networks of two classes."""
 
 
 class SegmentationModule(TaskModule):
@@ -45,7 +45,7 @@ class SegmentationModule(TaskModule):
         warmup_steps: Optimiser steps of linear warm-up.
         warmup_ratio: Share of the learning rate at the first step of the warm-up.
         poly_power: Power of the decay to zero over the run.
-        test_size: Shorter side of the images at evaluation, whose scores are brought back to their own size; that if
+        test_size: Shorter side of the images at evaluation, whose scores are resized back; their own size if
             not given.
         test_max_size: Limit of the longer side then.
         window: Side(s) in pixels of the sliding window at evaluation; whole images when not given.
@@ -98,7 +98,7 @@ class SegmentationModule(TaskModule):
         super().__init__(num_classes)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
-                f"class_weights has {len(class_weights)} values for {num_classes} classes: give one a class"
+                f"class_weights has {len(class_weights)} values for {num_classes} classes: give one per class"
             )
         scales = tuple(scales)
         self.save_hyperparameters()
@@ -106,7 +106,7 @@ class SegmentationModule(TaskModule):
         self.network = self.create_network()
         if not isinstance(self.network, PixelModel):
             raise ValueError(
-                f"{type(self.network).__name__} finds objects, it gives no class for every pixel: train it with "
+                f"{type(self.network).__name__} finds objects and does not classify pixels: train it with "
                 "--task detection"
             )
         if class_weights is not None and self.network.has_own_loss:

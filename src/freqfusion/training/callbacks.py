@@ -27,7 +27,7 @@ FACTS = "run.json"
 HISTORY = "metrics.csv"
 CURVE = "learning_curve.png"
 COLUMNS = ("step", "epoch", "seconds", "lr", "train_loss")
-"""Of the history; the task's figures follow as ``val_NAME``."""
+"""Columns of the history; the task's metrics follow as ``val_NAME``."""
 
 
 class RunFacts(Callback):
@@ -238,7 +238,7 @@ class ClassReport(Callback):
 
 
 def print_results(module: Any, title: str) -> None:
-    """Print the figures of the module's latest evaluation as a table: one row a class, and the means."""
+    """Print the figures of the module's latest evaluation as a table: one row per class, and the means."""
     results = module.results
     table = Table(title=f"{title}, %", title_justify="left")
     table.add_column("class")
@@ -274,7 +274,7 @@ def _blank(value: float) -> str:
 class RunProgress(RichProgressBar):
     """One bar for the whole run, with time left, loss and last validation; a line after each validation.
 
-    Where the output is no terminal only the lines are printed.
+    Where the output is not a terminal, only the lines are printed.
     """
 
     def __init__(self) -> None:

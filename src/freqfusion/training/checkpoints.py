@@ -116,7 +116,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
     count, classes = settings.get("num_classes"), len(content["classes"])
     if count != classes or classes > MAX_CLASSES:
         raise ValueError(
-            f"{path} does not fit itself: it was made for {count} classes and names {classes}, expected as many, "
+            f"{path} contradicts itself: it was made for {count} classes and names {classes}, expected as many, "
             f"{MAX_CLASSES} at most"
         )
     network = settings.get("network")
@@ -150,7 +150,7 @@ def load_checkpoint(
             network then gets its task's default settings.
 
     Returns:
-        The module in evaluation mode on the CPU, the names of its classes, and one RGB colour a class.
+        The module in evaluation mode on the CPU, the names of its classes, and one RGB colour per class.
 
     Raises:
         FileNotFoundError: where there is no such file.

@@ -1,6 +1,6 @@
 """Fusion modules in models that already exist: one call, any supported host, weights kept.
 
-``hosts`` has a file for every library and says which class takes the place of which.
+``hosts`` has a file for every library and says which class replaces which.
 """
 
 from freqfusion.upgrade.base import FusionPoint, FusionSlot, Gate, Upgraded

@@ -15,11 +15,11 @@ class FusionPoint(NamedTuple):
     """A place in a host's module where a coarse map meets a fine one."""
 
     name: str
-    """Of the fusion in the module's ``fusions``; no dots."""
+    """Name of the fusion in the module's ``fusions``; no dots."""
     hr_channels: int
     lr_channels: int
     mode: str = "nearest"
-    """How the host enlarges the coarse map: a mode of ``torch.nn.functional.interpolate``, or a word where that is
+    """How the host upsamples the coarse map: a mode of ``torch.nn.functional.interpolate``, or a word where that is
     not it: ``"learned"``, or ``"none"`` where the host does not join the two maps."""
     align_corners: bool = False
     skipped: str = ""
@@ -142,7 +142,7 @@ class Upgraded(nn.Module):
 
     @staticmethod
     def context(module: Any, parent: nn.Module | None) -> Any:
-        """What ``points``, ``gate_channels`` and ``example`` are given: the module, as a rule.
+        """What ``points``, ``gate_channels`` and ``example`` are given: usually the module.
 
         A class whose modules do not know all that takes returns more, from the module around it.
         """

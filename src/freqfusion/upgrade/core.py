@@ -1,4 +1,4 @@
-"""Find the places where a model brings coarse features up, and put fusion modules there."""
+"""Find the places where a model upsamples coarse features, and put fusion modules there."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,13 +28,13 @@ class Site:
     """A place in a model where a coarse map meets a fine one."""
 
     path: str
-    """Of the fusion once the model is upgraded, as ``model.get_submodule`` takes it."""
+    """Path of the fusion in the upgraded model, as ``model.get_submodule`` takes it."""
     host: str
     """Library and class of the module that holds it."""
     hr_channels: int
     lr_channels: int
     mode: str
-    """How the host enlarges the coarse map: a mode of interpolation, ``"learned"`` or ``"none"``."""
+    """How the host upsamples the coarse map: a mode of interpolation, ``"learned"`` or ``"none"``."""
     skipped: str
     """Why no fusion fits, or ``""`` where one does."""
 
@@ -77,7 +77,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
     Args:
         model: any model. Modules of a supported class are found wherever they are; a subclass of one is
-            not, since what it changed is not known.
+            not, since it may do something else.
 
     Returns:
         The sites, used and skipped; an empty list if there are none.
@@ -99,7 +99,7 @@ def upgrade_(
     verify: bool = True,
     **options: Any,
 ) -> nn.Module:
-    """Let a model you have bring its coarse features up with a fusion method. In place.
+    """Let a model you have upsample its coarse features with a fusion method. In place.
 
     The host's modules keep their attributes, parameter names and weights, and get a submodule ``fusions``.
     New parameters take the device and dtype of the module that gets them. Do this before the optimizer is

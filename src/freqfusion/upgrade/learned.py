@@ -1,8 +1,8 @@
-"""Hosts that enlarge the coarse map by learned weights, such as a transposed convolution.
+"""Hosts that upsample the coarse map by learned weights, such as a transposed convolution.
 
-Those weights are kept and stay in use. The fusion is given the host's enlarged map averaged back to the coarse size:
+Those weights are kept and stay in use. The fusion gets the host's upsampled map averaged back to the coarse size:
 features like those that the next layer was trained with, through which gradients reach all the weights. With
-``init="identity"`` the gates start from the enlarged map itself.
+``init="identity"`` the gates start from the upsampled map itself.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def averaged(enlarged: Tensor, size: Sequence[int]) -> Tensor:
-    """A map ``(B, C, H, W)`` averaged to ``size``, of which its sides are multiples."""
+    """A map ``(B, C, H, W)`` averaged to ``size``, which divides its sides."""
     height, width = size
     return F.avg_pool2d(enlarged, (enlarged.shape[-2] // height, enlarged.shape[-1] // width))
 

@@ -16,11 +16,11 @@ Reasons = Mapping[str, str]
 """Regular expressions for whole keys, each with the reason for the exception."""
 OwnKeys = Callable[[str], Sequence[str]]
 """A model's key for one of a file; several if the file's tensor holds them one after another along its first axis;
-none if it is not known."""
+none if unknown."""
 
 
 def same_key(key: str) -> Sequence[str]:
-    """For files whose names are the model's."""
+    """Identity, for files whose names are the model's."""
     return (key,)
 
 

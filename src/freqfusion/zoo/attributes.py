@@ -167,7 +167,7 @@ def _fits(value: Any, before: Any) -> bool:
 
 
 _LEAST = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0, "output_padding": 0}
-"""Of sizes that convolutions and poolings have."""
+"""Least values of the sizes of convolutions and poolings."""
 
 
 def _can_run(name: str, value: Any, before: Any) -> bool:
@@ -208,7 +208,7 @@ def _like(value: Any, before: Any) -> Any:
 
 
 def _is_other(value: Any, before: Any) -> bool:
-    """Whether two functions, tensors or lists of tensors differ; of other objects that is not known."""
+    """Whether two functions, tensors or lists of tensors differ; unknown for other objects."""
     if isinstance(value, Tensor) and isinstance(before, Tensor):
         if value.is_meta or before.is_meta:
             return False

@@ -126,7 +126,7 @@ def create_model(
 
             ``?option=value&...`` may follow every name.
         num_classes: number of classes K, without background. Models of libraries and folders may leave it out.
-        fusion: a name of :func:`freqfusion.list_fusions`. A model of a library is upgraded; its own way of enlarging
+        fusion: a name of :func:`freqfusion.list_fusions`. A model of a library is upgraded; its own way of upsampling
             (what :func:`freqfusion.find_sites` says as ``mode``, usually ``"bilinear"`` or ``"nearest"``) leaves it
             as it is.
         weights: to start from: a folder of :func:`freqfusion.save_pretrained`, or such a repository of the hub; a
@@ -235,7 +235,7 @@ def wrap(model: nn.Module, num_classes: int | None = None, **options: Any) -> An
             ``frozen_norm`` of all but detectors.
 
     Raises:
-        ValueError: for another number of classes than the model has, or one that is not known.
+        ValueError: for another number of classes than the model has, or an unknown one.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if isinstance(model, (PixelModel, ObjectModel)):
@@ -263,7 +263,7 @@ def wrap(model: nn.Module, num_classes: int | None = None, **options: Any) -> An
         found = LibrarySegmenter(model, count, **options)
     if num_classes not in (None, found.num_classes):
         raise ValueError(
-            f"the network predicts {found.num_classes} classes, asked for are {num_classes}: use the data set that "
+            f"the network predicts {found.num_classes} classes, not {num_classes}: use the data set that "
             "the network was made for"
         )
     if "things" in options and list(found.things) != list(options["things"]):
@@ -367,6 +367,6 @@ def for_classes(spec: ModelSpec, num_classes: int | None) -> ModelSpec:
 
 
 def _is_plain(host: nn.Module, fusion: str) -> bool:
-    """Whether the host enlarges that way by itself."""
+    """Whether the host upsamples that way by itself."""
     modes = {site.mode for site in find_sites(host) if not site.skipped} - {"none"}
     return modes == {fusion} or (not modes and fusion == "bilinear")

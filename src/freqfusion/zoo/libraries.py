@@ -123,7 +123,7 @@ def _ultralytics(name: str, arguments: dict[str, Any]) -> nn.Module:
         from ultralytics import RTDETR, YOLO
     except ModuleNotFoundError as error:
         raise ImportError(
-            "ultralytics is not installed; freqfusion does not bring it, as its licence is AGPL-3.0. If that "
+            "ultralytics is not installed; freqfusion does not install it, as its licence is AGPL-3.0. If that "
             "suits you, run: python -m pip install ultralytics"
         ) from error
     model: Any = (RTDETR if "rtdetr" in name else YOLO)(name).model

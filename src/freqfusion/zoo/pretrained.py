@@ -66,7 +66,7 @@ def save_pretrained(
 
     Raises:
         ImportError: if safetensors is not installed.
-        ValueError: if it cannot be told how the model is made, or ``host`` makes another one: with other weights, or
+        ValueError: if the model does not tell how it is made, or ``host`` makes another one: with other weights, or
             with layers that differ in more than plain values.
     """
     safetensors = require("safetensors.torch", "hub")
@@ -160,7 +160,7 @@ def describe_model(
         classes: see :func:`save_pretrained`.
 
     Raises:
-        ValueError: if it cannot be told how the model is made, or if that makes another one.
+        ValueError: if the model does not tell how it is made, or if that makes another one.
     """
     from freqfusion.zoo.create import build
 
@@ -343,7 +343,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _versions(name: str) -> dict[str, str]:
-    """Of torch, of this package, and of the library that a model's name begins with."""
+    """Versions of torch, this package and the library that a model's name begins with."""
     source = name.rpartition(":")[0] or ("transformers" if name in PUBLISHED else "")
     versions = {"torch": str(torch.__version__)}
     for package in ("freqfusion", _PACKAGES.get(source, source)):

@@ -123,7 +123,7 @@ def spec_of(model: nn.Module, host: str | None = None) -> ModelSpec:
         host: how it is made before its upgrade, where it does not know that itself.
 
     Raises:
-        ValueError: if that is not known.
+        ValueError: if that cannot be told.
     """
     known: Any = getattr(model, "spec", None)
     if host is not None:
@@ -144,7 +144,7 @@ def _spec_of_library(model: nn.Module) -> ModelSpec:
     if library == "segmentation_models_pytorch" and config is not None:
         return ModelSpec(f"smp:{host.__name__}", {**config, "encoder_weights": None})
     raise ValueError(
-        f"it is not known how this {host.__name__} is made; say it with host=, for example "
+        f"cannot tell how this {host.__name__} is made; pass host=, for example "
         'host="torchvision:maskrcnn_resnet50_fpn?num_classes=5" or host="my_package.models:build"'
     )
 
@@ -183,5 +183,5 @@ def _text(value: Any) -> str:
         return value if _literal(value) == value else repr(value)
     text = repr(value)
     if _literal(text) != value:
-        raise ValueError(f"{json.dumps(value, default=repr)} is no plain value and cannot be written down")
+        raise ValueError(f"{json.dumps(value, default=repr)} is not a plain value and cannot be written")
     return text

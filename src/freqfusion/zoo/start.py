@@ -63,7 +63,7 @@ def take_weights_of_library(
             }
         if wanted != has:
             raise ValueError(
-                f"{weights} holds a model upgraded with {has}, asked for is {wanted or 'the plain model'}: ask for "
+                f"{weights} holds a model upgraded with {has}, you asked for {wanted or 'the plain model'}: ask for "
                 "the same, or save the model after freqfusion.downgrade_"
             )
         upgrade_again_(host, upgrade)
@@ -142,8 +142,8 @@ def _take_state_(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
         )
     except ValueError as error:
         raise ValueError(
-            f"{source}: {error}; what is set apart from the published configuration, such as num_queries, must be "
-            "given"
+            f"{source}: {error}; pass every setting that differs from the published configuration, such as "
+            "num_queries"
         ) from error
 
 
@@ -151,7 +151,7 @@ def _warn_of_classifier(source: str | Path, started: Iterable[str]) -> None:
     names = ", ".join(sorted(started))
     if names:
         warnings.warn(
-            f"{source} is of another number of classes; these start with fresh weights: {names}",
+            f"{source} has another number of classes; these start with fresh weights: {names}",
             stacklevel=5,
         )
 
@@ -207,8 +207,8 @@ def _load_transformers(host: Any, weights: str, spec: ModelSpec | None) -> nn.Mo
     )
     if found:
         raise ValueError(
-            f"{weights} does not fit this {type(host).__name__}: {found}; what is set apart from the published "
-            "configuration, such as num_queries, must be given"
+            f"{weights} does not fit this {type(host).__name__}: {found}; pass every setting that differs from "
+            "the published configuration, such as num_queries"
         )
     _warn_of_classifier(weights, started)
     if report["unexpected_keys"]:

@@ -45,7 +45,7 @@ class Detector(ObjectModel):
         passes = [(size, mirrored) for size in inference.sizes or (None,) for mirrored in mirrors]
         if len(passes) > 1 and self.finds == "segments":
             raise ValueError(
-                "panoptic segments of several passes cannot be put together: give one size and no mirrored pass"
+                "cannot merge panoptic segments of several passes: give one size and no mirrored pass"
             )
         found: list[list[Detection]] = []
         for size, mirrored in passes:
@@ -91,7 +91,7 @@ class LibraryDetector(LibraryModel, Detector):
             )
         own = _count_classes(host)
         if num_classes not in (None, own):
-            raise ValueError(f"the network predicts {own} classes, asked for are {num_classes}")
+            raise ValueError(f"the network predicts {own} classes, not {num_classes}")
         super().__init__(host, own)
         self.things = [True] * own if things is None else list(things)
         heads: Any = getattr(host, "roi_heads", None)
@@ -108,7 +108,7 @@ def is_detector(model: nn.Module) -> bool:
 
 
 def _count_classes(host: Any) -> int:
-    """Without the background, which torchvision counts too."""
+    """The number of classes without the background, which torchvision counts too."""
     heads = getattr(host, "roi_heads", None)
     classifier = heads.box_predictor.cls_score if heads is not None else host.head.classification_head
     names = ("out_features", "num_classes", "num_columns")  # of R-CNNs, of RetinaNet and FCOS, of SSD

@@ -88,7 +88,7 @@ class BoxPredictor(nn.Module):
 
 
 class MaskPredictor(nn.Sequential):
-    """Masks of twice the side, one a class, none for the background.
+    """Masks of twice the side, one per class, none for the background.
 
     Args:
         in_channels: channels of a region's feature.

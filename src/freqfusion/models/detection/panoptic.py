@@ -23,10 +23,10 @@ NO_STUFF = -1
 
 
 class SemanticBranch(nn.Module):
-    """Class scores from a pyramid: every level is brought to the finest by convolutions and summed.
+    """Class scores from a pyramid: convolutions upsample every level to the finest, then all are summed.
 
     The level of stride ``4 * 2**i`` goes through ``max(i, 1)`` 3x3 convolutions with group norm and ReLU, each (but
-    the finest level's) followed by bilinear enlargement to the next finer level.
+    the finest level's) followed by bilinear upsampling to the next finer level.
 
     Args:
         in_channels: channels of the pyramid.

@@ -24,7 +24,7 @@ from freqfusion.models.inference import fitting_size
 from freqfusion.ops._sampling import grid_sample
 
 STRIDES = (4, 8, 16, 32, 64)
-"""Of the pyramid's levels; regions of interest are pooled from all but the last."""
+"""Strides of the pyramid's levels; regions of interest are pooled from all but the last."""
 MASK_THRESHOLD = 0.5
 
 

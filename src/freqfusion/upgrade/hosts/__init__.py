@@ -1,4 +1,4 @@
-"""Which class takes the place of which host class."""
+"""Which class replaces which host class."""
 
 import importlib
 

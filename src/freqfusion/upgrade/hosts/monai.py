@@ -1,6 +1,6 @@
 """MONAI: the expanding paths of its U-Nets with ``spatial_dims=2``.
 
-Most enlarge the coarse map by learned weights; :mod:`freqfusion.upgrade.learned` says what becomes of those.
+Most upsample the coarse map by learned weights; :mod:`freqfusion.upgrade.learned` says what becomes of those.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from freqfusion.upgrade.learned import averaged, fitted
 
 
 def _point(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: nn.Module) -> FusionPoint:
-    """``upsample`` is the module that enlarges, ``after`` a convolution that follows it."""
+    """``upsample`` is the module that upsamples, ``after`` a convolution that follows it."""
     interpolation = getattr(upsample, "upsample_non_trainable", None)
     skipped = ""
     if not isinstance(after, nn.Conv2d):
@@ -31,7 +31,7 @@ def _point(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: 
     ):
         skipped = "both maps have the same size"
     elif not lr_channels:
-        skipped = "how many channels come from the coarse map is not known here"
+        skipped = "cannot tell how many channels come from the coarse map"
     if interpolation is None:
         return FusionPoint(name, hr_channels, lr_channels, "learned", skipped=skipped)
     corners = bool(interpolation.align_corners)
@@ -39,7 +39,7 @@ def _point(name: str, hr_channels: int, lr_channels: int, upsample: Any, after: 
 
 
 def _enlarge(upsample: Any, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Callable[[], Tensor]]:
-    """The coarse map that a fusion enlarges, and how the host makes it large."""
+    """The coarse map that a fusion upsamples, and how the host upsamples it."""
     if hasattr(upsample, "upsample_non_trainable"):
         coarse = upsample.preconv(x) if hasattr(upsample, "preconv") else x
         return coarse, lambda: fitted(upsample.upsample_non_trainable(coarse), size)
@@ -50,7 +50,7 @@ def _enlarge(upsample: Any, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Cal
 class _InNet(NamedTuple):
     module: Any
     enlarged_channels: int
-    """Of the map that is concatenated with the encoder's; 0 where that is not known."""
+    """Channels of the map that is concatenated with the encoder's; 0 if unknown."""
 
 
 @register_host
@@ -131,7 +131,7 @@ class UpgradedUnetrUpBlock(Upgraded, UnetrUpBlock):
 
 @register_host
 class UpgradedSegResNet(Upgraded, SegResNet):
-    """``fusions.i`` joins what ``up_samples[i]`` enlarges with the map of the encoder that is added to it."""
+    """``fusions.i`` joins what ``up_samples[i]`` upsamples with the map of the encoder that is added to it."""
 
     @staticmethod
     def points(module: Any) -> list[FusionPoint]:

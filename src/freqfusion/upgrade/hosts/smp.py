@@ -381,7 +381,7 @@ class UpgradedFPN(_Model, smp.FPN):
 
 @register_host
 class UpgradedPAN(_Model, smp.PAN):
-    """Takes images of any size; the coarsest map must have at least 8 pixels a side."""
+    """Takes images of any size; the coarsest map must have at least 8 pixels per side."""
 
 
 @register_host

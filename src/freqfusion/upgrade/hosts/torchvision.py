@@ -13,7 +13,7 @@ from freqfusion.upgrade.hosts import register_host
 
 @register_host
 class UpgradedFeaturePyramidNetwork(Upgraded, FeaturePyramidNetwork):
-    """Top-down pyramid whose levels are fused instead of enlarged by nearest neighbours and added.
+    """Top-down pyramid whose levels are fused instead of upsampled by nearest neighbours and added.
 
     ``fusions.i`` joins level ``i`` with level ``i + 1``. ``BackboneWithFPN`` of Faster, Mask and Keypoint
     R-CNN, RetinaNet and FCOS holds one; their transforms pad images to multiples of 32, other sizes work too.
@@ -51,5 +51,5 @@ class UpgradedFeaturePyramidNetwork(Upgraded, FeaturePyramidNetwork):
 
 
 def _convolution(block: nn.Module) -> nn.Conv2d:
-    """Of a lateral block: a convolution, in torchvision's own with a norm after it."""
+    """The convolution of a lateral block; in torchvision's own a norm follows it."""
     return next(module for module in block.modules() if isinstance(module, nn.Conv2d))

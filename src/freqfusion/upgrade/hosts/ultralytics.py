@@ -27,15 +27,15 @@ class _InNetwork(NamedTuple):
     """Which of its inputs the layer ``enlarger`` made."""
     enlarger: Any
     channels: Sequence[int]
-    """Of its inputs; empty where they are not known."""
+    """Channels of its inputs; empty if unknown."""
     problem: str = ""
 
 
 @register_host
 class UpgradedConcat(Upgraded, Concat):
-    """Concatenation of a fine map and one that an ``nn.Upsample`` before it enlarged by copying pixels.
+    """Concatenation of a fine map and one that an ``nn.Upsample`` before it upsampled by copying pixels.
 
-    ``fusions.i`` joins the two, where ``i`` is the number of the input that was enlarged: every second pixel of it
+    ``fusions.i`` joins the two, where ``i`` is the number of the upsampled input: every second pixel of it
     is the coarse map. So all layers keep their places and the network its ``forward``. With all such sites upgraded,
     the sides of an image need not be multiples of the stride any more.
     """
@@ -58,9 +58,9 @@ class UpgradedConcat(Upgraded, Concat):
             return []
         problem = context.problem
         if isinstance(context.enlarger, nn.ConvTranspose2d):
-            problem = "a layer of its own enlarges the coarse map with learned weights"
+            problem = "a layer of its own upsamples the coarse map with learned weights"
         elif context.enlarger.mode != "nearest" or context.enlarger.scale_factor != 2:
-            problem = f"the coarse map cannot be had back from {context.enlarger}"
+            problem = f"cannot recover the coarse map from {context.enlarger}"
         elif not problem and len(context.channels) != 2:
             problem = f"{len(context.channels)} maps are joined at once"
         if problem:

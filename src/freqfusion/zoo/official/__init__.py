@@ -23,10 +23,10 @@ from freqfusion.zoo.spec import spec_of
 __all__ = ["FAMILIES", "Conversion", "convert_official", "read_official"]
 
 FAMILIES: tuple[Family, ...] = (segnext.FAMILY, mask2former.FAMILY, detectors.FAMILY)
-"""What is known, in the order in which it is tried."""
+"""The known families, in the order in which they are tried."""
 
 MAX_NUMBERS = 2**29
-"""In a file that is smaller, since its tensors are views of a few numbers; more than any published model has."""
+"""Limit for a file whose tensors are views of a few numbers; more than any published model has."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Conversion:
     """Variant, number of classes and what else was found."""
     parameters: int
     tensors: int
-    """Of the file, that are in the model."""
+    """How many tensors of the file are in the model."""
     unneeded: Mapping[str, int]
     """How many others there were, by the reason why the model has no place for them."""
     files: tuple[Path, ...]
@@ -104,7 +104,7 @@ def read_official(path: str | Path) -> tuple[Plan, int, Counter[str]]:
     if family is None:
         known = "\n".join(f"  {family.title}" for family in FAMILIES)
         raise ValueError(
-            f"{path} holds no model that is known here; its {len(state)} tensors begin with "
+            f"{path} holds no known model; its {len(state)} tensors begin with "
             f"{', '.join(list(state)[:4])}. Known are\n{known}"
         )
     numbers = sum(value.numel() for value in state.values())

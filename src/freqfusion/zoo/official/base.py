@@ -30,10 +30,10 @@ class Plan(NamedTuple):
     title: str
     """What it is, for people: the variant and what else was found."""
     model: nn.Module
-    """With fresh weights; its ``spec`` says how it is made."""
+    """The model with fresh weights; its ``spec`` says how it is made."""
     own_keys: OwnKeys = same_key
     """The model's key for an official one; several if the official tensor holds them one after another along its
-    first axis; none if it is not known."""
+    first axis; none if unknown."""
     unneeded: Reasons = MappingProxyType({})
     """Official keys without a place in the model."""
     kept: Reasons = MappingProxyType({})
@@ -83,7 +83,7 @@ def fusion_options(
         groups = next((n for n in range(1, taps + 1) if all(_is_kernel(x, n) for x in rows.values())), 0)
         if not groups:
             raise ValueError(
-                f"its FreqFusion {prefix} predicts {rows} numbers a pixel, no kernels of odd sides"
+                f"its FreqFusion {prefix} predicts {rows} numbers per pixel, which are not kernels of odd sides"
             )
         sides = {name: math.isqrt(x // groups) for name, x in rows.items()}
     found: dict[str, Any] = {

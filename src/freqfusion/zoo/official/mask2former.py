@@ -27,7 +27,7 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 }
 """By width of the first stage and depths."""
 POINTS_OF_FUSION = ("in_16", "in_8", "out_4")
-"""Of the upgraded pixel decoder, in the order of the release's ``freqfusions``."""
+"""Slots of the upgraded pixel decoder, in the order of the release's ``freqfusions``."""
 CLASSES = {
     150: class_names.ADE20K,
     133: class_names.COCO_PANOPTIC,
@@ -35,7 +35,7 @@ CLASSES = {
     19: class_names.CITYSCAPES,
 }
 DROP_PATH = 0.3
-"""Of all published Swin configurations."""
+"""Rate of stochastic depth in all published Swin configurations."""
 FUSIONS = PIXEL_DECODER + "freqfusions."
 RELEASED = {"hamming_window": False, "feature_resample_norm": False}
 """What the upgrade sets the fusions to, where FreqFusion has another default."""
@@ -60,7 +60,7 @@ KEPT = {
 
 
 def _backbone_rows(old_swin: bool) -> Rows:
-    """Of a Swin; for transformers 5, or as it was before."""
+    """Renaming of a Swin, for transformers 5 or earlier."""
     return {
         f"backbone.{official}": tuple(ENCODER + own for own in ((owns,) if isinstance(owns, str) else owns))
         for official, owns in swin_rows(old_swin).items()

@@ -19,15 +19,15 @@ from freqfusion.upgrade.hosts import register_host
 
 
 class _Stage(Upgraded):
-    """The fusion layers of a DPT-like decoder: what a layer enlarges is fused with what the next one adds to it.
+    """The fusion layers of a DPT-like decoder: what a layer upsamples is fused with what the next one adds to it.
 
-    A layer enlarges its map last, so ``fusions.i`` replaces the interpolation of layer ``i`` and is guided by the
-    map that layer ``i + 1`` adds, after that layer's first residual unit. The last layer enlarges once more,
+    A layer upsamples its map last, so ``fusions.i`` replaces the interpolation of layer ``i`` and is guided by the
+    map that layer ``i + 1`` adds, after that layer's first residual unit. The last layer upsamples once more,
     where no finer map is; that stays the host's.
     """
 
     doubles = True
-    """Whether a finer map is brought to twice the size of the coarser one, not the coarser to that of the finer."""
+    """Whether a finer map is resized to twice the coarser one's size, not the coarser to the finer one's."""
 
     @staticmethod
     def points(module: Any) -> list[FusionPoint]:
@@ -82,6 +82,6 @@ class UpgradedDepthAnythingFeatureFusionStage(_Stage, DepthAnythingFeatureFusion
 
 @register_host
 class UpgradedPromptDepthAnythingFeatureFusionStage(_Stage, PromptDepthAnythingFeatureFusionStage):
-    """The fusion layers of Prompt Depth Anything; a layer adds the prompt before it enlarges, as in the host."""
+    """The fusion layers of Prompt Depth Anything; a layer adds the prompt before it upsamples, as in the host."""
 
     doubles = False

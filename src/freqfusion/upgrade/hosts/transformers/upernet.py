@@ -18,7 +18,7 @@ class _Head(Upgraded):
 
     ``fusions.i`` joins level ``i`` with level ``i + 1``, from coarse to fine. The concatenation of all levels
     at the finest size, after the output convolutions, stays the host's. Over a plain vision transformer, whose
-    levels have one stride, nothing is enlarged; the fusions then filter and resample at that size.
+    levels have one stride, nothing is upsampled; the fusions then filter and resample at that size.
     """
 
     @staticmethod
