@@ -152,7 +152,7 @@ def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], com
         "--seed",
         "--seed_everything",
         "--resume",
-        "--ckpt_path",
+        "--checkpoint",
         "--config",
         "-c",
     ):
