@@ -42,6 +42,21 @@ def test_a_line_of_text_makes_the_same_network() -> None:
     }
 
 
+def test_a_name_and_an_argument_that_contradict_each_other() -> None:
+    assert create_model("fpn_small?num_classes=3", 3).num_classes == 3
+    for name in ("fpn_small?num_classes=3", "segformer_b0?num_classes=3"):
+        with pytest.raises(ValueError, match="says another number of classes than 4; leave"):
+            create_model(name, 4)
+
+
+def test_the_spec_of_an_upgraded_model_says_so() -> None:
+    pytest.importorskip("torchvision")
+    model = create_model("torchvision:fasterrcnn_resnet50_fpn", 2, "carafe", min_size=64)
+    assert model.spec.options == {"min_size": 64, "num_classes": 3}
+    assert model.spec.upgrade == model.host.freqfusion_upgrade
+    assert (model.spec.upgrade.fusion, model.spec.upgrade.init) == ("carafe", "paper")
+
+
 @pytest.mark.parametrize("network", ["fpn_small", "segnext_t", "unet_mobilenetv3_small_050"])
 def test_pixel_models_are_under_one_contract(network: str) -> None:
     if network.startswith("unet"):

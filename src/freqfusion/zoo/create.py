@@ -28,7 +28,7 @@ from freqfusion.upgrade.core import Init, upgrade_again_
 from freqfusion.zoo.libraries import build_library
 from freqfusion.zoo.pretrained import from_pretrained, is_saved
 from freqfusion.zoo.published import PUBLISHED, build_published
-from freqfusion.zoo.spec import ModelSpec
+from freqfusion.zoo.spec import ModelSpec, spec_of
 from freqfusion.zoo.start import checkpoint_, load_backbone_of_, take_weights_, take_weights_of_library
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
@@ -124,7 +124,7 @@ def create_model(
             - a folder of :func:`freqfusion.save_pretrained`, or a repository of the hub that holds one
               (``user/name``); the model is then as it was saved, and only ``num_classes`` may be given.
 
-            ``?option=value&...`` may follow every name.
+            ``?option=value&...`` may follow every name; ``fusion`` there comes before the argument.
         num_classes: number of classes K, without background. Models of libraries and folders may leave it out.
         fusion: a name of :func:`freqfusion.list_fusions`. A model of a library is upgraded; its own way of upsampling
             (what :func:`freqfusion.find_sites` says as ``mode``, usually ``"bilinear"`` or ``"nearest"``) leaves it
@@ -195,6 +195,10 @@ def create_model(
                 raise ValueError(
                     f"init and upgrade_options are for models of other libraries; {name!r} is built with the fusion "
                     "(fusion_options)"
+                )
+            if spec.options.get("num_classes", num_classes) != num_classes and num_classes is not None:
+                raise ValueError(
+                    f"{name!r} says another number of classes than {num_classes}; leave it out of the name"
                 )
             model = _build_own({"num_classes": num_classes, "fusion": fusion} | spec.options, spec.name)
             if weights is not None:
@@ -343,6 +347,7 @@ def _upgraded(
         load_backbone_of_(host, backbone_weights)
     if not plain and not done:
         upgrade_(host, fusion, init=init or ("identity" if started else "paper"), **upgrade_options)
+    host.spec = spec_of(host)  # type: ignore[assignment]
     return wrap(host, num_classes, **own)
 
 
