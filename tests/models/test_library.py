@@ -536,7 +536,9 @@ def test_weights_that_do_not_fit(plain_mask2former: Any, tmp_path: Path) -> None
     plain_mask2former.save_pretrained(tmp_path / "theirs")
     save_pretrained(plain_mask2former, tmp_path / "ours")
     for folder in ("theirs", "ours"):
-        queries = r"2 of another shape: .*queries_embedder\.weight \(7, 64\) instead of .* such as num_queries"
+        queries = (
+            r"2 of another shape: .*queries_embedder\.weight \(7, 64\) instead of .* such as num_queries"
+        )
         with pytest.raises(ValueError, match=queries):
             tiny("mask2former_swin_t", weights=tmp_path / folder, num_queries=9)
         with pytest.raises(ValueError, match=r"does not fit|do not fit"):
