@@ -107,7 +107,7 @@ def png_bytes(width: int, height: int, bits: int, colour_type: int, rows: bytes)
 
 def load_model(text: str) -> Any:
     """A model by a line of text; one of a library without a wrapper."""
-    from freqfusion.zoo.create import build
+    from freqfusion.zoo.build import build
     from freqfusion.zoo.spec import ModelSpec
 
     return build(ModelSpec.parse(text))
@@ -117,7 +117,8 @@ def build_host(name: str, num_classes: int, **options: Any) -> Any:
     """A model of another library with fresh weights, before any upgrade and without a wrapper."""
     from dataclasses import replace
 
-    from freqfusion.zoo.create import build, for_classes
+    from freqfusion.zoo.build import build
+    from freqfusion.zoo.create import for_classes
     from freqfusion.zoo.spec import ModelSpec
 
     spec = ModelSpec.parse(name)

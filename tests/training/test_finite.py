@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from freqfusion.training.callbacks import print_results
-from freqfusion.training.finite import greatest_weight
+from freqfusion.training.checkpoints import greatest_weight
 from tiny_training import tiny_fit
 
 

@@ -109,7 +109,7 @@ def _load(text: str) -> "nn.Module":
         from freqfusion import from_pretrained
 
         return from_pretrained(path)
-    from freqfusion.zoo.create import build
+    from freqfusion.zoo.build import build
     from freqfusion.zoo.spec import ModelSpec
 
     return build(ModelSpec.parse(text))

@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from freqfusion.upgrade.core import find_sites, upgrade_
-    from freqfusion.zoo.create import build
+    from freqfusion.zoo.build import build
     from freqfusion.zoo.spec import ModelSpec
 
     spec = ModelSpec.parse(args.model)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
 
 from freqfusion._files import replacing
 from freqfusion._untrusted import MAX_CLASSES, building, check_plain
@@ -20,7 +21,6 @@ from freqfusion.tasks.detection import DetectionModule
 from freqfusion.tasks.mask_classification import MaskClassificationModule
 from freqfusion.tasks.names import TASKS, find_task
 from freqfusion.tasks.semantic import SegmentationModule
-from freqfusion.training.finite import greatest_weight
 from freqfusion.weights.files import load_plain
 from freqfusion.weights.fill import match
 from freqfusion.zoo import create_model
@@ -204,6 +204,17 @@ def _around_pretrained(folder: str) -> TaskModule:
         module.classes = tuple(classes)
     module.palette = tuple(voc_colour(index) for index in range(1, num_classes + 1))
     return module
+
+
+def greatest_weight(module: nn.Module) -> Tensor:
+    """The greatest absolute value of the parameters, of this process's shards where they are in shards.
+
+    Returns:
+        ``()``, floating point, on their device; infinite or NaN if one of them is.
+    """
+    weights: list[Any] = [parameter.detach() for parameter in module.parameters()]
+    local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
+    return torch.nn.utils.get_total_norm([weight for weight in local if weight.numel()], math.inf)
 
 
 class Checkpoints(Checkpoint):

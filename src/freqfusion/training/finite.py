@@ -1,27 +1,14 @@
 """Whether a run still computes with finite numbers."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from freqfusion.training.checkpoints import Checkpoints
-
-
-def greatest_weight(module: nn.Module) -> Tensor:
-    """The greatest absolute value of the parameters, of this process's shards where they are in shards.
-
-    Returns:
-        ``()``, floating point, on their device; infinite or NaN if one of them is.
-    """
-    weights: list[Any] = [parameter.detach() for parameter in module.parameters()]
-    local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
-    return torch.nn.utils.get_total_norm([weight for weight in local if weight.numel()], math.inf)
+from freqfusion.training.checkpoints import Checkpoints, greatest_weight
 
 
 class FiniteNumbers(Callback):
@@ -32,7 +19,7 @@ class FiniteNumbers(Callback):
         stop: end the run; else warn once and go on.
     """
 
-    def __init__(self, checkpoints: "Checkpoints | None", stop: bool = True) -> None:
+    def __init__(self, checkpoints: Checkpoints | None, stop: bool = True) -> None:
         self.checkpoints, self.stop = checkpoints, stop
         self._step = 0
         self._warned = False

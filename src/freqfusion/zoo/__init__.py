@@ -1,6 +1,7 @@
 """Names and files to models."""
 
-from freqfusion.zoo.create import create_model, list_models, register_model
+from freqfusion.zoo.build import list_models, register_model
+from freqfusion.zoo.create import create_model
 from freqfusion.zoo.pretrained import from_pretrained, push_to_hub, save_pretrained
 from freqfusion.zoo.spec import ModelSpec
 

@@ -29,6 +29,7 @@ from freqfusion.zoo.attributes import (
     freeze_as,
     restore_settings,
 )
+from freqfusion.zoo.build import build
 from freqfusion.zoo.published import PUBLISHED
 from freqfusion.zoo.spec import ModelSpec, spec_of
 
@@ -162,8 +163,6 @@ def describe_model(
     Raises:
         ValueError: if the model does not tell how it is made, or if that makes another one.
     """
-    from freqfusion.zoo.create import build
-
     spec = spec_of(model, host)
     if classes is not None:
         spec = replace(spec, classes=tuple(map(str, classes)))
@@ -199,8 +198,6 @@ def rebuild_model(
         ImportError: if the host's library is not installed.
         ValueError: if only the description names the code that makes the model, or if it asks for something outside.
     """
-    from freqfusion.zoo.create import build
-
     spec, settings = read_description(description, source)
     with (
         contextlib.nullcontext()

@@ -19,6 +19,7 @@ from freqfusion.upgrade.core import upgrade_again_
 from freqfusion.weights.backbones import load_backbone_
 from freqfusion.weights.files import read_state_dict
 from freqfusion.weights.fill import fill_, list_problems
+from freqfusion.zoo.official import find_family, read_official
 from freqfusion.zoo.pretrained import CONFIG, from_pretrained, is_saved
 from freqfusion.zoo.published import PUBLISHED
 from freqfusion.zoo.spec import ModelSpec
@@ -101,8 +102,6 @@ def _no_weights(model: nn.Module, weights: str | Path) -> Exception:
 
 
 def _read_official(path: Path) -> nn.Module | None:
-    from freqfusion.zoo.official import find_family, read_official
-
     return None if find_family(read_state_dict(path)) is None else read_official(path)[0].model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from freqfusion._optional import require
 from freqfusion.data import class_names
 from freqfusion.weights.fill import Renaming
+from freqfusion.zoo.build import build_own
 from freqfusion.zoo.official.base import Family, Plan, Shapes, fusion_options
 
 BACKBONES = {(2, 2): "r18", (4, 6): "r34", (4, 6, 1): "r50", (4, 23, 1): "r101"}
@@ -60,7 +61,6 @@ def _recognises(shapes: Shapes) -> bool:
 
 def _plan(shapes: Shapes) -> Plan:
     require("torchvision", "vision")
-    from freqfusion.zoo.create import create_model  # which reads official files
 
     depths = tuple(shapes.count(f"backbone.layer{stage}.") for stage in (2, 3))
     bottleneck = "backbone.layer1.0.conv3.weight" in shapes
@@ -91,7 +91,10 @@ def _plan(shapes: Shapes) -> Plan:
     pyramid = "FreqFusion" if fusions else "plain"
     return Plan(
         f"{_TITLES[kind]}, {_TITLES[backbone]}, {pyramid} pyramid, {things + stuff} classes",
-        create_model(f"{kind}_{backbone}", things + stuff, "freqfusion" if fusions else "nearest", **options),
+        build_own(
+            {"num_classes": things + stuff, "fusion": "freqfusion" if fusions else "nearest", **options},
+            f"{kind}_{backbone}",
+        ),
         partial(own_keys, fusions=fusions),
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
         classes=CLASSES.get((things, stuff)),

@@ -4,6 +4,7 @@ from typing import Any
 
 from freqfusion.data import class_names
 from freqfusion.models.mscan import MSCAN_VARIANTS
+from freqfusion.zoo.build import build_own
 from freqfusion.zoo.official.base import Family, Plan, Shapes, fusion_options
 
 FUSIONS = "decode_head.freqfusions."
@@ -20,8 +21,6 @@ def _recognises(shapes: Shapes) -> bool:
 
 
 def _plan(shapes: Shapes) -> Plan:
-    from freqfusion.zoo.create import create_model  # which reads official files
-
     stages = range(1, 5)
     widths = tuple(shapes[f"backbone.norm{i}.weight"][0] for i in stages)
     depths = tuple(shapes.count(f"backbone.block{i}.") for i in stages)
@@ -34,7 +33,10 @@ def _plan(shapes: Shapes) -> Plan:
     options = _head_options(shapes) if fused else {}
     return Plan(
         f"SegNeXt-{name.upper()}, {'FreqFusion' if fused else 'plain'} head, {classes} classes",
-        create_model(f"segnext_{name}", classes, "freqfusion" if fused else "bilinear", **options),
+        build_own(
+            {"num_classes": classes, "fusion": "freqfusion" if fused else "bilinear", **options},
+            f"segnext_{name}",
+        ),
         unneeded={r".+\.init_pos": "sub-pixel positions, which follow from the sizes"},
         classes=CLASSES.get(classes),
     )
