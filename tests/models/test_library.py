@@ -537,7 +537,7 @@ def test_weights_that_do_not_fit(plain_mask2former: Any, tmp_path: Path) -> None
     save_pretrained(plain_mask2former, tmp_path / "ours")
     for folder in ("theirs", "ours"):
         queries = (
-            r"2 of another shape: .*queries_embedder\.weight \(7, 64\) instead of \(9, 64\).*must be given"
+            r"2 of another shape: .*queries_embedder\.weight \(7, 64\) instead of \(9, 64\).*pass every setting"
         )
         with pytest.raises(ValueError, match=queries):
             tiny("mask2former_swin_t", weights=tmp_path / folder, num_queries=9)

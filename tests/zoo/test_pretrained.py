@@ -123,7 +123,7 @@ def test_own_networks_know_how_they_were_made(tmp_path: Path) -> None:
 
 def test_saving_needs_to_know_the_host(tmp_path: Path, spec: str) -> None:
     model = nn.Conv2d(1, 1, 1)
-    with pytest.raises(ValueError, match="not known how this Conv2d is made; say it with host="):
+    with pytest.raises(ValueError, match="cannot tell how this Conv2d is made; pass host="):
         save_pretrained(model, tmp_path / "saved")
     with pytest.raises(ValueError, match=r"saved model does not fit .*net\.py:make .* missing: stem\.weight"):
         save_pretrained(model, tmp_path / "saved", host=spec)
