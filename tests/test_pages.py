@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from freqfusion.zoo import create
+from freqfusion.zoo import build
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,7 +47,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the examples with an official checkpoint, which its test runs."""
     for library in ("torchvision", "transformers", "safetensors"):
         pytest.importorskip(library)
-    monkeypatch.setattr("freqfusion.zoo.create._REGISTERED", dict(create._REGISTERED))
+    monkeypatch.setattr("freqfusion.zoo.build._REGISTERED", dict(build._REGISTERED))
     names = run_page("models.md", tmp_path, monkeypatch, without="official")
     assert names["scores"].shape == (1, 19, 125, 167)
     assert names["masks"].shape[1:] == (1, 125, 167)

@@ -81,7 +81,7 @@ def test_class_names_are_text_and_no_markup(capsys):
     module = SimpleNamespace(
         results={"iou": [0.5, 0.25], "miou": 0.375},
         classes=("a[/]", "b\x1b[31m" + "c" * 10_000),
-        figures={"miou": "mIoU"},
+        metric_labels={"miou": "mIoU"},
         class_metrics=(figure,),
     )
     print_results(module, "validation")
