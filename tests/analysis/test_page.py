@@ -80,8 +80,8 @@ def read(path):
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    for page in ("analysis", "drawing"):
-        monkeypatch.setattr(f"freqfusion.{page}.page.figure_bytes", lambda *args, **options: b"drawn")
+    for page in ("analysis.page", "drawing.page_parts"):
+        monkeypatch.setattr(f"freqfusion.{page}.figure_bytes", lambda *args, **options: b"drawn")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.decoders import FPN, ProgressiveConcat, UNet
-from freqfusion.decoders._blocks import GROUPS, create_fitting_fusion
 from freqfusion.decoders.progressive import cascade_channels, fuse_cascade
 from freqfusion.fusion import create_fusion, list_fusions
+from freqfusion.fusion.catalog import GROUPS, create_fitting_fusion
 from support import assert_close
 
 DECODERS: dict[str, Callable[..., nn.Module]] = {

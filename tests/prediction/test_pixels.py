@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from freqfusion.prediction import tiles as predict
+from freqfusion.prediction import pixels as predict
 from freqfusion.prediction.pixels import enlarged_argmax, predict_mask
 
 

@@ -101,7 +101,7 @@ def test_weights_of_another_network(run, tmp_path):
     content = torch.load(folder / "last.ckpt", weights_only=True)
     content["hyper_parameters"]["num_classes"] += 1
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt does not fit"):
+    with pytest.raises(ValueError, match=r"other\.ckpt contradicts itself"):
         load_checkpoint(tmp_path / "other.ckpt")
 
 
