@@ -18,3 +18,4 @@ if find_spec("torchvision") is None:
     collect_ignore += ["src/freqfusion/models/detection", "tests/models/detection"]
 if find_spec("transformers") is None:
     collect_ignore += ["tests/host_cases/transformers.py", "tests/host_cases/transformers_masks.py"]
+    collect_ignore.append("src/freqfusion/models/mask2former.py")
