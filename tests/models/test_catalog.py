@@ -1,6 +1,7 @@
 """Models by name."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,11 +69,15 @@ def test_options_reach_the_network() -> None:
     assert model.state_dict()["decode_head.conv_seg.weight"].shape == (4, 24, 1, 1)
 
 
-def test_wrong_arguments() -> None:
+def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown model 'resnet'.* Choose a name of freqfusion"):
         create_model("resnet", 2)
     with pytest.raises(ValueError, match=r"unknown model 'unet_'.*such as unet_convnext_tiny"):
         create_model("unet_", 2)
+    for path in (tmp_path, tmp_path / "last.ckpt"):
+        path.touch()
+        with pytest.raises(ValueError, match=r"is not a saved model: .*freqfusion.json.* --model.weights"):
+            create_model(str(path), 2)
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         create_model("fpn_small", 0)
     with pytest.raises(ValueError, match="unknown model 'segnet_t', did you mean segnext_t"):

@@ -111,6 +111,8 @@ def test_explain_knows_the_operators() -> None:
         explain("caraffe", X, KERNELS)
     with pytest.raises(ValueError, match="carafe takes 2 tensors, got 1"):
         explain("carafe", X)
+    with pytest.raises(ValueError, match=r"a tensor has an empty side: shape \(1, 4, 0, 3\)"):
+        explain("carafe", X[:, :, :0], KERNELS)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])

@@ -270,7 +270,7 @@ class FeatureSimilarity:
 
     @torch.no_grad()
     def fit_centres(self, features: Tensor | Sequence[Tensor], labels: Tensor) -> None:
-        """Add a batch to the class centres of the data set; takes what :meth:`update` takes, and raises likewise."""
+        """Add a batch to the class centres of the data set; takes and raises what :meth:`update` does."""
         if self.centres != "dataset":
             raise ValueError('fit_centres is for centres="dataset"; with centres="image" call update only')
         if self._images:
@@ -329,7 +329,7 @@ class FeatureSimilarity:
     def maps(self, features: Tensor | Sequence[Tensor], labels: Tensor) -> SimilarityMaps:
         """IntraSim and SimMargin of every pixel of a batch, on the CPU; nothing is added to the sums.
 
-        Takes what :meth:`update` takes, and raises likewise. Always after the definitions of ``protocol="paper"``.
+        Takes and raises what :meth:`update` does. Always after the definitions of ``protocol="paper"``.
         """
         stacks: tuple[list[Tensor], ...] = ([], [], [], [])
         for scored in self._scored(features, labels):

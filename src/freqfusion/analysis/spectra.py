@@ -181,8 +181,8 @@ class FusionInternals(NamedTuple):
     lowpass_kernels: Tensor
     """``(B, up_group * lowpass_kernel**2, H, W)``, positive, sum one; of each fine pixel, on the coarse map."""
     highpass_kernels: Tensor | None
-    """``(B, up_group * highpass_kernel**2, H, W)``, likewise on the fine map, whose detail is what they leave:
-    ``hr_feat - carafe(hr_feat, highpass_kernels)``. None if the high-pass filter is off."""
+    """``(B, up_group * highpass_kernel**2, H, W)``, positive, sum one; on the fine map, whose detail is
+    what they leave: ``hr_feat - carafe(hr_feat, highpass_kernels)``. None if the high-pass filter is off."""
     offsets: Tensor | None
     """``(B, 2 * groups, H, W)`` in coarse pixels: along x of each group, then along y. None without the generator."""
     detail: Tensor | None

@@ -84,7 +84,7 @@ def _parser(is_race: bool = False) -> CommandParser:
         help="only the N best of the first seed run the other seeds",
     )
     race.add_argument(
-        "--jobs", type=whole_number, help="runs side by side [one a GPU; without a GPU one a core]"
+        "--jobs", type=whole_number, help="runs side by side [one per GPU; without a GPU one per core]"
     )
     return parser
 

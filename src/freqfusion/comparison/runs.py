@@ -56,9 +56,9 @@ class Run:
     step: int | None
     """Of the last validation in training; None where the metrics are of ``freqfusion validate`` or ``test``."""
     metrics: Mapping[str, float | None]
-    """None where there was nothing to evaluator."""
+    """None where there was nothing to evaluate."""
     classes: Mapping[str, Mapping[str, float | None]]
-    """Metrics of each class, likewise."""
+    """Metrics per class, by the same names."""
     history: Sequence[Mapping[str, str]]
     """The rows of ``metrics.csv``."""
 
@@ -85,7 +85,7 @@ class Method:
     """Of the paired t test over those seeds; None with fewer than two."""
 
     def values(self, metric: str) -> list[float]:
-        """One a seed, without those that had nothing to evaluator."""
+        """One per seed, without those that had nothing to evaluate."""
         return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
 
     def mean(self, metric: str) -> float | None:
@@ -381,13 +381,13 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p value of the paired t test: how often pairs without a true difference differ this much.
 
     Args:
-        differences: one a pair; fewer than two give None.
+        differences: one per pair; fewer than two give None.
 
     >>> paired_p_value([1.0]) is None, round(paired_p_value([1.0, 2.0, 3.0]), 4)
     (True, 0.0742)
     """
     if len(differences) < 2:
         return None
-    if len(set(differences)) == 1:  # without any spread, of which scipy warns
+    if len(set(differences)) == 1:  # no spread: scipy would warn
         return float(differences[0] == 0)
     return float(stats.ttest_1samp(differences, 0.0).pvalue)

@@ -256,7 +256,7 @@ class CocoInstances(_CocoFiles[BoxPicture], BoxFiles):
         split: fills the place of ``<split>``: ``"train"``, ``"val"``, or what the files are named after.
         skip_bad: see :class:`~freqfusion.data.objects.ObjectFiles`, also for the errors.
         annotations: the JSON file, relative to the root or absolute; ``{split}`` in it is replaced by the split.
-        images: likewise the folder of the pictures.
+        images: the folder of the pictures, given in the same way.
         with_masks: whether to read masks; None reads them if there is an annotation with a segmentation.
         skip_empty: leave out pictures without an object that is no crowd, as detectors are trained.
     """
@@ -381,8 +381,8 @@ class CocoPanoptic(_CocoFiles[PanopticPicture], PanopticFiles):
         skip_bad: see :class:`~freqfusion.data.objects.ObjectFiles`, also for the errors. A picture whose annotation
             is malformed or missing is left out.
         annotations: the JSON file, relative to the root or absolute; ``{split}`` in it is replaced by the split.
-        images: likewise the folder of the pictures.
-        segments: likewise the folder of the label maps.
+        images: the folder of the pictures, given in the same way.
+        segments: the folder of the label maps, given in the same way.
     """
 
     layout: ClassVar[str] = (

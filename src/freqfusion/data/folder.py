@@ -58,7 +58,7 @@ class ImageFolder(FileDataset):
             colours.append((colour[0], colour[1], colour[2]))
         if not 2 <= len(names) <= 255:
             raise ValueError(
-                f"{path}: lists {len(names)} classes, expected 2 to 255, one a line. Every pixel gets one of them: "
+                f"{path}: lists {len(names)} classes, expected 2 to 255, one per line. Every pixel gets one of them: "
                 "where there is one kind of object, the background is a class too, with a line of its own"
             )
         twice = next((name for name in names if names.count(name) > 1), None)

@@ -143,7 +143,7 @@ def segments_to_objects(
     Args:
         segments: ``(H, W)``, integers: j for the j-th segment, from 1; 0 where there is none.
         labels: ``(S,)``, integers: the label of each segment.
-        iscrowd: ``(S,)`` bool, likewise.
+        iscrowd: ``(S,)`` bool: segments that stand for a group.
         things: the labels whose segments are objects.
 
     Returns:

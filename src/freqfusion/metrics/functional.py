@@ -181,7 +181,7 @@ def score_counts(
     Args:
         confusion: ``(K, K + 1)`` of :func:`confusion_counts`, summed over the set.
         boundary_intersection: ``(K,)`` of :func:`boundary_counts`, summed over the set.
-        boundary_union: likewise.
+        boundary_union: ``(K,)``, of the same function, summed over the set.
 
     Returns:
         ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``boundary_iou`` (scalars in [0, 1], float64 except

@@ -55,8 +55,8 @@ def panoptic_counts(
     Args:
         pred_segments: ``(H, W)``, integers: j for the j-th predicted segment, from 1; 0 for void.
         pred_labels: ``(P,)``, integers: the class of each predicted segment, in ``0..K-1``.
-        target_segments: ``(H, W)``, likewise, of the truth.
-        target_labels: ``(T,)``, likewise.
+        target_segments: ``(H, W)``, integers: the segments of the truth, from 1; 0 for void.
+        target_labels: ``(T,)``, integers: the class of each true segment.
         target_iscrowd: ``(T,)`` bool: true segments that stand for a group.
         num_classes: K.
 

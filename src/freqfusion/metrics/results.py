@@ -231,7 +231,7 @@ def write_panoptic(path: str | Path, folder: str | Path, entries: Iterable[Mappi
     Args:
         path: the JSON file.
         folder: where the PNGs are.
-        entries: one an image, as :func:`write_panoptic_image` returns them; of several processes, those of all.
+        entries: one per image, as :func:`write_panoptic_image` returns them; of several processes, those of all.
 
     Raises:
         FileNotFoundError: if the PNG of an entry is missing.

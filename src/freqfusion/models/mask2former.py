@@ -385,7 +385,7 @@ class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
         """See :meth:`freqfusion.models.base.ObjectModel.find`.
 
         Raises:
-            ValueError: for several passes, whose results are not put together.
+            ValueError: for several passes, whose results cannot be merged.
         """
         if inference.flip or len(inference.sizes or ()) > 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Segmentation networks put together from an encoder and a decoder."""
+"""Segmentation networks made of an encoder and a decoder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freqfusion.ops import _native, _triton
-from freqfusion.ops._checks import check_map, is_exporting, refuse_torchscript
+from freqfusion.ops._checks import check_filled, check_map, is_exporting, refuse_torchscript
 
 BACKENDS = ("native", "triton", "torch")
 """In order of preference. ``native``: compiled CPU kernels; ``triton``: kernels for CUDA devices; ``torch``:
@@ -147,7 +147,7 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
 
     Raises:
         TypeError: for arguments that are not tensors.
-        ValueError: for an unknown operator, or another number of tensors than it takes.
+        ValueError: for an unknown operator, or another number of tensors than it takes, or an empty one.
 
     >>> explain("normalize_kernels", torch.zeros(1, 9, 6, 6)).backend
     'torch'
@@ -159,6 +159,7 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
         raise ValueError(f"{operator} takes {known.tensors} tensors, got {len(tensors)}")
     for tensor in tensors:
         check_map("a tensor", tensor)
+        check_filled("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
     backend, kernels = choose(operator, None, *tensors), ""
     if backend == "triton":

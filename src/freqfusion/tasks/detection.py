@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
 
 from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
@@ -108,19 +107,6 @@ class DetectionModule(ObjectTask):
                 "ones with --model.backbone_weights (torchvision:IMAGENET1K_V1 downloads "
                 "torchvision's), or train from scratch with --model.network_options.backbone_options {}"
             )
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """What the network finds in images ``(3, H, W)`` in [0, 1], with this module's inference settings.
-
-        Labels count from 0.
-        """
-        return self.network.find(images, self.inference)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        loss = self.network.loss(batch["image"], samples)
-        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
-        return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options, trainer = self.hparams, self.trainer

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
 
 from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
@@ -91,19 +90,6 @@ class MaskClassificationModule(ObjectTask):
                 "the annotations have no masks, which Mask2Former needs: use data with a segmentation for "
                 "each object, or a detector of boxes (task detection)"
             )
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """What the network finds in images ``(3, H, W)`` in [0, 1], with this module's inference settings.
-
-        Labels count from 0.
-        """
-        return self.network.find(images, self.inference)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        loss = self.network.loss(batch["image"], samples)
-        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
-        return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = settings_in(AdamWSettings, self.hparams).create(self.network)

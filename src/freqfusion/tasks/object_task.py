@@ -1,4 +1,4 @@
-"""What the tasks on images with objects have in common: how they are judged."""
+"""What the tasks on images with objects have in common: how they are trained and judged."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,7 @@ from freqfusion.tasks.evaluators import Evaluator
 class ObjectTask(TaskModule):
     """A network that finds objects or segments.
 
-    A subclass makes ``network``, calls :meth:`evaluate_with`, and says in ``forward`` what the network finds: images
-    ``(3, H, W)`` in [0, 1] to a dict for each, with ``boxes``, ``labels`` from 0, ``scores`` and perhaps ``masks``,
-    or with ``segments``, ``segment_labels`` and ``segment_scores``.
+    A subclass makes ``network``, calls :meth:`evaluate_with` and configures the optimizer.
 
     Args:
         num_classes: number of classes.
@@ -41,6 +39,21 @@ class ObjectTask(TaskModule):
             flip=options.get("flip_test", False),
             max_detections=options["max_detections"],
         )
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """What the network finds in images ``(3, H, W)`` in [0, 1], with this module's inference settings.
+
+        Returns:
+            For each image a dict with ``boxes``, ``labels`` from 0, ``scores`` and perhaps ``masks``, or with
+            ``segments``, ``segment_labels`` and ``segment_scores``.
+        """
+        return self.network.find(images, self.inference)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        loss = self.network.loss(batch["image"], samples)
+        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        return loss
 
     def evaluate_with(self, evaluator: Evaluator) -> None:
         """Take an evaluator's metrics as those of the task."""

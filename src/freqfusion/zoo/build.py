@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -116,6 +117,12 @@ def build_own(options: Mapping[str, Any], name: str) -> Model:
         builder = partial(build_detector, kind, name.removeprefix(f"{kind}_"))
     elif decoder in DECODERS and backbone:
         builder = partial(build_segmenter, backbone, decoder)
+    elif Path(name).exists():
+        raise ValueError(
+            f"{name} is not a saved model: give a folder with freqfusion.json, written by freqfusion convert or "
+            "save_pretrained. A file of weights goes with the name of its network, as weights (on the command line "
+            "--model.weights)"
+        )
     else:
         near = get_close_matches(name, list_models(), 1)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Detectors put together from a backbone, a pyramid and heads."""
+"""Detectors made of a backbone, a pyramid and heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

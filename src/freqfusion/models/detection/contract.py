@@ -34,11 +34,11 @@ class Detector(ObjectModel):
     def find(self, images: Sequence[Tensor], inference: ObjectInference = AS_SET) -> list[Detection]:
         """See :meth:`freqfusion.models.base.ObjectModel.find`.
 
-        The detections of several passes are put together, and non-maximum suppression within each class drops the
+        The detections of several passes are merged, and non-maximum suppression within each class drops the
         lesser doubles, with the limits that the network itself has.
 
         Raises:
-            ValueError: for several passes where segments are found, which cannot be put together, and for sizes where
+            ValueError: for several passes where segments are found, which cannot be merged, and for sizes where
                 the network has one fixed size.
         """
         mirrors = (False, True) if inference.flip else (False,)

@@ -40,7 +40,7 @@ class Anchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008  # torchvision's signature
     ) -> Tensor:
-        """Boxes ``(A, 4)`` around the origin, one a ratio."""
+        """Boxes ``(A, 4)`` around the origin, one per ratio."""
         heights = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt() * scales[0]
         widths = scales[0] ** 2 / heights
         return torch.stack((-widths, -heights, widths, heights), dim=1) / 2

@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN as published with FreqFusion, put together from torchvision's parts."""
+"""Faster R-CNN and Mask R-CNN as published with FreqFusion, built from torchvision's parts."""
 
 from typing import Any
 

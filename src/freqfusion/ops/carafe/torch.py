@@ -1,7 +1,7 @@
 """The reassembly and its two adjoints in plain torch, without unfolded copies of the feature map.
 
-Output pixels that read the same window are brought side by side: with ``s = ceil(H / h)`` rows (columns
-likewise) for every coarse pixel, a fine map becomes ``s * s`` *phases* of the coarse size, and each tap is
+Output pixels that read the same window are brought side by side: with ``s = ceil(H / h)`` rows (and as many
+columns) for every coarse pixel, a fine map becomes ``s * s`` *phases* of the coarse size, and each tap is
 one multiply-add of a shifted view of the coarse map. Where the ratio is no whole number some phases have no
 output pixel; their kernels are zero. Nothing but the inputs is kept for the backward pass, and the adjoints
 gather (no atomics), so they are deterministic.
