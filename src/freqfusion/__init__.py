@@ -57,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "decoders": "*",
+    "features": "*",
     "fusion": "* FreqFusion FusedFeatures Fusion create_fusion describe_fusions list_fusions register_fusion",
     "models": "*",
     "ops": "* carafe local_similarity normalize_kernels resample window_similarity",

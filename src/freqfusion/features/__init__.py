@@ -1,0 +1,19 @@
+"""Features of a frozen encoder, such as a vision transformer, at the resolution of the image."""
+
+from freqfusion.features.base import FeatureUpsampler
+from freqfusion.features.bilinear import BilinearFeatures
+from freqfusion.features.catalog import (
+    UpsamplerInfo,
+    create_upsampler,
+    describe_upsamplers,
+    list_upsamplers,
+)
+
+__all__ = [
+    "BilinearFeatures",
+    "FeatureUpsampler",
+    "UpsamplerInfo",
+    "create_upsampler",
+    "describe_upsamplers",
+    "list_upsamplers",
+]
