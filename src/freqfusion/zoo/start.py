@@ -41,7 +41,7 @@ def take_weights_of_library(
     elif Path(weights).is_file():
         saved = _read_official(Path(weights))
     elif is_transformers:
-        host = _load_transformers(host, str(weights), None if spec.name in PUBLISHED else spec)
+        host = load_transformers(host, str(weights), None if spec.name in PUBLISHED else spec)
         host.spec = replace(spec.without_outside(), options=_options_of(host, spec))  # type: ignore[assignment]
         return host, False
     else:
@@ -171,13 +171,16 @@ def load_backbone_of_(model: nn.Module, source: str | Path) -> None:
     load_backbone_(backbone, source, title, names)
 
 
-def _load_transformers(host: Any, weights: str, spec: ModelSpec | None) -> nn.Module:
+def load_transformers(
+    host: Any, weights: str, spec: ModelSpec | None, unused: re.Pattern[str] = UNUSED
+) -> nn.Module:
     """The host with the weights of a checkpoint of transformers.
 
     Args:
         host: as built, of the class that is wanted.
         weights: folder or name on the hub.
         spec: if the checkpoint says the configuration, further settings of it; else that is the host's.
+        unused: names of parameters that the checkpoint may lack.
     """
     settings: dict[str, Any] = {"config": host.config}
     if spec is not None:
@@ -197,7 +200,7 @@ def _load_transformers(host: Any, weights: str, spec: ModelSpec | None) -> nn.Mo
         for key, theirs, ours in report["mismatched_keys"]
     }
     started = [key for key in misfits if CLASSIFIERS.fullmatch(key)]
-    absent = [key for key in report["missing_keys"] if key not in misfits and not UNUSED.fullmatch(key)]
+    absent = [key for key in report["missing_keys"] if key not in misfits and not unused.fullmatch(key)]
     found = list_problems(
         {
             "missing": sorted(absent),
