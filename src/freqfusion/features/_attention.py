@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from freqfusion.features._rows import Rows
+
 MAX_WEIGHTS = 2**23
 """Attention weights that exist at a time, where a tile has no more."""
 _MAX_TILE = 32
@@ -52,12 +54,12 @@ def neighbourhood(fine: int, coarse: int, kernel_size: int, name: str) -> Tensor
     if dilation < 1 or kernel_size * dilation > fine:
         raise ValueError(
             f"a window of {kernel_size} coarse {name} does not fit: {kernel_size} * ({fine} // {coarse}) is over "
-            f"{fine}; give features of at least {kernel_size} {name}, or a smaller kernel_size"
+            f"{fine}; give features of at least {kernel_size} {name}, or choose a smaller window"
         )
     places = torch.arange(fine, device="cpu")
     phase, place = places % dilation, places // dilation
     length = (fine - phase + dilation - 1) // dilation
-    start = torch.minimum((place - (kernel_size - 1) // 2).clamp_min(0), length - kernel_size)
+    start = torch.minimum((place - kernel_size // 2).clamp_min(0), length - kernel_size)
     seen = phase[:, None] + dilation * (start[:, None] + torch.arange(kernel_size, device="cpu"))
     seen = ((2 * seen + 1) * coarse) // (2 * fine)
     counts = torch.zeros(fine, coarse, device="cpu")
@@ -84,7 +86,7 @@ def _cut(counts: Tensor, device: torch.device, dtype: torch.dtype) -> _Tiles:
     best, least = None, math.inf
     for size in sorted(sizes):
         tiles = -(-fine // size)
-        rows = torch.arange(tiles * size).clamp_max(fine - 1)
+        rows = torch.arange(tiles * size, device="cpu").clamp_max(fine - 1)
         tiled = counts[rows].unflatten(0, (tiles, size))
         seen = (tiled > 0).any(1)
         first, last = seen.int().argmax(1), coarse - 1 - seen.flip(1).int().argmax(1)
@@ -94,9 +96,9 @@ def _cut(counts: Tensor, device: torch.device, dtype: torch.dtype) -> _Tiles:
             best, least = (size, window, first.clamp_max(coarse - window), tiled), cost
     assert best is not None
     size, window, starts, tiled = best
-    places = starts[:, None, None] + torch.arange(window)
+    places = starts[:, None, None] + torch.arange(window, device="cpu")
     picked = tiled.gather(2, places.expand(-1, size, -1))
-    bias = None if bool((picked == 1).all()) else picked.log().to(device, dtype)
+    bias = None if bool((picked == 1).all()) else picked.double().log().to(device, dtype)
     return _Tiles(size, window, starts.to(device), bias)
 
 
@@ -122,12 +124,13 @@ def attend(
         ``(B, C, H, W)`` of the dtype of ``values``.
     """
     batch, channels, height, width = queries.shape
+    dtype = values.dtype
     w = keys.shape[3]
     bands, stripes = (_cut(counts, queries.device, queries.dtype) for counts in (rows, columns))
     scale = (channels // heads) ** -0.5
     parts = 1 if mean else heads
     keys = _heads_last(keys, heads)
-    values = _heads_last(values, parts)
+    values = _heads_last(values.to(queries.dtype), parts)
     missing = len(bands.starts) * bands.rows - height, len(stripes.starts) * stripes.rows - width
     queries = F.pad(queries, (0, missing[1], 0, missing[0])) if any(missing) else queries
 
@@ -174,8 +177,21 @@ def attend(
                 if again
                 else block(*arguments)
             )
-        out.append(torch.cat(line, 3) if len(line) > 1 else line[0])
+        out.append((torch.cat(line, 3) if len(line) > 1 else line[0]).to(dtype))
     return (torch.cat(out, 2) if len(out) > 1 else out[0])[..., :height, :width]
+
+
+def attend_rows(
+    queries: Rows, keys: Tensor, values: Tensor, rows: Tensor, columns: Tensor, heads: int, mean: bool
+) -> Tensor:
+    """:func:`attend` for queries that are computed by strips; their results go into one map at once."""
+    strips = queries.strips()
+    if len(strips) == 1:
+        return attend(queries.whole(), keys, values, rows, columns, heads, mean)
+    out = values.new_empty(*values.shape[:2], queries.height, columns.shape[0])
+    for lo, hi in strips:
+        out[:, :, lo:hi] = attend(queries(lo, hi), keys, values, rows[lo:hi], columns, heads, mean)
+    return out
 
 
 def _heads_last(x: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image encoders evaluated by strips of rows, without gradients, to the same result as on the whole map."""
+"""Image encoders written once for the whole map and for strips of its rows, which give the same result."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,10 +36,10 @@ class Rows:
     def __call__(self, lo: int, hi: int) -> Tensor:
         return self.read(lo, hi)
 
-    @classmethod
-    def of(cls, x: Tensor, chunk: int) -> "Rows":
-        """Rows of a map that is there, ``(B, C, H, W)``."""
-        return cls(x.shape[2], lambda lo, hi: x[:, :, lo:hi], chunk)
+    @staticmethod
+    def of(x: Tensor, chunk: int | None) -> "Rows":
+        """Rows of a map that is there, ``(B, C, H, W)``; without ``chunk`` each step computes the whole next map."""
+        return _Whole(x) if chunk is None else Rows(x.shape[2], lambda lo, hi: x[:, :, lo:hi], chunk)
 
     def strips(self) -> list[tuple[int, int]]:
         """``(lo, hi)`` of runs of at most ``chunk`` rows that make up the map."""
@@ -67,7 +67,7 @@ class Rows:
         if isinstance(module, nn.GroupNorm):
             return self.norm(module)
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            return self._convolved(module)
+            return self.convolved(module)
         return self.each(module)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Rows":
@@ -129,7 +129,8 @@ class Rows:
 
         return Rows(height, read, max(1, self.chunk * height // self.height))
 
-    def _convolved(self, module: nn.Conv2d) -> "Rows":
+    def convolved(self, module: nn.Conv2d) -> "Rows":
+        """After a convolution of stride 1 that keeps the size, with borders of zeros or reflected."""
         reach = (module.kernel_size[0] - 1) * module.dilation[0] // 2
         side = (module.kernel_size[1] - 1) * module.dilation[1] // 2
         reflect = module.padding_mode == "reflect"
@@ -152,6 +153,42 @@ class Rows:
             return F.conv2d(x, module.weight, module.bias, 1, 0, module.dilation, module.groups)
 
         return Rows(self.height, read, self.chunk)
+
+
+class _Whole(Rows):
+    """A map that is there, and so is that after every step; gradients flow."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(
+            x.shape[2], lambda lo, hi: x if (lo, hi) == (0, x.shape[2]) else x[:, :, lo:hi], x.shape[2]
+        )
+        self.x = x
+
+    def whole(self) -> Tensor:
+        return self.x
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Rows:
+        return _Whole(function(self.x))
+
+    def placed(self, function: Callable[[Tensor, int, int], Tensor]) -> Rows:
+        return _Whole(function(self.x, 0, self.height))
+
+    def kept(self) -> Rows:
+        return self
+
+    def joined(self, other: Rows, how: Callable[[Tensor, Tensor], Tensor]) -> Rows:
+        return _Whole(how(self.x, other.whole()))
+
+    def norm(self, module: nn.GroupNorm) -> Rows:
+        return _Whole(module(self.x))
+
+    def pooled(self, size: Sequence[int]) -> Rows:
+        height, width = size
+        same = (height, width) == self.x.shape[2:]
+        return self if same else _Whole(F.adaptive_avg_pool2d(self.x, (height, width)))
+
+    def convolved(self, module: nn.Conv2d) -> Rows:
+        return _Whole(module(self.x))
 
 
 def _affine(mean: Tensor, variance: Tensor, module: nn.GroupNorm) -> tuple[Tensor, Tensor]:
