@@ -8,10 +8,18 @@ from freqfusion.features.catalog import (
     describe_upsamplers,
     list_upsamplers,
 )
+from freqfusion.features.featup import FeatUpJBU
+from freqfusion.features.joint_bilateral import JointBilateralFeatures
+from freqfusion.features.loftup import LoftUp
+from freqfusion.features.uplift import UPLiFT
 
 __all__ = [
     "BilinearFeatures",
+    "FeatUpJBU",
     "FeatureUpsampler",
+    "JointBilateralFeatures",
+    "LoftUp",
+    "UPLiFT",
     "UpsamplerInfo",
     "create_upsampler",
     "describe_upsamplers",

@@ -8,6 +8,10 @@ import torch
 
 from freqfusion.features.base import FeatureUpsampler
 from freqfusion.features.bilinear import BilinearFeatures
+from freqfusion.features.featup import FeatUpJBU
+from freqfusion.features.joint_bilateral import JointBilateralFeatures
+from freqfusion.features.loftup import LoftUp
+from freqfusion.features.uplift import UPLiFT
 from freqfusion.features.weights import load_weights_
 
 
@@ -33,6 +37,10 @@ class _Method(NamedTuple):
 
 _METHODS: dict[str, _Method] = {
     "bilinear": _Method(BilinearFeatures, False, "interpolation", 0),
+    "joint_bilateral": _Method(JointBilateralFeatures, False, "Kopf et al., SIGGRAPH", 2007),
+    "featup_jbu": _Method(FeatUpJBU, True, "Fu et al., FeatUp, ICLR", 2024),
+    "loftup": _Method(LoftUp, True, "Huang et al., LoftUp, ICCV", 2025),
+    "uplift": _Method(UPLiFT, True, "UPLiFT, CVPR", 2026),
 }
 
 
