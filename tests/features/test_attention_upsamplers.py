@@ -84,9 +84,9 @@ def test_channels_last_and_frozen_features_train(build: Build) -> None:
     assert float(gradient.abs().max()) > 0
 
 
-@each
-def test_compiled(build: Build) -> None:
-    upsampler = build()
+@pytest.mark.parametrize("name", ["naf", "anyup"])
+def test_compiled(name: str) -> None:
+    upsampler = BUILDS[name]()
     features, image = _inputs()
     torch._dynamo.reset()
     compiled = torch.compile(upsampler, backend="eager")
