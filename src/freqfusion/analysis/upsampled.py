@@ -154,8 +154,8 @@ def write_upsampled(
     methods = ", ".join(variants[1:])
     report = Report(
         title="freqfusion features",
-        headline=f"Features of {encoder}, upsampled by {methods}",
-        lede="What the features of a frozen encoder look like at the resolution of the image.",
+        headline=f"Features of {encoder}, upsampled",
+        lede=f"What the features of a frozen encoder look like at the resolution of the image, by {methods}.",
         sections=[
             Section("", [*map(Text, notes), *map(_strip, images)]),
             Section(

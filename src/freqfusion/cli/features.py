@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,7 @@ def _features(args: argparse.Namespace) -> None:
         encoder = load_encoder(args.model, args.weights).to(device)
     except TypeError as error:  # an option in the name
         raise ValueError(f"{args.model}: {error}") from error
-    notes = [] if args.weights else [f"{args.model} has random weights; --weights gives it its own."]
+    notes = [] if args.weights else [f"{args.model} has random weights; give it its own with --weights."]
     upsamplers: dict[str, FeatureUpsampler] = {}
     observed = []
     for place, record in enumerate(track(records, "upsampling")):
@@ -139,11 +139,7 @@ def _features(args: argparse.Namespace) -> None:
         coarse = extract_features(encoder, image, args.layers)
         if not upsamplers:
             upsamplers = _upsamplers(args, encoder, coarse.shape[1])
-            notes += [
-                f"{name} has random weights; --upsampler-weights {name}=FILE gives it its own."
-                for name, upsampler in upsamplers.items()
-                if name not in args.files and any(True for _ in upsampler.parameters())
-            ]
+            notes += _random(args.files, upsamplers)
             for note in notes:
                 print(f"freqfusion features: warning: {note}", file=sys.stderr)
         maps = _maps(args, record, image, coarse, upsamplers)
@@ -195,6 +191,19 @@ def _upsamplers(
             upsampler.mean, upsampler.std = encoder_normalisation(encoder)
         upsamplers[name] = upsampler.to(next(encoder.parameters()).device)
     return upsamplers
+
+
+def _random(files: Mapping[str, str], upsamplers: "Mapping[str, FeatureUpsampler]") -> list[str]:
+    """A sentence on the upsamplers that have weights but were given none."""
+    names = [
+        name for name, upsampler in upsamplers.items() if name not in files and any(upsampler.state_dict())
+    ]
+    if not names:
+        return []
+    return [
+        f"random weights, whose results mean nothing: {', '.join(names)}; give each its own with "
+        "--upsampler-weights NAME=FILE."
+    ]
 
 
 def _maps(
