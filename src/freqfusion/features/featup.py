@@ -50,7 +50,9 @@ class JBUStage(nn.Module):
             return self.filter(fine(first, last), guidance)
         rows = reflect_index(size[0], self.radius, guidance.device)[first : last + 2 * self.radius]
         lowest, highest = int(rows.min()), int(rows.max()) + 1
-        window = fine(lowest, highest).index_select(2, rows - lowest)
+        window = fine(lowest, highest)
+        if highest - lowest < len(rows):  # at the ends, where some rows are mirrored
+            window = window.index_select(2, rows - lowest)
         return self.filter(window, guidance.index_select(2, rows), self.radius)
 
     def filter(self, fine: Tensor, guidance: Tensor, halo: int = 0) -> Tensor:
@@ -110,4 +112,4 @@ class FeatUpJBU(FeatureUpsampler):
 
     def _fix(self, read: Read, first: int, last: int) -> Tensor:
         x = read(first, last)
-        return x + 0.1 * self.fixup_proj(x)
+        return torch.add(x, self.fixup_proj(x), alpha=0.1)
