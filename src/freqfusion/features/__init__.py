@@ -1,5 +1,6 @@
 """Features of a frozen encoder, such as a vision transformer, at the resolution of the image."""
 
+from freqfusion.features.anyup import AnyUp
 from freqfusion.features.base import FeatureUpsampler
 from freqfusion.features.bilinear import BilinearFeatures
 from freqfusion.features.catalog import (
@@ -9,11 +10,16 @@ from freqfusion.features.catalog import (
     list_upsamplers,
 )
 from freqfusion.features.featup import FeatUpJBU
+from freqfusion.features.jafar import JAFAR
 from freqfusion.features.joint_bilateral import JointBilateralFeatures
 from freqfusion.features.loftup import LoftUp
+from freqfusion.features.naf import NAF
 from freqfusion.features.uplift import UPLiFT
 
 __all__ = [
+    "JAFAR",
+    "NAF",
+    "AnyUp",
     "BilinearFeatures",
     "FeatUpJBU",
     "FeatureUpsampler",

@@ -13,7 +13,7 @@ Read = Callable[[int, int], Tensor]
 """``(first, last)`` to rows ``first`` to ``last - 1`` of a map, ``(B, C, last - first, W)``."""
 
 
-class Rows:
+class Stream:
     """A map that is computed from the top as its rows are asked for; rows that all readers have passed are forgotten.
 
     Args:
@@ -50,7 +50,7 @@ class Rows:
 
 
 class Resized:
-    """Rows of a map that :func:`torch.nn.functional.interpolate` would bring to another size.
+    """Stream of a map that :func:`torch.nn.functional.interpolate` would bring to another size.
 
     Args:
         read: the map.

@@ -29,10 +29,30 @@ class Released(NamedTuple):
     """Arguments of the method's constructor that it was trained with, where they are not the default ones."""
 
 
+_NAF = "https://github.com/valeoai/NAF/releases/download/model/"
+_ANYUP = "https://github.com/wimmerth/anyup/releases/download/"
+_JAFAR = "https://github.com/PaulCouairon/JAFAR/releases/download/Weights/"
 _FEATUP = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained"
 _NORM = {"norm": True}
 
 RELEASED: dict[str, dict[str, Released]] = {
+    "naf": {"naf_release": Released(f"{_NAF}naf_release.pth", "Apache-2.0", "")},
+    "anyup": {
+        "anyup_multi_backbone": Released(f"{_ANYUP}checkpoint_v2/anyup_multi_backbone.pth", "CC-BY-4.0", ""),
+        "anyup_paper": Released(f"{_ANYUP}checkpoint/anyup_paper.pth", "CC-BY-4.0", ""),
+    },
+    "jafar": {
+        encoder: Released(f"{_JAFAR}{encoder}.pth", "Apache-2.0", encoder)
+        for encoder in (
+            "vit_small_patch14_dinov2.lvd142m",
+            "vit_small_patch14_reg4_dinov2",
+            "vit_base_patch14_dinov2.lvd142m",
+            "vit_base_patch16_224",
+            "vit_base_patch16_224.dino",
+            "vit_base_patch16_clip_384",
+            "vit_base_patch16_siglip_512.v2_webli",
+        )
+    },
     "featup_jbu": {
         "dino_s": Released(f"{_FEATUP}/dino16_jbu_stack_cocostuff.ckpt", "MIT", "DINO ViT-S/16", _NORM),
         "dinov2_s": Released(f"{_FEATUP}/dinov2_jbu_stack_cocostuff.ckpt", "MIT", "DINOv2 ViT-S/14", _NORM),
@@ -114,12 +134,12 @@ def load_weights_(upsampler: FeatureUpsampler, name: str, weights: str | Path) -
     """
     released = find_released(name, weights)
     source = weights if released is None else _download(released.address)
-    state = read_state_dict(source)
+    state: Mapping[str, Tensor] = read_state_dict(source)
     own = upsampler.state_dict()
     if not own:
         raise ValueError(f"{name} has no weights to load; leave weights out")
     prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + key in state for key in own))
-    state = _entries(state, prefix)
+    state = upsampler.own_state(_entries(state, prefix))
     if isinstance(upsampler, FeatUpJBU) and upsampler.norm is None and "norm.weight" in state:
         upsampler.norm = ChannelNorm(upsampler.fixup_proj[1].in_channels)
     title = f"{name} ({type(upsampler).__name__})" + (
