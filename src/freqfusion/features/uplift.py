@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Stream, in_strips, row_weights
+from freqfusion.features._strips import Read, Resized, Stream, in_strips, interpolate, row_weights
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops import carafe
 from freqfusion.ops._checks import check_count, checked_options
@@ -142,7 +142,7 @@ class UPLiFT(FeatureUpsampler):
         features, image = features.to(own), image.to(own)
         if self.patch_size == 14:
             enlarged = [16 * side // 14 for side in image.shape[-2:]]
-            image = F.interpolate(image, enlarged, mode="bilinear", antialias=True)
+            image = interpolate(image, enlarged, mode="bilinear", antialias=True)
         height, width = features.shape[-2:]
         ratio = max(-(-size[0] // height), -(-size[1] // width))
         iters = self.iters or max(1, (ratio - 1).bit_length())
