@@ -15,7 +15,7 @@ from freqfusion.features.joint_bilateral import JointBilateralFeatures
 from freqfusion.features.loftup import LoftUp
 from freqfusion.features.naf import NAF
 from freqfusion.features.uplift import UPLiFT
-from freqfusion.features.weights import load_weights_
+from freqfusion.features.weights import find_released, load_weights_
 
 
 class UpsamplerInfo(NamedTuple):
@@ -40,12 +40,12 @@ class _Method(NamedTuple):
 
 _METHODS: dict[str, _Method] = {
     "bilinear": _Method(BilinearFeatures, False, "interpolation", 0),
+    "naf": _Method(NAF, False, "Chambon et al., NAF, CVPR", 2026),
+    "anyup": _Method(AnyUp, False, "Wimmer et al., AnyUp, ICLR", 2026),
+    "jafar": _Method(JAFAR, True, "Couairon et al., JAFAR, NeurIPS", 2025),
     "joint_bilateral": _Method(JointBilateralFeatures, False, "Kopf et al., SIGGRAPH", 2007),
     "featup_jbu": _Method(FeatUpJBU, True, "Fu et al., FeatUp, ICLR", 2024),
     "loftup": _Method(LoftUp, True, "Huang et al., LoftUp, ICCV", 2025),
-    "jafar": _Method(JAFAR, True, "Couairon et al., JAFAR, NeurIPS", 2025),
-    "anyup": _Method(AnyUp, False, "Wimmer et al., AnyUp, ICLR", 2026),
-    "naf": _Method(NAF, False, "Chambon et al., NAF, CVPR", 2026),
     "uplift": _Method(UPLiFT, True, "UPLiFT, CVPR", 2026),
 }
 
@@ -98,6 +98,9 @@ def create_upsampler(
                 f"{name!r} is made for one number of channels: give channels, that of your features"
             )
         options["channels"] = channels
+    released = None if weights is None else find_released(name, weights)
+    if released is not None:
+        options = {**released.options, **options}
     upsampler = method.build(**options)
     if weights is not None:
         load_weights_(upsampler, name, weights)
