@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from freqfusion.cli import features
 from freqfusion.cli.main import main
 from freqfusion.features import BilinearFeatures, catalog
 from freqfusion.features.extract import extract_features
@@ -102,6 +104,17 @@ def test_random_weights_are_said(folder, capsys, monkeypatch):
     assert "random" not in capsys.readouterr().err
     assert not np.load(folder / "out/features/a/learned.npy").any()
     assert np.load(folder / "out/features/a/bilinear.npy").any()
+
+
+def test_what_upsamplers_must_know_of_the_encoder():
+    """UPLiFT enlarges images for patches of 14, and sees them, as JAFAR does, normalised as the encoder does."""
+    names = ["bilinear", "jafar", "uplift"]
+    args = argparse.Namespace(upsampler=names, files={})
+    encoder = load_encoder(ENCODER)  # patches of 16, mean and deviation 0.5
+    made = features._upsamplers(args, encoder, 24)
+    assert [tuple(made[name].mean) for name in names[1:]] == [(0.5,) * 3] * 2
+    assert made["uplift"].patch_size == 16
+    assert made["jafar"].channels == made["uplift"].channels == 24
 
 
 @pytest.mark.parametrize(

@@ -182,11 +182,12 @@ def _upsamplers(
     args: argparse.Namespace, encoder: "torch.nn.Module", channels: int
 ) -> "dict[str, FeatureUpsampler]":
     from freqfusion.features import create_upsampler
-    from freqfusion.features.extract import encoder_normalisation
+    from freqfusion.features.extract import encoder_normalisation, encoder_patch
 
     upsamplers = {}
     for name in args.upsampler:
-        upsampler = create_upsampler(name, channels, weights=args.files.get(name))
+        options = {"patch_size": max(encoder_patch(encoder))} if name == "uplift" else {}
+        upsampler = create_upsampler(name, channels, weights=args.files.get(name), **options)
         if name in OWN_IMAGES:
             upsampler.mean, upsampler.std = encoder_normalisation(encoder)
         upsamplers[name] = upsampler.to(next(encoder.parameters()).device)
