@@ -116,8 +116,7 @@ def _features(args: argparse.Namespace) -> None:
     from freqfusion.analysis.upsampled import cells_of, draw_strip, observe_maps, write_upsampled
     from freqfusion.benchmarks.cost import choose_device
     from freqfusion.drawing.figures import save_png
-    from freqfusion.features import list_upsamplers
-    from freqfusion.features.extract import extract_features
+    from freqfusion.features import extract_features, list_upsamplers
     from freqfusion.zoo.encoders import load_encoder
 
     for name in args.upsampler:
@@ -181,8 +180,7 @@ def _read(record: "ImageRecord", size: tuple[int, int] | None) -> "torch.Tensor"
 def _upsamplers(
     args: argparse.Namespace, encoder: "torch.nn.Module", channels: int
 ) -> "dict[str, FeatureUpsampler]":
-    from freqfusion.features import create_upsampler
-    from freqfusion.features.extract import encoder_normalisation, encoder_patch
+    from freqfusion.features import create_upsampler, encoder_normalisation, encoder_patch
 
     upsamplers = {}
     for name in args.upsampler:
