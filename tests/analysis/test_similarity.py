@@ -377,13 +377,6 @@ def test_ten_thousand_classes() -> None:
         ),
         (
             torch.rand(1, 3, 8, 8),
-            torch.zeros(1, 8, 20).long(),
-            ValueError,
-            "proportions: are they of the same",
-        ),
-        (torch.rand(1, 3, 16, 8), torch.zeros(1, 32, 64).long(), ValueError, "proportions"),
-        (
-            torch.rand(1, 3, 8, 8),
             torch.full((1, 8, 8), 30),
             ValueError,
             r"labels hold \[30\], expected 0..18",
@@ -410,6 +403,45 @@ def test_bad_input(features, labels, error, message, protocol) -> None:
         similarity.update(features, labels)
     with pytest.raises(ValueError, match="no pixel with a class in 0 images"):
         similarity.compute()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"), [((8, 8), (8, 20)), ((16, 8), (32, 64)), ((20, 36), (64, 128))]
+)
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_features_of_other_proportions_are_the_released_tools_alone(
+    features: tuple[int, int], labels: tuple[int, int], mode: str
+) -> None:
+    """The tool stretches features and labels to one grid, each by itself, whatever their sides."""
+    maps = torch.randn(3, 5, *features)
+    classes = torch.randint(0, 4, (3, *labels))
+    with pytest.raises(ValueError, match="proportions: are they of the same"):
+        FeatureSimilarity(19).update(maps, classes)
+    options = {"num_classes": 19, "protocol": "official", "boundary_width": 2, "mode": mode}
+    for grid in (None, (16, 40)):
+        stretched, expected = FeatureSimilarity(size=grid, **options), FeatureSimilarity(**options)
+        stretched.update(maps, classes)
+        resized = torch.nn.functional.interpolate(maps, grid or labels, mode=mode)
+        rows, columns = (
+            [i * side // cells for i in range(cells)]
+            for side, cells in zip(labels, grid or labels, strict=True)
+        )
+        expected.update(resized, classes[:, rows][:, :, columns])
+        assert stretched.compute() == expected.compute()
+
+
+def test_official_figures_of_stretched_features_by_hand() -> None:
+    """Labels of 2 x 4 over features of 2 x 2, nearest: the columns 0, 0, 1, 1."""
+    maps = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]]).repeat(2, 1, 1, 1)
+    classes = torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 1]]]).repeat(2, 1, 1)
+    similarity = FeatureSimilarity(2, protocol="official", mode="nearest")
+    similarity.update(maps, classes)
+    scores = similarity.compute().per_class["all"]
+    # class 0: centre (2, 1) / 3, cosines 2 / sqrt(5) twice and 1 / sqrt(5); class 1: its own centre (0, 1)
+    assert scores[0].intra == pytest.approx(5 / 3 / 5**0.5, abs=1e-6)
+    assert scores[0].inter == pytest.approx(1 / 5**0.5, abs=1e-6)
+    assert (scores[0].accuracy, scores[1].accuracy) == (pytest.approx(2 / 3), 1.0)
+    assert scores[1].intra == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

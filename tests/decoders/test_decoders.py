@@ -89,7 +89,7 @@ def test_the_groups_of_every_method_are_known(fusion: str) -> None:
     """A method with groups by default is in the table, with its own default."""
     built = create_fusion(fusion, 64, 64)
     sampler = getattr(built, "dysampler", built)
-    groups = getattr(sampler, "groups", None)
+    groups = getattr(sampler, "n_groups" if fusion == "lda_aqu" else "groups", None)
     assert (fusion in GROUPS) == (groups is not None)
     if groups is not None:
         option, default = GROUPS[fusion]

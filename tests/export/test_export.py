@@ -20,6 +20,11 @@ SMALL = {
     "fade": {"up_kernel_size": 3, "embedding_dim": 8},
     "freqfusion": {"lowpass_kernel": 3, "compressed_channels": 8},
     "sapa": {"up_kernel_size": 3, "embedding_dim": 8},
+    "sapa-g": {"up_kernel_size": 3, "embedding_dim": 8},
+    "sapa_d": {"num_point": 2, "embedding_dim": 2},
+    "fade_lite": {"up_kernel_size": 3},
+    "lda_aqu": {"k_u": 1},
+    "resfu": {"kernel_size": 1, "embedding_dim": 8},
 }
 """Options that keep a graph small."""
 SIZES = (((14, 18), (7, 9)), ((13, 7), (7, 4)), ((33, 40), (17, 20)))
@@ -85,7 +90,7 @@ def check_onnx(onnx, name: str, path: Path, **options) -> None:
             assert relative(result, expected) < 2e-5, sizes
 
 
-VARIANTS = ("dysample+", "dysample-s")  # of the same operators as dysample and dysample-s+
+VARIANTS = ("sapa-g", "dysample+", "dysample-s")  # of the same operators as sapa, dysample and dysample-s+
 
 
 @pytest.mark.parametrize(

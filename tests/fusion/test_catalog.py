@@ -74,6 +74,11 @@ def test_interpolations_leave_the_fine_map_alone(name: str) -> None:
         ("dysample+", 49_248),
         ("dysample-s", 3_120),
         ("dysample-s+", 6_192),
+        # and of those published since: per site as their papers count
+        ("sapa_d", 3 * 139_808),
+        ("fade_lite", 3 * 13_332),
+        ("lda_aqu", 3 * 39_410),
+        ("resfu", 3 * 47_570),
     ],
 )
 def test_parameters_of_three_sites(name: str, parameters: int) -> None:
@@ -94,7 +99,7 @@ def test_a2u_counts_29k_weights() -> None:
     ("name", "options", "message"),
     [
         ("carrafe", {}, "unknown fusion 'carrafe'; choose one of: nearest, bilinear"),
-        ("deconv", {"kernel_size": 5}, "kernel_size must be 3 or 4"),
+        ("deconv", {"kernel_size": 5}, "kernel_size must be 2, 3 or 4"),
         ("pixel_shuffle", {"upsample_kernel": 2}, "upsample_kernel must be odd"),
         ("carafe", {"up_group": 5}, "groups must divide the channels of lr_feat"),
         ("indexnet", {"kind": "o2o"}, "kind must be one of"),
@@ -104,6 +109,15 @@ def test_a2u_counts_29k_weights() -> None:
         ("sapa", {"norm": "batch"}, "norm must be one of"),
         ("dysample", {"style": "x"}, 'style must be "lp" or "pl"'),
         ("dysample", {"groups": 5}, "groups must divide the channels of lr_feat"),
+        ("sapa_d", {"groups": 5}, "groups must divide the channels of lr_feat"),
+        ("lda_aqu", {"n_groups": 3}, "groups must divide the channels of lr_feat"),
+        ("lda_aqu", {"nh": 3}, "nh must divide the 16 channels of queries and lr_channels = 64, got 3"),
+        ("lda_aqu", {"k_u": 2}, "k_u must be odd"),
+        ("fade_lite", {"up_kernel_size": 4}, "up_kernel_size must be odd"),
+        ("resfu", {"kernel_size": 2}, "kernel_size must be odd"),
+        ("resfu", {"groups": 3}, "groups must divide the channels of queries and scores"),
+        ("resfu", {"gn_dim": 64}, "groups must divide the channels of queries and scores"),
+        ("resfu", {"eps": 0.0}, "eps must be positive"),
     ],
 )
 def test_wrong_options(name: str, options: dict, message: str) -> None:
@@ -162,6 +176,10 @@ def test_descriptions() -> None:
         "a2u",
         "fade",
         "sapa",
+        "sapa-g",
+        "sapa_d",
+        "fade_lite",
+        "resfu",
         "freqfusion",
     }
     assert lines["freqfusion"].parameters == 104_690

@@ -50,7 +50,12 @@ IMPLIED = {
     "output_padding",
     "group",
 }
-CASES = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.stem.split("_")[0] in {*METHODS, "sapa"})
+NEWER = ("fade_lite", "sapa_d")  # in test_newer_golden.py
+CASES = sorted(
+    path.stem
+    for path in GOLDEN.glob("*.npz")
+    if path.stem.split("_")[0] in {*METHODS, "sapa"} and not path.stem.startswith(NEWER)
+)
 
 
 def build(method: str, constructor: dict[str, Any], hr_channels: int, lr_channels: int) -> Fusion:

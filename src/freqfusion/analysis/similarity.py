@@ -193,8 +193,9 @@ class FeatureSimilarity:
     boundary by a Laplacian of the class indices, dilated (the tool's ``edge_k`` is ``2 * boundary_width - 1``);
     InterSim between pairs of class centres, under the smaller index; a tie is a hit; IntraSim and accuracy only of
     classes in two images or more, InterSim only of classes with two pairs or more, means of the two similarities only
-    over two classes or more. The tool prints its two accuracies under each other's names; here ``class_mean`` and
-    ``pixel_mean`` are what they say. Where the tool stops with a division by zero, the value is None.
+    over two classes or more; features and labels of any proportions, each stretched to the grid. The tool prints its
+    two accuracies under each other's names; here ``class_mean`` and ``pixel_mean`` are what they say. Where the tool
+    stops with a division by zero, the value is None.
 
     Args:
         num_classes: K, at most 2**24 (255 for ``protocol="official"``).
@@ -297,8 +298,9 @@ class FeatureSimilarity:
 
         Raises:
             TypeError: for features that are not floating point, or labels that are.
-            ValueError: for wrong shapes, sizes that no single stride explains (other images?), labels that are no
-                class, features that are not finite, or dataset centres that are missing.
+            ValueError: for wrong shapes, sizes that no single stride explains (other images? ``protocol="official"``
+                takes them), labels that are no class, features that are not finite, or dataset centres that are
+                missing.
         """
         if self.protocol == "official":
             self._update_official(features, labels)
@@ -394,7 +396,9 @@ class FeatureSimilarity:
     def _grids(self, features: Tensor | Sequence[Tensor], labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each image its features ``(C, H, W)`` and labels ``(H, W)`` on the grid."""
         levels = [features] if isinstance(features, Tensor) else list(features)
-        check_inputs(levels, labels, self.num_classes, self.ignore_index)
+        check_inputs(
+            levels, labels, self.num_classes, self.ignore_index, any_proportion=self.protocol == "official"
+        )
         labels = labels.to(levels[0].device).long()
         size = self.size or tuple(labels.shape[-2:])
         labels = resize_labels(labels, size)
@@ -524,8 +528,17 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     return labels[:, rows[:, None].to(labels.device), columns.to(labels.device)]
 
 
-def check_inputs(levels: Sequence[Tensor], labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Refuse features and labels that cannot belong together or cannot be scored."""
+def check_inputs(
+    levels: Sequence[Tensor],
+    labels: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    any_proportion: bool = False,
+) -> None:
+    """Refuse features and labels that cannot belong together or cannot be scored.
+
+    ``any_proportion``: take features whose sides are not those of the labels by one stride.
+    """
     if not levels:
         raise ValueError("features must hold at least one level")
     if labels.is_floating_point() or labels.is_complex():
@@ -550,7 +563,7 @@ def check_inputs(levels: Sequence[Tensor], labels: Tensor, num_classes: int, ign
                 f"{len(level)} feature maps (level {number}) and {len(labels)} label maps: they must be of the same "
                 "images, in the same order"
             )
-        if not _one_stride(level.shape[-2:], labels.shape[-2:]):
+        if not any_proportion and not _one_stride(level.shape[-2:], labels.shape[-2:]):
             raise ValueError(
                 f"features of size {tuple(level.shape[-2:])} (level {number}) and labels of size "
                 f"{tuple(labels.shape[-2:])} differ in their proportions: are they of the same image? If the network "

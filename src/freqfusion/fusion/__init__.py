@@ -12,21 +12,27 @@ from freqfusion.fusion.catalog import (
 )
 from freqfusion.fusion.deconv import Deconv
 from freqfusion.fusion.dysample import DySample
-from freqfusion.fusion.fade import FADE
+from freqfusion.fusion.fade import FADE, FADELite
 from freqfusion.fusion.freqfusion import FreqFusion
 from freqfusion.fusion.indexnet import IndexNet
 from freqfusion.fusion.interpolate import Bilinear, Nearest
+from freqfusion.fusion.lda_aqu import LDAAQU
 from freqfusion.fusion.pixel_shuffle import PixelShuffle
+from freqfusion.fusion.resfu import ReSFU
 from freqfusion.fusion.sapa import SAPA
+from freqfusion.fusion.sapa_d import SAPAD
 
 __all__ = [
     "A2U",
     "CARAFE",
     "FADE",
+    "LDAAQU",
     "SAPA",
+    "SAPAD",
     "Bilinear",
     "Deconv",
     "DySample",
+    "FADELite",
     "FreqFusion",
     "FusedFeatures",
     "Fusion",
@@ -34,6 +40,7 @@ __all__ = [
     "IndexNet",
     "Nearest",
     "PixelShuffle",
+    "ReSFU",
     "create_fusion",
     "describe_fusions",
     "list_fusions",

@@ -12,12 +12,15 @@ from freqfusion.fusion.base import Fusion
 from freqfusion.fusion.carafe import CARAFE
 from freqfusion.fusion.deconv import Deconv
 from freqfusion.fusion.dysample import DySample
-from freqfusion.fusion.fade import FADE
+from freqfusion.fusion.fade import FADE, FADELite
 from freqfusion.fusion.freqfusion import FreqFusion
 from freqfusion.fusion.indexnet import IndexNet
 from freqfusion.fusion.interpolate import Bilinear, Nearest
+from freqfusion.fusion.lda_aqu import LDAAQU
 from freqfusion.fusion.pixel_shuffle import PixelShuffle
+from freqfusion.fusion.resfu import ReSFU
 from freqfusion.fusion.sapa import SAPA
+from freqfusion.fusion.sapa_d import SAPAD
 
 
 class FusionInfo(NamedTuple):
@@ -40,6 +43,7 @@ class _Method(NamedTuple):
     year: int
 
 
+_SAPA = "Lu et al., SAPA, NeurIPS"
 _DYSAMPLE = "Liu et al., Learning to Upsample by Learning to Sample, ICCV"
 _METHODS: dict[str, _Method] = {
     "nearest": _Method(Nearest, False, "interpolation", 0),
@@ -50,11 +54,16 @@ _METHODS: dict[str, _Method] = {
     "indexnet": _Method(IndexNet, True, "Lu et al., Indices Matter, ICCV", 2019),
     "a2u": _Method(A2U, True, "Dai et al., Learning Affinity-Aware Upsampling, CVPR", 2021),
     "fade": _Method(FADE, True, "Lu et al., FADE, ECCV", 2022),
-    "sapa": _Method(SAPA, True, "Lu et al., SAPA, NeurIPS", 2022),
+    "sapa": _Method(SAPA, True, _SAPA, 2022),
+    "sapa-g": _Method(partial(SAPA, gating=True), True, _SAPA, 2022),
     "dysample": _Method(DySample, False, _DYSAMPLE, 2023),
     "dysample+": _Method(partial(DySample, dyscope=True), False, _DYSAMPLE, 2023),
     "dysample-s": _Method(partial(DySample, style="pl", groups=8), False, _DYSAMPLE, 2023),
     "dysample-s+": _Method(partial(DySample, style="pl", groups=8, dyscope=True), False, _DYSAMPLE, 2023),
+    "sapa_d": _Method(SAPAD, True, "Liu et al., On Point Affiliation in Feature Upsampling, arXiv", 2023),
+    "fade_lite": _Method(FADELite, True, "Lu et al., FADE, IJCV", 2024),
+    "lda_aqu": _Method(LDAAQU, False, "Du et al., LDA-AQU, ACM MM", 2024),
+    "resfu": _Method(ReSFU, True, "Zhou et al., A Refreshed Similarity-based Upsampler, arXiv", 2024),
     "freqfusion": _Method(FreqFusion, True, "Chen et al., Frequency-aware Feature Fusion, TPAMI", 2024),
 }
 
@@ -63,8 +72,8 @@ def list_fusions() -> list[str]:
     """Names that :func:`create_fusion` takes.
 
     >>> ", ".join(list_fusions())
-    'nearest, bilinear, deconv, pixel_shuffle, carafe, indexnet, a2u, fade, sapa, dysample, dysample+, \
-dysample-s, dysample-s+, freqfusion'
+    'nearest, bilinear, deconv, pixel_shuffle, carafe, indexnet, a2u, fade, sapa, sapa-g, dysample, dysample+, \
+dysample-s, dysample-s+, sapa_d, fade_lite, lda_aqu, resfu, freqfusion'
     """
     return list(_METHODS)
 
@@ -134,6 +143,8 @@ GROUPS = {
     "dysample+": ("groups", 4),
     "dysample-s": ("groups", 8),
     "dysample-s+": ("groups", 8),
+    "sapa_d": ("groups", 4),
+    "lda_aqu": ("n_groups", 2),
 }
 """The methods that move channels in groups, with the option that counts the groups and its default."""
 

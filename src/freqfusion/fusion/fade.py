@@ -26,11 +26,13 @@ class SemiShiftKernels(nn.Module):
     The bias of the shared convolution acts twice, as in the authors' code.
     """
 
-    def __init__(self, hr_channels: int, lr_channels: int, up_kernel: int, embedding: int) -> None:
+    def __init__(
+        self, hr_channels: int, lr_channels: int, up_kernel: int, embedding: int, groups: int = 1
+    ) -> None:
         super().__init__()
         self.compressor_en = nn.Conv2d(hr_channels, embedding, 1)
         self.compressor_de = nn.Conv2d(lr_channels, embedding, 1, bias=False)
-        self.content_encoder = nn.Conv2d(embedding, up_kernel**2, 3, padding=1)
+        self.content_encoder = nn.Conv2d(embedding, up_kernel**2, 3, padding=1, groups=groups)
 
     def forward(self, hr_feat: Tensor, lr_feat: Tensor) -> Tensor:
         """``(B, up_kernel**2, H, W)``."""
@@ -40,7 +42,7 @@ class SemiShiftKernels(nn.Module):
 
 
 class Gate(nn.Module):
-    """A weight in (0, 1) a coarse pixel; a module of its own only for the authors' key names."""
+    """A weight in (0, 1) per coarse pixel; a module of its own only for the authors' key names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,19 +90,61 @@ class FADE(Fusion):
         self.ker_generator = SemiShiftKernels(hr_channels, lr_channels, up_kernel_size, embedding_dim)
         self.gate_generator = Gate(lr_channels) if gating else None
         self.register_load_state_dict_pre_hook(_rename_old_keys)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _start(self)
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        kernels = normalize_kernels(self.ker_generator(hr_feat, lr_feat), self.up_kernel_size)
-        upsampled = carafe(lr_feat, kernels, self.up_kernel_size)
-        if self.gate_generator is not None:
-            gate = resize(self.gate_generator(lr_feat), hr_feat.shape[-2:], "nearest")
-            upsampled = gate * hr_feat + (1 - gate) * upsampled
-        return FusedFeatures(kernels, hr_feat, upsampled)
+        return _fuse(hr_feat, lr_feat, self.ker_generator, self.up_kernel_size, self.gate_generator)
+
+
+class FADELite(Fusion):
+    """FADE with a tenth of the parameters: each tap of the kernels is predicted from a channel of its own.
+
+    The gate blends both maps, so it exists where ``hr_channels == lr_channels``; elsewhere the upsampled map is the
+    result.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map; equal in the authors' code.
+        up_kernel_size: odd side of the reassembly kernels.
+
+    Raises:
+        ValueError: for an even kernel.
+
+    Source: Lu et al., "FADE: A Task-Agnostic Upsampling Operator for Encoder-Decoder Architectures", IJCV 2024; keys
+    of the authors' code. Xavier-uniform start.
+    """
+
+    @checked_options
+    def __init__(self, hr_channels: int, lr_channels: int, up_kernel_size: int = 5) -> None:
+        super().__init__(hr_channels, lr_channels)
+        check_kernel_size("up_kernel_size", up_kernel_size)
+        taps = up_kernel_size**2
+        self.up_kernel_size = up_kernel_size
+        self.gate_generator = Gate(lr_channels) if hr_channels == lr_channels else None
+        self.ker_generator = SemiShiftKernels(hr_channels, lr_channels, up_kernel_size, taps, groups=taps)
+        _start(self)
+
+    def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        return _fuse(hr_feat, lr_feat, self.ker_generator, self.up_kernel_size, self.gate_generator)
+
+
+def _start(fusion: Fusion) -> None:
+    for module in fusion.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _fuse(
+    hr_feat: Tensor, lr_feat: Tensor, logits: SemiShiftKernels, kernel_size: int, gate: Gate | None
+) -> FusedFeatures:
+    kernels = normalize_kernels(logits(hr_feat, lr_feat), kernel_size)
+    upsampled = carafe(lr_feat, kernels, kernel_size)
+    if gate is not None:
+        share = resize(gate(lr_feat), hr_feat.shape[-2:], "nearest")
+        upsampled = share * hr_feat + (1 - share) * upsampled
+    return FusedFeatures(kernels, hr_feat, upsampled)
 
 
 def _rename_old_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
