@@ -145,7 +145,8 @@ def test_weights_of_another_grid(tmp_path: Path, name: str, img_size: Any) -> No
     whole.load_state_dict({k: v for k, v in classifier.state_dict().items() if "head" not in k}, strict=False)
     with torch.no_grad():
         expected = whole.forward_intermediates(image, indices=2, intermediates_only=True)[-1]
-        assert_close("tokens", model.backbone.network(image)[-1], expected, 1e-5)
+        network: Any = model.backbone.network
+        assert_close("tokens", network(image)[-1], expected, 1e-5)
 
 
 def test_positions_that_cannot_be_resampled(tmp_path: Path) -> None:
