@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion._optional import require
-from freqfusion.decoders._blocks import conv_norm_relu
+from freqfusion.decoders._blocks import halving_stages
 from freqfusion.ops.resize import resize
 
 WIDTHS = (32, 48, 64, 96)
@@ -46,12 +46,7 @@ class SmallEncoder(nn.Module):
         super().__init__()
         self.out_channels = tuple(widths[skipped:])
         self.skipped = skipped
-        self.stages = nn.ModuleList()
-        previous = 3
-        for width in widths:
-            stage = nn.Sequential(conv_norm_relu(previous, width, stride=2), conv_norm_relu(width, width))
-            self.stages.append(stage)
-            previous = width
+        self.stages = halving_stages(widths)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``(B, 3, H, W)`` to maps ``(B, widths[i], ceil(H / 2**(i+1)), ceil(W / 2**(i+1)))``; skips the first."""
