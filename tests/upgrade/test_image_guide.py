@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from freqfusion import create_model, downgrade_, find_sites, from_pretrained, save_pretrained, upgrade_
 from freqfusion.models import LibrarySegmenter
 from freqfusion.upgrade.base import ImageStem
+from host_cases import HostCase
 from host_cases import transformers as cases
 from support import assert_close
 
@@ -191,3 +192,19 @@ def test_compile() -> None:
     model = opened(upgrade_(make("upernet"), "bilinear", image_guide=True))
     with torch.no_grad():
         assert_close("compiled", out(torch.compile(model, backend="aot_eager")), out(model), 1e-4)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "case",
+    [c for c in cases.CASES if "DepthAnything" in c.name or "ZoeDepth" in c.name],
+    ids=lambda c: c.name,
+)
+def test_other_hosts_with_such_a_stage(case: HostCase) -> None:
+    torch.manual_seed(0)
+    model = case.build().eval()
+    image = torch.rand(1, 3, *case.size)
+    expected = case.call(model, image).predicted_depth
+    upgrade_(model, image_guide=True)
+    assert_close("identity", case.call(model, image).predicted_depth, expected, 1e-5)
+    assert float((case.call(opened(model), image).predicted_depth - expected).abs().max()) > 0

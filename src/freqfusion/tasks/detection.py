@@ -99,7 +99,8 @@ class DetectionModule(ObjectTask):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse to start with stages that are frozen while their weights are random."""
+        """Refuse to start with stages that are frozen while their weights are random; and see the base."""
+        super().on_fit_start()
         options = self.hparams["network_options"] or {}
         frozen = (options.get("backbone_options") or {}).get("frozen_stages")
         weights = self.hparams["weights"] or self.hparams["backbone_weights"]

@@ -27,7 +27,7 @@ from freqfusion.zoo.spec import ModelSpec
 
 CLASSIFIERS = re.compile(
     r"(.+\.)?(classifier|class_predictor|segmentation_head\.0|conv_seg|cls_logits|box_predictor\.\w+"
-    r"|mask_predictor\.(2|mask_fcn_logits)|semantic_branch\.logits)\.(weight|bias)|criterion\.empty_weight"
+    r"|mask_predictor\.(2|mask_fcn_logits)|decode_head\.fusions\.gate|semantic_branch\.logits)\.(weight|bias)|criterion\.empty_weight"
 )
 """Entries of a state dict that depend on the number of classes."""
 
