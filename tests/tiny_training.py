@@ -59,12 +59,14 @@ def tiny_fit(
     *,
     resume: Path | None = None,
     data: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[dict[str, Tensor], L.Trainer]:
     """Train; returns the final weights and the trainer."""
     torch.manual_seed(0 if resume is None else 99)  # what comes from the checkpoint must not depend on it
     datamodule = tiny_data(**(data or {}))
-    module = SegmentationModule(network, num_classes=datamodule.num_classes, lr=0.1, warmup_steps=2)
+    module_settings: dict[str, Any] = {"lr": 0.1, "warmup_steps": 2, **(settings or {})}
+    module = SegmentationModule(network, num_classes=datamodule.num_classes, **module_settings)
     trainer = create_trainer(
         out,
         **{

@@ -373,6 +373,21 @@ def test_torchscript_is_refused_with_what_to_use_instead(tmp_path: Path) -> None
     assert not (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.parametrize("dynamic", [0, pytest.param(14, marks=pytest.mark.slow)])
+def test_a_plain_transformer(onnx, tmp_path, dynamic):
+    """At another size than its positions', of whole patches or not."""
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    tiny = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    options = {"fusion": "bilinear", "channels": 8, "backbone_options": tiny}
+    model = create_model("fpn_vit_small_patch14_dinov2", 3, **options).eval()
+    size = (28, 56) if dynamic else (30, 41)
+    export_onnx(model, tmp_path / "m.onnx", size, dynamic=dynamic)
+    image = torch.randn(1, 3, *((42, 70) if dynamic else size))
+    with torch.no_grad():
+        assert relative(onnx_run(tmp_path / "m.onnx", image)[0], model(image)) < 1e-4
+
+
 def test_files_say_how_the_model_is_made(onnx, tmp_path):
     model = create_model("fpn_small", 3, "bilinear", channels=8).eval()
     export_onnx(model, tmp_path / "m.onnx", (32, 40))

@@ -359,3 +359,17 @@ def test_results_name_the_images_as_the_annotations_do(tmp_path: Path, masks: bo
         truth.dataset = content
         truth.createIndex()
         assert len(truth.loadRes(results).anns) == len(content["annotations"])
+
+
+def test_a_frozen_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, data = tiny_detection(write_coco(tmp_path), network="faster_rcnn_r18", freeze_backbone=True)
+    body = module.network.backbone.body
+    before = {key: value.clone() for key, value in body.state_dict().items()}
+    head = module.network.backbone.fpn.laterals[0].weight.clone()
+    with pytest.warns(UserWarning, match="freeze_backbone is set, but no weights are given"):
+        trainer = run_fit(tmp_path / "run", module, data, max_epochs=1, enable_checkpointing=False)
+    assert all(torch.equal(value, before[key]) for key, value in body.state_dict().items())
+    assert not torch.equal(module.network.backbone.fpn.laterals[0].weight, head)
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in body.parameters()}

@@ -231,3 +231,19 @@ def test_starts_from_weights(tmp_path: Path) -> None:
     again, _, _ = load_checkpoint(tmp_path / "run" / "last.ckpt")
     assert again.network.host.freqfusion_upgrade.init == "identity"
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_a_frozen_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = object_data(write_panoptic(tmp_path))
+    module = mask_module(data, freeze_backbone=True)
+    encoder = module.network.host.model.pixel_level_module.encoder
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    trainer = run_fit(tmp_path / "run", module, data, max_epochs=1)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    assert not any(
+        part.training for part in module.train().network.host.model.pixel_level_module.encoder.modules()
+    )
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimized
+    assert not optimized & {id(p) for p in encoder.parameters()}

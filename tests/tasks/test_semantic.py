@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from freqfusion.tasks import SegmentationModule
-from freqfusion.training import create_trainer
+from freqfusion.training import create_trainer, load_checkpoint
 from tiny_training import tiny_data, tiny_fit
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
@@ -101,3 +101,39 @@ def test_training_lowers_the_loss(tmp_path):
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path):
     with pytest.warns(UserWarning, match="warm-up of 2 steps is as long as the whole run of 2"):
         tiny_fit(tmp_path, "plain", max_steps=2, enable_checkpointing=False, limit_val_batches=0)
+
+
+def test_a_frozen_backbone_stays_as_it_was(tmp_path):
+    """Weights, statistics and mode, over validations and a resumed run; the head learns."""
+    options = {"settings": {"freeze_backbone": True}, "check_val_every_n_epoch": 1}
+    torch.manual_seed(0)
+    first = SegmentationModule("noisy", num_classes=4).state_dict()
+    with pytest.warns(UserWarning, match="freeze_backbone is set, but no weights are given"):
+        state, trainer = tiny_fit(tmp_path, "noisy", max_epochs=2, **options)
+    module = trainer.lightning_module
+    assert {group["name"] for group in trainer.optimizers[0].param_groups} == {"head"}
+    assert not any(part.training for part in module.train().network.backbone.modules())
+    resumed, _ = tiny_fit(tmp_path, "noisy", resume=tmp_path / "last.ckpt", max_epochs=3, **options)
+    changed = {
+        key for key, value in first.items() if "network." in key and not torch.equal(resumed[key], value)
+    }
+    assert changed == {"network.decode_head.weight", "network.decode_head.bias"}
+    assert not torch.equal(resumed["network.decode_head.weight"], state["network.decode_head.weight"])
+    loaded, *_ = load_checkpoint(tmp_path / "last.ckpt")
+    assert not any(parameter.requires_grad for parameter in loaded.network.backbone.parameters())
+
+
+def test_a_frozen_plain_transformer(tmp_path):
+    pytest.importorskip("timm")
+    tiny = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    settings = {"freeze_backbone": True, "network_options": {"channels": 16, "backbone_options": tiny}}
+    settings |= {"fusion": "bilinear", "lr": 1e-3}
+    with pytest.warns(UserWarning, match="no weights are given"):
+        _, trainer = tiny_fit(
+            tmp_path, "fpn_vit_tiny_patch16_224", max_epochs=1, enable_checkpointing=False, settings=settings
+        )
+    network = trainer.lightning_module.network
+    assert all(parameter.grad is None for parameter in network.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in network.stem.parameters())
+    groups = trainer.optimizers[0].param_groups
+    assert {group["name"] for group in groups} == {"head", "head_norm"}

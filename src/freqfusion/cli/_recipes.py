@@ -33,7 +33,8 @@ def find_recipe(name: str) -> Path:
     known = name.removesuffix(".yaml")
     if known in recipes:
         return recipes[known]
-    near = difflib.get_close_matches(known, recipes, 3)
+    longer = [recipe for recipe in recipes if known.startswith(f"{recipe}_")]  # with network or method added
+    near = longer or difflib.get_close_matches(known, recipes, 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`freqfusion recipes` lists them"
     raise ValueError(f"there is no recipe {name}, neither a file nor one that comes with the package; {hint}")
 

@@ -26,6 +26,14 @@ def init_xavier(*convolutions: nn.Module) -> None:
         nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
 
+def halving_stages(widths: Sequence[int]) -> nn.ModuleList:
+    """Stages of two 3x3 convolutions from an image to maps of these channels, each halving the size, rounded up."""
+    return nn.ModuleList(
+        nn.Sequential(conv_norm_relu(previous, width, stride=2), conv_norm_relu(width, width))
+        for previous, width in zip((3, *widths), widths, strict=False)
+    )
+
+
 def conv_norm_relu(in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
     """A convolution without bias, batch norm and ReLU; sides are divided by ``stride`` and rounded up."""
     return nn.Sequential(

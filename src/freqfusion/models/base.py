@@ -38,10 +38,29 @@ class Model(nn.Module):
     """How it is made (:class:`freqfusion.zoo.ModelSpec`), if :func:`freqfusion.create_model` made it."""
     bypassed: Sequence[nn.Module] = ()
     """Parts whose ``forward`` is not called, though their children's are."""
+    frozen: Sequence[nn.Module] = ()
+    """Parts that training leaves as they are; see :meth:`freeze_`."""
 
     def is_backbone(self, parameter: str) -> bool:
         """Whether a parameter, by its name in ``named_parameters()``, belongs to the backbone."""
         return parameter.partition(".")[0] == "backbone"
+
+    def freeze_(self, part: nn.Module) -> None:
+        """Let training leave a part of this network as it is. In place.
+
+        Its parameters need no gradient, so no optimizer of ours takes them and nothing in it is kept for the backward
+        pass, and it stays in evaluation mode: no dropout, statistics of norms as they are.
+        """
+        part.requires_grad_(False)
+        self.frozen = (*self.frozen, part)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Model":
+        """Set the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def no_weight_decay(self, parameter: str) -> bool:
         """Whether a parameter of an embedding or a table of positions is not decayed; norms never are."""

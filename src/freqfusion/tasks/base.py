@@ -18,6 +18,7 @@ from freqfusion.zoo import ModelSpec, create_model
 from freqfusion.zoo.create import wrap
 from freqfusion.zoo.pretrained import describe_model, is_saved, rebuild_model
 from freqfusion.zoo.spec import spec_of
+from freqfusion.zoo.start import freeze_backbone_
 
 MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError)
 """What networks raise for options that do not fit, besides ValueError."""
@@ -122,17 +123,21 @@ class TaskModule(L.LightningModule):
         network, options = settings["network"], {**(settings["network_options"] or {}), **options}
         try:
             if isinstance(network, Mapping):
-                return wrap(
+                found = wrap(
                     rebuild_model(network, source="the checkpoint"), settings["num_classes"], **options
                 ).train()
-            return create_model(
-                network,
-                settings["num_classes"],
-                settings["fusion"],
-                weights=settings["weights"],
-                backbone_weights=settings["backbone_weights"],
-                **options,
-            )
+            else:
+                found = create_model(
+                    network,
+                    settings["num_classes"],
+                    settings["fusion"],
+                    weights=settings["weights"],
+                    backbone_weights=settings["backbone_weights"],
+                    **options,
+                )
+            if settings.get("freeze_backbone"):  # checkpoints of before have no such setting
+                freeze_backbone_(found)
+            return found
         except MISFITS as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             given = settings["network_options"] or {}
@@ -216,7 +221,7 @@ class TaskModule(L.LightningModule):
         return steps
 
     def on_fit_start(self) -> None:
-        """Refuse to start with norms that are frozen while their statistics are of no data."""
+        """Refuse to start with frozen norms whose statistics are of no data; warn of such a backbone."""
         options = self.hparams["network_options"] or {}
         weights = self.hparams["weights"] or self.hparams["backbone_weights"]
         if options.get("frozen_norm") and not weights and not self.is_resumed:
@@ -224,6 +229,11 @@ class TaskModule(L.LightningModule):
                 "frozen_norm is set, but no weights are given, so the backbone would have no normalisation: give "
                 "trained ones with --model.backbone_weights, or train from scratch with "
                 "--model.network_options.frozen_norm false"
+            )
+        if self.network.frozen and not weights and not self._is_shaped_by_weights and not self.is_resumed:
+            rank_zero_warn(
+                "freeze_backbone is set, but no weights are given: unless the network brings its own, the backbone "
+                "stays random; give trained ones with --model.backbone_weights"
             )
 
     @property

@@ -25,6 +25,7 @@ class DetectionModule(ObjectTask):
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
         backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         optimizer: sgd or adamw.
         lr: Peak learning rate for a batch of lr_batch_size images.
         lr_batch_size: The learning rate is scaled by the images per optimiser step relative to this number; none
@@ -52,6 +53,7 @@ class DetectionModule(ObjectTask):
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
         backbone_weights: str | None = None,
+        freeze_backbone: bool = False,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 0.02,
         lr_batch_size: int | None = 16,
@@ -97,7 +99,8 @@ class DetectionModule(ObjectTask):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse to start with stages that are frozen while their weights are random."""
+        """Refuse to start with stages that are frozen while their weights are random; and see the base."""
+        super().on_fit_start()
         options = self.hparams["network_options"] or {}
         frozen = (options.get("backbone_options") or {}).get("frozen_stages")
         weights = self.hparams["weights"] or self.hparams["backbone_weights"]

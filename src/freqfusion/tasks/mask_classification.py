@@ -25,6 +25,7 @@ class MaskClassificationModule(ObjectTask):
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
         backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         lr: Peak learning rate of all but the backbone.
         backbone_lr_factor: The backbone's learning rate relative to that.
         betas: AdamW's decay rates of the two moments.
@@ -50,6 +51,7 @@ class MaskClassificationModule(ObjectTask):
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
         backbone_weights: str | None = None,
+        freeze_backbone: bool = False,
         lr: float = 1e-4,
         backbone_lr_factor: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),

@@ -37,6 +37,7 @@ class SegmentationModule(TaskModule):
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
         backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         class_weights: One weight per class in the loss.
         lr: Peak learning rate of all but the backbone.
         backbone_lr_factor: The backbone's learning rate relative to that.
@@ -79,6 +80,7 @@ class SegmentationModule(TaskModule):
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
         backbone_weights: str | None = None,
+        freeze_backbone: bool = False,
         class_weights: list[float] | None = None,
         lr: float = 6e-4,
         backbone_lr_factor: float = 0.1,

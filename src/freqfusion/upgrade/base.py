@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from freqfusion.decoders._blocks import halving_stages
 from freqfusion.fusion import Fusion
 from freqfusion.ops.resize import resize
 
@@ -28,6 +29,8 @@ class FusionPoint(NamedTuple):
     """Whether ``init="identity"`` gives this point gates of its own; False where the module has one for all."""
     freqfusion: Mapping[str, Any] = {}
     """Options of FreqFusion at this point, where its authors published some for this host."""
+    stride: int = 0
+    """Where the fine map is one of the image's (:class:`ImageStem`), its stride; 0 where it is the host's."""
 
 
 class Gate(nn.Module):
@@ -96,6 +99,54 @@ class FusionSlot(nn.Module):
         return resize(lr_feat, hr_feat.shape[-2:], self.mode, self.align_corners)
 
 
+STEM_WIDTHS = {2: 32, 4: 48, 8: 64}
+"""Channels of the image's maps by their stride."""
+
+
+class ImageStem(nn.Module):
+    """Maps of the image that guide the features of a plain vision transformer up, made by convolutions.
+
+    The image is set by a hook of the module that gets it, for the time of its forward pass.
+
+    Args:
+        stride: of the coarsest map, 2, 4 or 8.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stages = halving_stages([width for own, width in STEM_WIDTHS.items() if own <= stride])
+        self.image: Tensor | None = None
+
+    def forward(self) -> dict[int, Tensor] | None:
+        """By stride the maps ``(B, STEM_WIDTHS[stride], H / stride, W / stride)`` of the image, sides rounded up.
+
+        None if no image is set, as where a module is called without the model around it.
+        """
+        if self.image is None:
+            return None
+        maps, x = {}, self.image
+        for i, stage in enumerate(self.stages):
+            x = maps[2 ** (i + 1)] = stage(x)
+        return maps
+
+
+def give_image(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A hook before ``owner.forward``: hands its ``pixel_values`` to the stems in it."""
+    image = kwargs.get("pixel_values", args[0] if args else None)
+    for stem in _stems(owner):
+        stem.image = image
+
+
+def take_image(owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """A hook after it, also where it failed."""
+    for stem in _stems(owner):
+        stem.image = None
+
+
+def _stems(owner: nn.Module) -> list[ImageStem]:
+    return [module for module in owner.modules() if isinstance(module, ImageStem)]
+
+
 class Upgraded(nn.Module):
     """Base of the classes that host modules get when they are upgraded.
 
@@ -129,6 +180,14 @@ class Upgraded(nn.Module):
         """The points of a host module, upgraded or not, in the order in which they are computed.
 
         A class without points takes its place where a module inside it is upgraded, for what must change along.
+        """
+        return []
+
+    @staticmethod
+    def image_points(module: Any, patch: int) -> list[FusionPoint]:
+        """Further points, whose fine maps are those of an image that is cut into patches of ``patch`` pixels.
+
+        They are used on demand; ``self.fusions["stem"]()`` then gives the maps. See :class:`ImageStem`.
         """
         return []
 

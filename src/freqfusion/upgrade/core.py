@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from freqfusion.fusion.catalog import create_fitting_fusion
-from freqfusion.upgrade.base import FusionPoint, FusionSlot, Gate, Upgraded
+from freqfusion.upgrade.base import (
+    FusionPoint,
+    FusionSlot,
+    Gate,
+    ImageStem,
+    Upgraded,
+    give_image,
+    take_image,
+)
 from freqfusion.upgrade.hosts import SUPPORTED, upgraded_class
 
 Init = Literal["identity", "paper"]
@@ -59,6 +68,8 @@ class _UpgradePlace(NamedTuple):
     points: list[FusionPoint]
     neighbour: Tensor
     """A parameter whose device and dtype new ones take."""
+    owner: nn.Module | None = None
+    """The module around it that gets the image, where that guides its features."""
 
     def site(self, point: FusionPoint) -> Site:
         host = self.upgraded.host_class()
@@ -72,12 +83,14 @@ class _UpgradePlace(NamedTuple):
         )
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+def find_sites(model: nn.Module, *, image_guide: bool = False) -> list[Site]:
     """Every place in a model, upgraded or not, where a supported host lets coarse features meet fine ones.
 
     Args:
         model: any model. Modules of a supported class are found wherever they are; a subclass of one is
             not, since it may do something else.
+        image_guide: also the places that the option of this name of :func:`upgrade_` adds; of an upgraded model
+            those that it has are there anyway.
 
     Returns:
         The sites, used and skipped; an empty list if there are none.
@@ -87,7 +100,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     >>> [site.path for site in find_sites(fpn)]
     ['fusions.1', 'fusions.0']
     """
-    return [place.site(point) for place in _places(model) for point in place.points]
+    return [place.site(point) for place in _places(model, image_guide) for point in place.points]
 
 
 def upgrade_(
@@ -97,6 +110,7 @@ def upgrade_(
     filter_fn: Callable[[Site], bool] | None = None,
     init: Init = "identity",
     verify: bool = True,
+    image_guide: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Let a model you have upsample its coarse features with a fusion method. In place.
@@ -113,6 +127,9 @@ def upgrade_(
             zero. ``"paper"``: as published, without gates, for training from scratch.
         verify: run every changed module before and after on a small random input in evaluation mode; with
             ``"identity"`` the results must be equal, else of equal shapes.
+        image_guide: over a plain vision transformer, bring the features up by maps of the image as well, which a few
+            new convolutions make: in UPerNet from the tokens to 1/4, in DPT at the last enlargement. Other hosts have
+            no such place. What these do is not part of ``verify``, which runs the modules without an image.
         options: further arguments of the method's constructor.
 
     Returns:
@@ -129,7 +146,12 @@ def upgrade_(
     if init not in get_args(Init):
         raise ValueError(f'init must be "identity" or "paper", got {init!r}')
     _check_upgradable(model)
-    places = list(_places(model))
+    places = list(_places(model, image_guide))
+    if image_guide and not any(place.owner for place in places):
+        raise ValueError(
+            f"no part of this {type(model).__name__} takes the image as a guide: that is for UPerNet and DPT of "
+            "transformers over a plain vision transformer; leave out image_guide"
+        )
     wanted = [site for place in places for site in map(place.site, place.points) if not site.skipped]
     if filter_fn is not None:
         wanted = [site for site in wanted if filter_fn(site)]
@@ -153,7 +175,9 @@ def upgrade_(
     except BaseException:  # Ctrl-C too
         _restore(model)
         raise
-    model.freqfusion_upgrade = Upgrade(fusion, init, paths, dict(options))  # type: ignore[assignment]
+    if image_guide:
+        options = {"image_guide": True, **options}
+    model.freqfusion_upgrade = Upgrade(fusion, init, paths, options)  # type: ignore[assignment]
     return model
 
 
@@ -216,7 +240,7 @@ def plain_slots(model: nn.Module) -> Iterator[None]:
             _take_out(place.module)
 
 
-def _places(model: nn.Module) -> Iterator[_UpgradePlace]:
+def _places(model: nn.Module, image_guide: bool = False) -> Iterator[_UpgradePlace]:
     for path, module in model.named_modules():
         upgraded = upgraded_class(module)
         if upgraded is not None:
@@ -224,12 +248,34 @@ def _places(model: nn.Module) -> Iterator[_UpgradePlace]:
             try:
                 context = upgraded.context(module, _around(model, path))
                 points = upgraded.points(context)
+                owner = None
+                if image_guide or "stem" in getattr(module, "fusions", {}):
+                    owner, further = _image_points(model, path, upgraded, context)
+                    points = [*points, *further]
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path or 'the model'}: cannot tell where fusions fit in this {type(module).__name__} "
                     f"({error}); {_CHANGED}"
                 ) from error
-            yield _UpgradePlace(path, module, context, upgraded, points, next(near, torch.empty(0)))
+            yield _UpgradePlace(path, module, context, upgraded, points, next(near, torch.empty(0)), owner)
+
+
+def _image_points(
+    model: nn.Module, path: str, upgraded: type[Upgraded], context: Any
+) -> tuple[nn.Module | None, list[FusionPoint]]:
+    """The module around that gets the image, and the points whose fine maps are made of it, if there are any."""
+    while path:
+        path = path.rpartition(".")[0]
+        around: Any = model.get_submodule(path)
+        config = getattr(around, "config", None)
+        if config is not None and "pixel_values" in signature(type(around).forward).parameters:
+            backbone = getattr(config, "backbone_config", None) or config
+            patch = getattr(backbone, "patch_size", None)
+            if not isinstance(patch, int) or hasattr(backbone, "depths"):  # with stages
+                break
+            points = upgraded.image_points(context, patch)
+            return (around if points else None), points
+    return None, []
 
 
 def _around(model: nn.Module, path: str) -> nn.Module | None:
@@ -395,8 +441,11 @@ def _build(
             built = create_fitting_fusion(fusion, point.hr_channels, point.lr_channels, fitting)
         fusions[point.name] = FusionSlot(point, built, init)
     channels = place.upgraded.gate_channels(place.context)
-    if init == "identity" and channels:
+    if init == "identity" and channels and not all(point.gated for point in place.points):
         fusions["gate"] = Gate(channels)
+    strides = [point.stride for point in place.points if point.name in used]
+    if any(strides):
+        fusions["stem"] = ImageStem(max(strides))
     like = place.neighbour
     return fusions.to(like.device, like.dtype).train(place.module.training)
 
@@ -408,6 +457,13 @@ def _change(place: _UpgradePlace, fusions: nn.ModuleDict, init: Init, verify: bo
     before, called_before = _run(name, module, example) if verify else ([], set())
     module.fusions = fusions
     module.__class__ = place.upgraded
+    if (
+        "stem" in fusions
+        and place.owner is not None
+        and give_image not in place.owner._forward_pre_hooks.values()
+    ):
+        place.owner.register_forward_pre_hook(give_image, with_kwargs=True)
+        place.owner.register_forward_hook(take_image, always_call=True)
     if not verify:
         return
     after, called = _run(name, module, example)
@@ -431,6 +487,9 @@ def _restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Upgraded):
             _take_out(module)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (give_image, take_image)]:
+                del hooks[key]
     if hasattr(model, "freqfusion_upgrade"):
         del model.freqfusion_upgrade
 

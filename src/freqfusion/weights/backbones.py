@@ -57,6 +57,8 @@ def load_backbone_(
       (``layer1.0.conv1.weight``), NVlabs/SegFormer (``block1.0.attn.kv.weight``), facebookresearch/ConvNeXt
       (``stages.0.0.dwconv.weight``) and transformers, from before version 5 or since, for these four of transformers.
 
+    Position embeddings of a plain vision transformer of timm for another image size are resampled.
+
     Args:
         backbone: the module to fill, such as ``MSCAN("t")``.
         source: a file or an address, see :func:`~freqfusion.weights.read_state_dict`; or ``torchvision:TAG``, such as
@@ -85,6 +87,7 @@ def load_backbone_(
         else:
             own_keys = _loose_keys(backbone)
             if "timm" in names and "torchvision" not in names:
+                state = _resample_positions(state, backbone)
                 rest = [key for key in _timm_keys(names["timm"]) if not own_keys(key)]
                 unneeded |= {re.escape(key): "layers after the last map" for key in rest}
         _check_windows(state, backbone)
@@ -270,6 +273,25 @@ def _bare_rows(kind: str, old: bool) -> dict[str, tuple[str, ...]]:
         official: tuple(own.removeprefix(f"{kind}.") for own in ((owns,) if isinstance(owns, str) else owns))
         for official, owns in _ROWS[kind](old).items()
     }
+
+
+def _resample_positions(state: dict[str, Tensor], backbone: Any) -> dict[str, Tensor]:
+    """The state with the position embeddings of a plain transformer at the backbone's grid, by timm's function.
+
+    Others than those of a square grid are left as they are, so that the check of shapes refuses them.
+    """
+    network: Any = getattr(backbone, "model", None)  # timm's, under what takes its features
+    own = getattr(network, "pos_embed", None)
+    key = next((key for key in ("pos_embed", "model.pos_embed") if key in state), None)
+    if key is None or own is None or not state[key].ndim == own.ndim == 3:
+        return state
+    prefix = 0 if getattr(network, "no_embed_class", False) else getattr(network, "num_prefix_tokens", 0)
+    count = state[key].shape[1] - prefix
+    if state[key].shape == own.shape or count < 1 or math.isqrt(count) ** 2 != count:
+        return state
+    resample = require("timm.layers", "vision").resample_abs_pos_embed
+    grid = network.patch_embed.grid_size
+    return {**state, key: resample(state[key], grid, num_prefix_tokens=prefix)}
 
 
 def _check_windows(state: Mapping[str, Tensor], backbone: nn.Module) -> None:

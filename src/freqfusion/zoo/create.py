@@ -22,7 +22,13 @@ from freqfusion.zoo.build import NO_OBJECTS, build, build_own
 from freqfusion.zoo.pretrained import from_pretrained, is_saved
 from freqfusion.zoo.published import PUBLISHED
 from freqfusion.zoo.spec import ModelSpec, spec_of
-from freqfusion.zoo.start import checkpoint_, load_backbone_of_, take_weights_, take_weights_of_library
+from freqfusion.zoo.start import (
+    checkpoint_,
+    freeze_backbone_,
+    load_backbone_of_,
+    take_weights_,
+    take_weights_of_library,
+)
 
 OF_WRAPPERS = ("frozen_norm", "output", "things")
 """Options of how a library's model is trained and used, not of how it is made."""
@@ -38,6 +44,7 @@ def create_model(
     init: Init | None = None,
     upgrade_options: Mapping[str, Any] | None = None,
     checkpointing: bool = False,
+    freeze_backbone: bool = False,
     **options: Any,
 ) -> Any:
     """Build a network by name, with fresh weights unless told otherwise, ready to be trained.
@@ -46,8 +53,8 @@ def create_model(
         name: what the command line takes as ``--model.network``:
 
             - a name of :func:`list_models`, such as ``segnext_t``, ``mask_rcnn_r50`` or ``mask2former_swin_b``;
-            - ``DECODER_NETWORK``: ``fpn``, ``unet`` or ``progressive`` on any network of timm with maps of different
-              strides (``unet_convnext_tiny``); ``KIND_NETWORK``: ``faster_rcnn``, ``mask_rcnn`` or
+            - ``DECODER_NETWORK``: ``fpn``, ``unet`` or ``progressive`` on a network of timm (``unet_convnext_tiny``,
+              ``fpn_vit_small_patch14_dinov2``); ``KIND_NETWORK``: ``faster_rcnn``, ``mask_rcnn`` or
               ``panoptic_fpn`` on one with maps at the strides 4 to 32;
             - a model of a library, ``smp:Unet?encoder_name=resnet18``, ``transformers:...``, ``torchvision:...``, or
               of code of your own, ``package.module:function``, ``file.py:function``;
@@ -71,6 +78,8 @@ def create_model(
         upgrade_options: further arguments of :func:`freqfusion.upgrade_` there.
         checkpointing: recompute activations in the backward pass instead of keeping them, in FreqFusion and where
             transformers supports it. Slower, less memory, the same gradients.
+        freeze_backbone: let training leave the backbone as it is: no gradients in it, and it stays in evaluation
+            mode. For a backbone with trained weights.
         **options: further arguments of the network: of :class:`~freqfusion.models.SegNeXt`, of the decoder
             (``channels``, ``finest_stride``, ``fusion_options``, ``backbone_options``), of the detector
             (``things``, ``top_level``, ``min_size``, ...), of the library's constructor, or settings of a published
@@ -137,6 +146,8 @@ def create_model(
                 load_backbone_of_(model, backbone_weights)
     if checkpointing:
         checkpoint_(model)
+    if freeze_backbone:
+        freeze_backbone_(model)
     return model.train()
 
 

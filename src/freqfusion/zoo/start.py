@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from freqfusion._optional import require
 from freqfusion._untrusted import check_arguments, check_plain, read_json
 from freqfusion.fusion import FreqFusion
+from freqfusion.models.base import Model
 from freqfusion.models.encoders import RESNETS, TimmEncoder
 from freqfusion.models.library import UNUSED, LibraryModel, backbone_path, host_name
-from freqfusion.upgrade import Upgrade, upgrade_
+from freqfusion.upgrade import Upgrade, Upgraded, upgrade_
 from freqfusion.upgrade.core import upgrade_again_
 from freqfusion.weights.backbones import load_backbone_
 from freqfusion.weights.files import read_state_dict
@@ -26,7 +27,7 @@ from freqfusion.zoo.spec import ModelSpec
 
 CLASSIFIERS = re.compile(
     r"(.+\.)?(classifier|class_predictor|segmentation_head\.0|conv_seg|cls_logits|box_predictor\.\w+"
-    r"|mask_predictor\.(2|mask_fcn_logits)|semantic_branch\.logits)\.(weight|bias)|criterion\.empty_weight"
+    r"|mask_predictor\.(2|mask_fcn_logits)|decode_head\.fusions\.gate|semantic_branch\.logits)\.(weight|bias)|criterion\.empty_weight"
 )
 """Entries of a state dict that depend on the number of classes."""
 
@@ -155,12 +156,28 @@ def _warn_of_classifier(source: str | Path, started: Iterable[str]) -> None:
         )
 
 
-def load_backbone_of_(model: nn.Module, source: str | Path) -> None:
+def _backbone_of(model: nn.Module) -> nn.Module:
     place = backbone_path(model)
     if not place:
         raise ValueError(f"cannot tell which part of this {type(model).__name__} is the backbone")
     backbone = model.get_submodule(place)
-    backbone = getattr(backbone, "body", backbone)  # of a detector, under its pyramid
+    return getattr(backbone, "body", backbone)  # of a detector, under its pyramid
+
+
+def freeze_backbone_(model: Model) -> None:
+    """Let training leave the backbone as it is."""
+    host = model.host if isinstance(model, LibraryModel) else model
+    backbone = _backbone_of(host)
+    if any(isinstance(module, Upgraded) for module in backbone.modules()):
+        raise ValueError(
+            f"the backbone of this {type(host).__name__} cannot be frozen: the part that is known as such holds "
+            "fusions too"
+        )
+    model.freeze_(backbone)
+
+
+def load_backbone_of_(model: nn.Module, source: str | Path) -> None:
+    backbone = _backbone_of(model)
     kind = getattr(getattr(backbone, "config", None), "model_type", "") or type(backbone).__name__
     title = f"the {kind} backbone of this {host_name(model).partition(' ')[2]}"
     names: dict[str, str] = {}

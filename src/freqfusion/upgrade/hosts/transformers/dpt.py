@@ -14,7 +14,7 @@ from transformers.models.prompt_depth_anything.modeling_prompt_depth_anything im
 from transformers.models.zoedepth.modeling_zoedepth import ZoeDepthFeatureFusionStage
 
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import FusionPoint, Upgraded
+from freqfusion.upgrade.base import STEM_WIDTHS, FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -23,7 +23,8 @@ class _Stage(Upgraded):
 
     A layer upsamples its map last, so ``fusions.i`` replaces the interpolation of layer ``i`` and is guided by the
     map that layer ``i + 1`` adds, after that layer's first residual unit. The last layer upsamples once more,
-    where no finer map is; that stays the host's.
+    where no finer map is; that stays the host's, unless the image is a guide: then ``fusions.image_2`` does it by the
+    image's map of stride 2, at the size that the host gives.
     """
 
     doubles = True
@@ -37,6 +38,12 @@ class _Stage(Upgraded):
             corners = getattr(layer, "align_corners", True)
             points.append(FusionPoint(str(i), channels, channels, "bilinear", corners))
         return points
+
+    @staticmethod
+    def image_points(module: Any, patch: int) -> list[FusionPoint]:
+        layer = module.layers[-1]
+        channels, corners = layer.projection.in_channels, getattr(layer, "align_corners", True)
+        return [FusionPoint("image_2", STEM_WIDTHS[2], channels, "bilinear", corners, stride=2)]
 
     @staticmethod
     def example(module: Any) -> tuple[Any, ...]:
@@ -59,8 +66,17 @@ class _Stage(Upgraded):
             fine, x = self.fusions[str(i)](finer.residual_layer1(fine), x)
             outputs.append(layer.projection(x))
             x = outputs[-1] + fine
-        prompt = {} if prompt_depth is None else {"prompt_depth": prompt_depth}
-        return [*outputs, self.layers[-1](x, **prompt)]
+        last = self.layers[-1]
+        guides = self.fusions["stem"]() if "stem" in self.fusions else None
+        if guides is None:
+            prompt = {} if prompt_depth is None else {"prompt_depth": prompt_depth}
+            return [*outputs, last(x, **prompt)]
+        x = last.residual_layer2(x)
+        if prompt_depth is not None:
+            x = x + last.prompt_depth_layer(resize(prompt_depth, x.shape[-2:], "bilinear"))
+        guide = resize(guides[2], [2 * side for side in x.shape[-2:]], "bilinear")
+        _, x = self.fusions["image_2"](guide, x)
+        return [*outputs, last.projection(x)]
 
 
 @register_host

@@ -9,7 +9,7 @@ from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVision
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
 from freqfusion.ops.resize import resize
-from freqfusion.upgrade.base import FusionPoint, Upgraded
+from freqfusion.upgrade.base import STEM_WIDTHS, FusionPoint, Upgraded
 from freqfusion.upgrade.hosts import register_host
 
 
@@ -39,12 +39,43 @@ class _Head(Upgraded):
             top = lateral + top
             maps.insert(0, self.fpn_convs[i](top))
         maps = [resize(x, maps[0].shape[-2:], "bilinear") for x in maps]
-        return self.classifier(self.fpn_bottleneck(torch.cat(maps, dim=1)))
+        return self.scores(self.fpn_bottleneck(torch.cat(maps, dim=1)))
+
+    def scores(self: Any, x: Tensor) -> Tensor:
+        """Class scores of the joined map; of the map brought up, at the size of the image, where that is a guide."""
+        plain = self.classifier(x)
+        guides = self.fusions["stem"]() if "stem" in self.fusions else None
+        if guides is None:
+            return plain
+        for stride in sorted(guides, reverse=True):
+            if f"image_{stride}" in self.fusions:
+                _, x = self.fusions[f"image_{stride}"](guides[stride], x)
+        size = self.fusions["stem"].image.shape[-2:]
+        return self.gate(resize(plain, size, "bilinear"), resize(self.classifier(x), size, "bilinear"))
 
 
 @register_host
 class UpgradedUperNetHead(_Head, UperNetHead):
-    """The head of UperNet, over any backbone."""
+    """The head of UperNet, over any backbone.
+
+    Over a plain vision transformer the image can be a guide: ``fusions.image_8`` and ``fusions.image_4`` then
+    bring the joined map to a quarter of the image before it is classified. The classes have a gate.
+    """
+
+    @staticmethod
+    def image_points(module: Any, patch: int) -> list[FusionPoint]:
+        channels = module.channels
+        return [
+            FusionPoint(
+                f"image_{stride}", STEM_WIDTHS[stride], channels, "bilinear", gated=False, stride=stride
+            )
+            for stride in (8, 4)
+            if stride < patch
+        ]
+
+    @staticmethod
+    def gate_channels(module: Any) -> int:
+        return module.classifier.out_channels
 
 
 @register_host
