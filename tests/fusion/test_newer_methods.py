@@ -256,3 +256,12 @@ def test_gradients_twice(name: str) -> None:
 
     difference = squared(lr + step) - squared(lr - step)
     assert float(difference) == pytest.approx(2 * float((second * step).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 5)])
+def test_deconv_with_a_kernel_of_2_fills_each_pixels_square(size: tuple[int, int]) -> None:
+    fusion = shaken(create_fusion("deconv", 1, 3, kernel_size=2))
+    lr = random(2, 3, 2, 3)
+    out = fusion(random(2, 1, *size), lr).lr_feat
+    squares = torch.einsum("ncij,cdab->ndiajb", lr, fusion.weight).reshape(2, 3, 4, 6)
+    assert_close("map", out, (squares + fusion.bias[:, None, None])[..., : size[0], : size[1]], 1e-12)

@@ -1,5 +1,7 @@
 """Attention of fine pixels to a few bilinear samples of the coarse map, at places of their own."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,10 +65,11 @@ def attend(
         torch.compiler.is_compiling() or needs_composite(query, value)
     )
 
-    def call(function, *tensors: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def call(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         if not recompute:
             return function(*tensors)
-        return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+        out: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+        return out
 
     logits = torch.stack([call(product, query, key, point) for point in offsets], dim=1)
     shares = (scale * (logits if bias is None else logits + bias)).softmax(dim=1)
