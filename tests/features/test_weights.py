@@ -63,6 +63,14 @@ def test_featup_as_its_authors_save_it(
     assert capsys.readouterr().err == "weights of featup_jbu: MIT\n"
 
 
+def test_a_norm_that_is_refused_stays_in_the_file(tmp_path: Path) -> None:
+    """As the authors do with weights that were trained without it."""
+    state = _state("featup_jbu", norm=True)
+    torch.save(_lightning(state, True), tmp_path / "jbu.ckpt")
+    upsampler = create_upsampler("featup_jbu", 384, weights=tmp_path / "jbu.ckpt", norm=False)
+    _assert_filled(upsampler, {key: value for key, value in state.items() if not key.startswith("norm.")})
+
+
 def test_a_norm_that_the_file_lacks_is_missing(tmp_path: Path) -> None:
     torch.save(_lightning(_state("featup_jbu"), False), tmp_path / "jbu.ckpt")
     with pytest.raises(ValueError, match=r"2 missing: norm.weight, norm.bias"):
@@ -174,6 +182,14 @@ def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_released_entry_is_whole() -> None:
+    assert RELEASED["featup_jbu"]["maskclip_b_no_norm"] == Released(
+        "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained/no_norm/"
+        "maskclip_jbu_stack_cocostuff.ckpt",
+        "MIT",
+        "MaskCLIP ViT-B/16",
+        {"norm": False},
+    )
+    assert len(RELEASED["featup_jbu"]) == 11
     for name, entries in RELEASED.items():
         for title, released in entries.items():
             assert isinstance(released, Released)

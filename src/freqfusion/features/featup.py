@@ -1,5 +1,6 @@
 """FeatUp: a stack of learned joint bilateral upsamplers, each x2."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -81,18 +82,25 @@ class FeatUpJBU(FeatureUpsampler):
 
     Args:
         channels: of the features.
-        norm: whether the features pass a layer normalisation over their channels first, as in the first of the
-            authors' two sets of weights; files that hold one switch it on.
+        norm: whether the features pass a layer normalisation over their channels first, as in one of the
+            authors' two sets of weights; by default whether the file of weights holds one.
 
     Source: Fu et al., "FeatUp: A Model-Agnostic Framework for Features at Any Resolution", ICLR 2024 (JBUStack).
     """
 
     @checked_options
-    def __init__(self, channels: int, norm: bool = False) -> None:
+    def __init__(self, channels: int, norm: bool | None = None) -> None:
         super().__init__(channels)
+        self._norm_by_file = norm is None
         self.up1, self.up2, self.up3, self.up4 = (JBUStage() for _ in range(4))
         self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
         self.norm = ChannelNorm(channels) if norm else None
+
+    def own_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a file under this upsampler's names; adds the norm that the file has where that decides."""
+        if self._norm_by_file and "norm.weight" in state and self.norm is None:
+            self.norm = ChannelNorm(self.fixup_proj[1].in_channels)
+        return {key: value for key, value in state.items() if self.norm or not key.startswith("norm.")}
 
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
         dtype, own = features.dtype, self.up1.range_temp.dtype

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from freqfusion._optional import require
 from freqfusion.features.base import FeatureUpsampler
-from freqfusion.features.featup import FeatUpJBU
-from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.weights.files import load_plain, read_state_dict
 from freqfusion.weights.fill import fill_, match
 
@@ -32,8 +30,15 @@ class Released(NamedTuple):
 _NAF = "https://github.com/valeoai/NAF/releases/download/model/"
 _ANYUP = "https://github.com/wimmerth/anyup/releases/download/"
 _JAFAR = "https://github.com/PaulCouairon/JAFAR/releases/download/Weights/"
-_FEATUP = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained"
-_NORM = {"norm": True}
+_FEATUP = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained/"
+_FEATUP_ENCODERS = {
+    "dino_s": ("dino16", "DINO ViT-S/16"),
+    "dinov2_s": ("dinov2", "DINOv2 ViT-S/14"),
+    "vit_s": ("vit", "ViT-S/16"),
+    "clip_b": ("clip", "CLIP ViT-B/16"),
+    "resnet50": ("resnet50", "ResNet-50"),
+}
+_FEATUP_ALL = _FEATUP_ENCODERS | {"maskclip_b": ("maskclip", "MaskCLIP ViT-B/16")}
 
 RELEASED: dict[str, dict[str, Released]] = {
     "naf": {"naf_release": Released(f"{_NAF}naf_release.pth", "Apache-2.0", "")},
@@ -54,27 +59,11 @@ RELEASED: dict[str, dict[str, Released]] = {
         )
     },
     "featup_jbu": {
-        "dino_s": Released(f"{_FEATUP}/dino16_jbu_stack_cocostuff.ckpt", "MIT", "DINO ViT-S/16", _NORM),
-        "dinov2_s": Released(f"{_FEATUP}/dinov2_jbu_stack_cocostuff.ckpt", "MIT", "DINOv2 ViT-S/14", _NORM),
-        "vit_s": Released(f"{_FEATUP}/vit_jbu_stack_cocostuff.ckpt", "MIT", "ViT-S/16", _NORM),
-        "clip_b": Released(f"{_FEATUP}/clip_jbu_stack_cocostuff.ckpt", "MIT", "CLIP ViT-B/16", _NORM),
-        "resnet50": Released(f"{_FEATUP}/resnet50_jbu_stack_cocostuff.ckpt", "MIT", "ResNet-50", _NORM),
-        "dino_s_no_norm": Released(
-            f"{_FEATUP}/no_norm/dino16_jbu_stack_cocostuff.ckpt", "MIT", "DINO ViT-S/16"
-        ),
-        "dinov2_s_no_norm": Released(
-            f"{_FEATUP}/no_norm/dinov2_jbu_stack_cocostuff.ckpt", "MIT", "DINOv2 ViT-S/14"
-        ),
-        "vit_s_no_norm": Released(f"{_FEATUP}/no_norm/vit_jbu_stack_cocostuff.ckpt", "MIT", "ViT-S/16"),
-        "clip_b_no_norm": Released(
-            f"{_FEATUP}/no_norm/clip_jbu_stack_cocostuff.ckpt", "MIT", "CLIP ViT-B/16"
-        ),
-        "maskclip_b_no_norm": Released(
-            f"{_FEATUP}/no_norm/maskclip_jbu_stack_cocostuff.ckpt", "MIT", "MaskCLIP ViT-B/16"
-        ),
-        "resnet50_no_norm": Released(
-            f"{_FEATUP}/no_norm/resnet50_jbu_stack_cocostuff.ckpt", "MIT", "ResNet-50"
-        ),
+        name + suffix: Released(
+            f"{_FEATUP}{folder}{file}_jbu_stack_cocostuff.ckpt", "MIT", encoder, {"norm": not suffix}
+        )
+        for suffix, folder, names in (("", "", _FEATUP_ENCODERS), ("_no_norm", "no_norm/", _FEATUP_ALL))
+        for name, (file, encoder) in names.items()
     },
     "loftup": {
         "dinov2_s": Released("haiwen/loftup-dinov2s/pytorch_model.bin", "MIT", "DINOv2 ViT-S/14"),
@@ -140,8 +129,6 @@ def load_weights_(upsampler: FeatureUpsampler, name: str, weights: str | Path) -
         raise ValueError(f"{name} has no weights to load; leave weights out")
     prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + key in state for key in own))
     state = upsampler.own_state(_entries(state, prefix))
-    if isinstance(upsampler, FeatUpJBU) and upsampler.norm is None and "norm.weight" in state:
-        upsampler.norm = ChannelNorm(upsampler.fixup_proj[1].in_channels)
     title = f"{name} ({type(upsampler).__name__})" + (
         f" for {upsampler.channels} channels" if upsampler.channels else ""
     )
