@@ -1,5 +1,6 @@
 """Features of a frozen encoder, such as a vision transformer, at the resolution of the image."""
 
+from freqfusion.features.anyup import AnyUp
 from freqfusion.features.base import FeatureUpsampler
 from freqfusion.features.bilinear import BilinearFeatures
 from freqfusion.features.catalog import (
@@ -8,8 +9,13 @@ from freqfusion.features.catalog import (
     describe_upsamplers,
     list_upsamplers,
 )
+from freqfusion.features.jafar import JAFAR
+from freqfusion.features.naf import NAF
 
 __all__ = [
+    "JAFAR",
+    "NAF",
+    "AnyUp",
     "BilinearFeatures",
     "FeatureUpsampler",
     "UpsamplerInfo",

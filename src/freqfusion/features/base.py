@@ -1,7 +1,7 @@
 """The contract of the upsamplers of frozen features: features and an image in, features at any size out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class FeatureUpsampler(NotScriptable, nn.Module, ABC):
     @abstractmethod
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
         """Upsample checked inputs; see :meth:`forward`. The image is normalised here."""
+
+    def own_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors of a file of released weights under this upsampler's names; by default they are the file's."""
+        return state
 
     def forward(
         self, features: Tensor, image: Tensor, size: Sequence[int] | None = None, *, chunk: int | None = None

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from freqfusion.features.anyup import AnyUp
 from freqfusion.features.base import FeatureUpsampler
 from freqfusion.features.bilinear import BilinearFeatures
+from freqfusion.features.jafar import JAFAR
+from freqfusion.features.naf import NAF
 from freqfusion.features.weights import load_weights_
 
 
@@ -33,6 +36,9 @@ class _Method(NamedTuple):
 
 _METHODS: dict[str, _Method] = {
     "bilinear": _Method(BilinearFeatures, False, "interpolation", 0),
+    "naf": _Method(NAF, False, "arXiv:2511.18452", 2026),
+    "anyup": _Method(AnyUp, False, "arXiv:2510.12764", 2026),
+    "jafar": _Method(JAFAR, True, "arXiv:2506.11136", 2025),
 }
 
 

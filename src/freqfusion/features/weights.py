@@ -21,7 +21,29 @@ class Released(NamedTuple):
     """Whose features it is for; ``""`` if for any."""
 
 
-RELEASED: dict[str, dict[str, Released]] = {}
+_NAF = "https://github.com/valeoai/NAF/releases/download/model/"
+_ANYUP = "https://github.com/wimmerth/anyup/releases/download/"
+_JAFAR = "https://github.com/PaulCouairon/JAFAR/releases/download/Weights/"
+
+RELEASED: dict[str, dict[str, Released]] = {
+    "naf": {"naf_release": Released(f"{_NAF}naf_release.pth", "Apache-2.0", "")},
+    "anyup": {
+        "anyup_multi_backbone": Released(f"{_ANYUP}checkpoint_v2/anyup_multi_backbone.pth", "CC-BY-4.0", ""),
+        "anyup_paper": Released(f"{_ANYUP}checkpoint/anyup_paper.pth", "CC-BY-4.0", ""),
+    },
+    "jafar": {
+        encoder: Released(f"{_JAFAR}{encoder}.pth", "Apache-2.0", encoder)
+        for encoder in (
+            "vit_small_patch14_dinov2.lvd142m",
+            "vit_small_patch14_reg4_dinov2",
+            "vit_base_patch14_dinov2.lvd142m",
+            "vit_base_patch16_224",
+            "vit_base_patch16_224.dino",
+            "vit_base_patch16_clip_384",
+            "vit_base_patch16_siglip_512.v2_webli",
+        )
+    },
+}
 """By method, then by the name that follows ``released:``."""
 
 
@@ -33,6 +55,6 @@ def load_weights_(upsampler: FeatureUpsampler, name: str, weights: str | Path) -
         weights: as :func:`~freqfusion.features.create_upsampler` takes them.
     """
     state: dict[str, Tensor] = read_state_dict(weights)
-    fill_(upsampler, state, f"{name} ({type(upsampler).__name__})")
+    fill_(upsampler, upsampler.own_state(state), f"{name} ({type(upsampler).__name__})")
     if upsampler.licence:
         print(f"weights of {name}: {upsampler.licence}", file=sys.stderr)

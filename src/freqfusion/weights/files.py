@@ -14,7 +14,7 @@ from torch import Tensor
 
 from freqfusion._optional import require
 
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model", "jafar")
 """Names under which checkpoints hold the state dict, beside an optimizer's and notes."""
 
 
@@ -22,7 +22,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU.
 
     Understood layouts: a plain state dict; one wrapped as ``{"state_dict": ...}`` (mmcv, Lightning) or
-    ``{"model": ...}`` (detectron2). A prefix ``module.`` of all names, which ``DataParallel`` adds, is taken
+    ``{"model": ...}`` (detectron2) or ``{"jafar": ...}`` (JAFAR). A prefix ``module.`` of all names, which ``DataParallel`` adds, is taken
     off. Files are read with ``weights_only=True``, or with safetensors where the name ends in
     ``.safetensors``: none can run code.
 
