@@ -15,11 +15,14 @@ pytestmark = pytest.mark.usefixtures("each_backend")
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     extra=st.tuples(st.integers(0, 8), st.integers(0, 8)),
     kernel=st.sampled_from([1, 3, 5]),
+    padding=st.sampled_from(["zeros", "reflect"]),
 )
-def test_equals_naive(size: tuple[int, int], extra: tuple[int, int], kernel: int) -> None:
+def test_equals_naive(size: tuple[int, int], extra: tuple[int, int], kernel: int, padding: str) -> None:
     key = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     query = torch.randn(2, 3, size[0] + extra[0], size[1] + extra[1], dtype=torch.float64, requires_grad=True)
-    out, oracle = (function(query, key, kernel) for function in (window_similarity, window_similarity_naive))
+    out, oracle = (
+        function(query, key, kernel, padding) for function in (window_similarity, window_similarity_naive)
+    )
     torch.testing.assert_close(out, oracle)
     cotangent = torch.randn_like(oracle)
     for actual, expected in zip(
@@ -52,5 +55,7 @@ def test_wrong_input() -> None:
         window_similarity(query, key[:, :2], 3)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         window_similarity(query, key, 4)
+    with pytest.raises(ValueError, match="padding_mode must be"):
+        window_similarity(query, key, 3, "edge")
     with pytest.raises(TypeError, match="query must be floating point"):
         window_similarity(query.long(), key, 3)

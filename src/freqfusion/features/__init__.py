@@ -9,15 +9,23 @@ from freqfusion.features.catalog import (
     describe_upsamplers,
     list_upsamplers,
 )
+from freqfusion.features.featup import FeatUpJBU
 from freqfusion.features.jafar import JAFAR
+from freqfusion.features.joint_bilateral import JointBilateralFeatures
+from freqfusion.features.loftup import LoftUp
 from freqfusion.features.naf import NAF
+from freqfusion.features.uplift import UPLiFT
 
 __all__ = [
     "JAFAR",
     "NAF",
     "AnyUp",
     "BilinearFeatures",
+    "FeatUpJBU",
     "FeatureUpsampler",
+    "JointBilateralFeatures",
+    "LoftUp",
+    "UPLiFT",
     "UpsamplerInfo",
     "create_upsampler",
     "describe_upsamplers",

@@ -9,8 +9,12 @@ import torch
 from freqfusion.features.anyup import AnyUp
 from freqfusion.features.base import FeatureUpsampler
 from freqfusion.features.bilinear import BilinearFeatures
+from freqfusion.features.featup import FeatUpJBU
 from freqfusion.features.jafar import JAFAR
+from freqfusion.features.joint_bilateral import JointBilateralFeatures
+from freqfusion.features.loftup import LoftUp
 from freqfusion.features.naf import NAF
+from freqfusion.features.uplift import UPLiFT
 from freqfusion.features.weights import load_weights_
 
 
@@ -39,6 +43,10 @@ _METHODS: dict[str, _Method] = {
     "naf": _Method(NAF, False, "arXiv:2511.18452", 2026),
     "anyup": _Method(AnyUp, False, "arXiv:2510.12764", 2026),
     "jafar": _Method(JAFAR, True, "arXiv:2506.11136", 2025),
+    "joint_bilateral": _Method(JointBilateralFeatures, False, "Kopf et al., SIGGRAPH", 2007),
+    "featup_jbu": _Method(FeatUpJBU, True, "Fu et al., FeatUp, ICLR", 2024),
+    "loftup": _Method(LoftUp, True, "Huang et al., LoftUp, ICCV", 2025),
+    "uplift": _Method(UPLiFT, True, "UPLiFT, CVPR", 2026),
 }
 
 

@@ -110,6 +110,13 @@ def check_kernel_size(name: str, kernel_size: int) -> int:
     return kernel_size
 
 
+def check_padding_mode(padding_mode: str) -> bool:
+    """Whether it is ``"reflect"``."""
+    if padding_mode not in ("zeros", "reflect"):
+        raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
+    return padding_mode == "reflect"
+
+
 def check_groups(name: str, channels: int, groups: int) -> int:
     """A number of groups of channels, as an int."""
     groups = check_whole("groups", groups)

@@ -14,6 +14,7 @@ from freqfusion.ops._checks import (
     check_groups,
     check_kernel_size,
     check_map,
+    check_padding_mode,
     check_pair,
     check_taps,
     layout,
@@ -276,10 +277,9 @@ def carafe(
     kernel_size = check_kernel_size("kernel_size", kernel_size)
     groups = check_groups("x", x.shape[1], groups)
     check_taps("kernels", kernels.shape[1], kernel_size, groups)
-    if padding_mode not in ("zeros", "reflect"):
-        raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
+    reflect = check_padding_mode(padding_mode)
     check_filled("x", x)
     chosen = choose("carafe", backend, x, kernels)
     if needs_composite(x, kernels):
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
-    return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect", chosen)
+    return _carafe(x, kernels, kernel_size, groups, reflect, chosen)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from freqfusion.ops._backends import OPERATORS, Operator, choose, needs_composite
-from freqfusion.ops._checks import check_filled, check_kernel_size, check_map, check_pair
+from freqfusion.ops._checks import check_filled, check_kernel_size, check_map, check_padding_mode, check_pair
 from freqfusion.ops.carafe.op import cannot, carafe_backward_kernels
 from freqfusion.ops.window_similarity.naive import window_similarity_naive
 
@@ -12,23 +12,24 @@ OPERATORS["window_similarity"] = Operator(
 )
 
 
-def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
+def window_similarity(query: Tensor, key: Tensor, kernel_size: int, padding_mode: str = "zeros") -> Tensor:
     """Inner product of every fine pixel's query with the keys of the window around its coarse parent.
 
     Pixel ``(I, J)`` meets the window centred at ``(floor(I * h / H), floor(J * w / W))``, the one that
-    :func:`freqfusion.ops.carafe` reads there. Keys outside the map give 0.
+    :func:`freqfusion.ops.carafe` reads there.
 
     Args:
         query: ``(B, E, H, W)``, floating point.
         key: ``(B, E, h, w)``, floating point.
         kernel_size: odd side of the window.
+        padding_mode: ``"zeros"``: keys outside the map give 0; ``"reflect"``: the mirrored key counts.
 
     Returns:
         ``(B, kernel_size**2, H, W)`` of the dtype of ``query``, rows outer to columns.
 
     Raises:
         TypeError: for integer tensors and arguments of another type, such as a float kernel size.
-        ValueError: for wrong rank, channels, batch, device or kernel size, and an empty ``key``.
+        ValueError: for wrong rank, channels, batch, device, kernel size or padding mode, and an empty ``key``.
 
     Source: Lu et al., "SAPA", NeurIPS 2022. This is also the derivative of the reassembly in its kernels,
     which computes it.
@@ -45,7 +46,8 @@ def window_similarity(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     kernel_size = check_kernel_size("kernel_size", kernel_size)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"query and key must have equal channels, got {query.shape[1]} and {key.shape[1]}")
+    reflect = check_padding_mode(padding_mode)
     if needs_composite(query, key):
-        return window_similarity_naive(query, key, kernel_size)
+        return window_similarity_naive(query, key, kernel_size, padding_mode)
     chosen = choose("window_similarity", None, query, key)
-    return carafe_backward_kernels(key, query, kernel_size, 1, False, chosen).to(query.dtype)
+    return carafe_backward_kernels(key, query, kernel_size, 1, reflect, chosen).to(query.dtype)
