@@ -187,6 +187,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     },
     "compare": {"jobs": _whole(1, 1024), "leaders": _whole(1), "seeds": _whole(1, 1000)},
     "export": {"channels": _whole(1, 65536), "dynamic": _whole(0, SIDE), "size": _SIZE},
+    "feature pictures": {"chunk": _whole(1), "pictures": _whole(1), "resize": _SIZE, "size": _SIZE},
     "predict": {
         "scales": _SCALES,
         "score": Bound(0, 1),

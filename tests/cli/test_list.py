@@ -1,12 +1,15 @@
 from freqfusion import list_fusions
 from freqfusion.cli.main import main
+from freqfusion.features import list_upsamplers
 
 
 def test_a_line_each(capsys):
     assert main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list_fusions()
-    fade = next(line for line in lines if line.startswith("fade"))
+    fusions, upsamplers = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in fusions[1:]] == list_fusions()
+    assert [line.split()[0] for line in upsamplers[1:]] == list_upsamplers()
+    assert upsamplers[1].split()[1:] == ["no", "0", "interpolation"]
+    fade = next(line for line in fusions if line.startswith("fade"))
     assert fade.split()[1:3] == ["yes", "47,257"]
     assert fade.endswith("2022")
 

@@ -166,7 +166,7 @@ def build_explorer(
 
     Args:
         scenes: at least one, of different names; all with the same levels, each with the same variants.
-        classes: names by index.
+        classes: names by index; with none the explorer says nothing of labels.
         palette: their RGB colours.
         pair: the variants that are seen first, left and right.
         budget: bytes of all packed features.

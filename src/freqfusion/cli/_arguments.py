@@ -13,12 +13,13 @@ class CommandParser(argparse.ArgumentParser):
     """Takes no abbreviations and no empty words, holds numbers against the table of bounds, and errs in one line.
 
     Args:
-        command: the command's name, and its group in the table.
+        command: the command's name.
         description: what it does.
         epilog: an example.
+        group: of its numbers in the table; by default the command's name.
     """
 
-    def __init__(self, command: str, description: str | None, epilog: str) -> None:
+    def __init__(self, command: str, description: str | None, epilog: str, group: str = "") -> None:
         super().__init__(
             prog=f"freqfusion {command}",
             description=description,
@@ -26,7 +27,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.command = command
+        self.group = group or command
 
     def error(self, message: str) -> NoReturn:
         """End with one line."""
@@ -41,9 +42,9 @@ class CommandParser(argparse.ArgumentParser):
             if not word.strip() or (word.startswith("--") and word.endswith("=")):
                 self.error(f"{word!r} names nothing; is it an empty variable of the shell?")
         parsed, rest = super().parse_known_args(args, namespace)
-        if self.command in BOUNDS:
+        if self.group in BOUNDS:
             try:
-                checked = check_settings(self.command, vars(parsed), "--{}")
+                checked = check_settings(self.group, vars(parsed), "--{}")
             except ValueError as error:
                 self.error(str(error))
             vars(parsed).update(checked)
@@ -68,3 +69,13 @@ def image_size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width such as 512x768")
     return int(match[1]), int(match[2])
+
+
+def spread(length: int, wanted: int | None) -> list[int]:
+    """So many of ``range(length)``, evenly spread, or all.
+
+    >>> spread(10, 4), spread(2, 6), spread(3, None)
+    ([1, 3, 6, 8], [0, 1], [0, 1, 2])
+    """
+    count = length if wanted is None else min(length, wanted)
+    return [(2 * place + 1) * length // (2 * count) for place in range(count)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
 from freqfusion._text import readable
-from freqfusion.cli._arguments import CommandParser, image_size, whole_number
+from freqfusion.cli._arguments import CommandParser, image_size, spread, whole_number
 
 if TYPE_CHECKING:
     from freqfusion.analysis.measure import FeatureStudy
@@ -113,8 +113,8 @@ def _saved(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     from freqfusion.analysis.saved_features import read_features
 
     saved = read_features(args.features, args.classes)
-    indices = _spread(len(saved), args.limit)
-    pictures = _spread(len(indices), args.pictures)
+    indices = spread(len(saved), args.limit)
+    pictures = spread(len(indices), args.pictures)
     study = FeatureStudy(saved.classes, saved.palette)
     for place, index in enumerate(track(indices, "measuring")):
         study.add(saved[index], show=place in pictures)
@@ -133,20 +133,10 @@ def _trained(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     subjects = tell_apart([load_subject(path, args.sites) for path in paths])
     data = open_data(subjects[-1], args.data, args.dataset, args.resize)
     split = args.split or data.hparams["val_split"]
-    indices = _spread(len(data.dataset(split)), args.limit)
-    pictures = _spread(len(indices), args.pictures)
+    indices = spread(len(data.dataset(split)), args.limit)
+    pictures = spread(len(indices), args.pictures)
     study = FeatureStudy(data.classes, data.palette)
     observed = observe(subjects, data, split, indices, choose_device(args.device))
     for place, observation in enumerate(track(observed, "measuring", total=len(indices))):
         study.add(observation, show=place in pictures)
     return study, f"the data set {data.hparams['dataset']} ({split})"
-
-
-def _spread(length: int, wanted: int | None) -> list[int]:
-    """So many of ``range(length)``, evenly spread, or all.
-
-    >>> _spread(10, 4), _spread(2, 6), _spread(3, None)
-    ([1, 3, 6, 8], [0, 1], [0, 1, 2])
-    """
-    count = length if wanted is None else min(length, wanted)
-    return [(2 * place + 1) * length // (2 * count) for place in range(count)]
