@@ -59,8 +59,10 @@ class PlainFeatures(NoisyFeatures):
         return coarse + self.layers(torch.cat([coarse, F.interpolate(image, size, mode="bilinear")], dim=1))
 
 
-for name, kind in {"scaled": ScaledFeatures, "noisy": NoisyFeatures, "plain": PlainFeatures}.items():
-    catalog._METHODS[name] = catalog._Method(kind, kind is not ScaledFeatures, "made for tests", 0)
+UPSAMPLERS = {
+    name: catalog._Method(kind, kind is not ScaledFeatures, "made for tests", 0)
+    for name, kind in {"scaled": ScaledFeatures, "noisy": NoisyFeatures, "plain": PlainFeatures}.items()
+}
 
 
 def encoder_weights(folder: Path, seed: int = 7) -> str:
@@ -102,4 +104,5 @@ def tiny_fit(
 
 
 if __name__ == "__main__":
+    catalog._METHODS.update(UPSAMPLERS)
     tiny_fit(Path(sys.argv[1]), "plain", data={"length": 5}, max_epochs=2, strategy="ddp", devices=2)

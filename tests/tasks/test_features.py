@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,18 @@ from torch import Tensor
 import tiny_features
 from freqfusion.cli.main import main
 from freqfusion.data import create_dataset
-from freqfusion.features import create_upsampler
+from freqfusion.features import catalog, create_upsampler
 from freqfusion.tasks import FeatureData, FeatureModule
 from freqfusion.training import create_trainer, load_checkpoint
 from freqfusion.training.checkpoints import AtomicCheckpointIO
-from tiny_features import ENCODER, encoder_weights, tiny_data, tiny_fit, tiny_module
+from tiny_features import ENCODER, UPSAMPLERS, encoder_weights, tiny_data, tiny_fit, tiny_module
 from tiny_training import read_history
+
+
+@pytest.fixture(autouse=True)
+def tiny_upsamplers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, method in UPSAMPLERS.items():
+        monkeypatch.setitem(catalog._METHODS, name, method)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +190,25 @@ def test_figures_of_an_evaluation(tmp_path: Path, weights: str) -> None:
     assert not (tmp_path / "val_classes.csv").exists()
 
 
+@pytest.mark.parametrize(
+    "upsampler, options", [("naf", {"dim": 16, "kernel_size": 1}), ("jafar", {"qk_dim": 16})]
+)
+def test_published_upsamplers(tmp_path: Path, upsampler: str, options: dict[str, int]) -> None:
+    """They go on exactly, with random places too, and load as any weights."""
+    model = {"upsampler_options": options, "loss": "cosine_mse", "warmup_steps": 0}
+    settings: dict[str, Any] = {"model": model, "data": {"length": 4}, "limit_val_batches": 0}
+    whole, _ = tiny_fit(tmp_path / "whole", upsampler, max_steps=2, **settings)
+    tiny_fit(tmp_path / "run", upsampler, max_steps=1, **settings)
+    path = tmp_path / "run" / "last.ckpt"
+    resumed, _ = tiny_fit(tmp_path / "run", upsampler, resume=path, max_steps=2, **settings)
+    loaded = create_upsampler(upsampler, 64, weights=path, **options)
+    fresh = create_upsampler(upsampler, 64, **options).state_dict()
+    for key, value in whole.upsampler.state_dict().items():
+        assert torch.equal(resumed.upsampler.state_dict()[key], value), key
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert any(not torch.equal(fresh[key], value) for key, value in loaded.state_dict().items())
+
+
 def test_checkpoint(tmp_path: Path) -> None:
     module, _ = tiny_fit(tmp_path / "run", max_steps=2)
     path = tmp_path / "run" / "last.ckpt"
@@ -281,6 +307,34 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((tmp_path / "run" / "test_metrics.json").read_text()) == pytest.approx(fitted, rel=1e-6)
     assert main(["predict", str(tmp_path / "pictures"), *judge, "--out", str(tmp_path / "out")]) != 0
     assert "holds no network but an upsampler of features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changed, expected",
+    [
+        ({"encoder": "vit_small_patch16_224?pretrained=True"}, "would fetch or open something outside"),
+        ({"encoder": "my_module:build"}, "code that is not run because a file names it"),
+        ({"encoder": 3}, "is damaged: its encoder is 3"),
+        ({"encoder_weights": "https://localhost/x.pth"}, "sets encoder_weights="),
+        ({"upsampler_weights": "x.pth"}, "sets upsampler_weights="),
+        ({"upsampler_options": {"weights": "x.pth"}}, "sets weights="),
+        ({"upsampler_options": {"width": 10**6}}, "its upsampler cannot be made as it says"),
+        ({"upsampler_options": {"width": 5}}, "does not fit the upsampler that it names"),
+    ],
+)
+def test_checkpoints_of_somebody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str, changed: dict[str, Any], expected: str
+) -> None:
+    module = tiny_module(weights)
+    content = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": {**module.hparams, "encoder_weights": None, **changed},
+        "channels": 64,
+        "task": "features",
+    }
+    torch.save(content, tmp_path / "changed.ckpt")
+    assert main(["validate", "--checkpoint", str(tmp_path / "changed.ckpt")]) != 0
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
