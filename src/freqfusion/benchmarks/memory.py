@@ -2,15 +2,18 @@
 
 import multiprocessing
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from freqfusion.benchmarks.cases import BOTH, FORWARD, Case, Problem
 
 STATUS = Path("/proc/self/status")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,19 @@ class Meter:
             self._start = torch.cuda.memory_allocated(device)
         elif self._counts_resident():
             Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-            self._start = _status_bytes("VmRSS")
+            self._start = status_bytes("VmRSS")
 
     def peak(self) -> int | None:
         """Bytes, or None where the system does not tell."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._start
-        return max(0, _status_bytes("VmHWM") - self._start) if self._counts_resident() else None
+        return max(0, status_bytes("VmHWM") - self._start) if self._counts_resident() else None
 
     def _counts_resident(self) -> bool:
         return self._device.type == "cpu" and STATUS.exists()
 
 
-def _status_bytes(name: str, path: Path = STATUS) -> int:
+def status_bytes(name: str, path: Path = STATUS) -> int:
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])
 
@@ -58,9 +61,9 @@ def _limit_memory() -> None:
     if STATUS.exists():
         import resource  # not on every system
 
-        free = _status_bytes("MemAvailable", Path("/proc/meminfo"))
+        free = status_bytes("MemAvailable", Path("/proc/meminfo"))
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        limit = _status_bytes("VmData") + free
+        limit = status_bytes("VmData") + free
         resource.setrlimit(
             resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
         )
@@ -109,13 +112,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _answer(connection: Connection, threads: int, *arguments: object) -> None:
+def _answer(
+    connection: Connection, threads: int, measure: Callable[..., object], arguments: Sequence[object]
+) -> None:
     """Run in the fresh process."""
     torch.set_num_threads(threads)
     _limit_memory()
     # whatever goes wrong for one contestant must not cost the others' figures
     try:
-        connection.send(_run(*arguments))  # type: ignore[arg-type]
+        connection.send(measure(*arguments))
     except Exception as error:
         connection.send(_first_line(error))
 
@@ -136,9 +141,20 @@ def probe(case: Case, contestant: str, device: torch.device, dtype: torch.dtype,
     Raises:
         RuntimeError: if the passes do not run; the message says why, for one too little memory.
     """
+    return run_apart(_run, (case, contestant, device, dtype), device, threads)
+
+
+def run_apart(
+    measure: Callable[..., Result], arguments: Sequence[object], device: torch.device, threads: int
+) -> Result:
+    """What a function of a module gives, run in a fresh process for the CPU and in this one for CUDA.
+
+    Raises:
+        RuntimeError: if it does not run; the message says why.
+    """
     if device.type == "cuda":
         try:
-            return _run(case, contestant, device, dtype)
+            return measure(*arguments)
         except Exception as error:
             raise RuntimeError(_first_line(error)) from error
         finally:
@@ -149,13 +165,11 @@ def probe(case: Case, contestant: str, device: torch.device, dtype: torch.dtype,
     # what the first call of a registered operator imports, which is slow too
     context.set_forkserver_preload([__name__, "torch._dynamo"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_answer, args=(theirs, threads, case, contestant, device, dtype), daemon=True
-    )
+    process = context.Process(target=_answer, args=(theirs, threads, measure, arguments), daemon=True)
     process.start()
     theirs.close()
     try:
-        answer: Probe | str = ours.recv()
+        answer: Result | str = ours.recv()
     except EOFError:
         process.join()
         answer = f"its process ended with code {process.exitcode}; -9 is the system's when memory runs out"

@@ -1,4 +1,4 @@
-"""Measure speed and memory of operators, module and models, or tell what each fusion method costs."""
+"""Measure speed and memory of operators, module, models and upsamplers, or tell what each fusion method costs."""
 
 import argparse
 import math
@@ -24,6 +24,8 @@ example:
   freqfusion benchmark --training segnext_t --shrink 4
   freqfusion benchmark --explain --ops carafe --shapes coco odd
   freqfusion benchmark --cost --results runs/compare/camvid/results.json
+  freqfusion benchmark --features naf featup_jbu --sides 224 448
+  freqfusion benchmark --features naf --sides 2048 --chunk 32     within 8 GiB, the result's 6 included
 
 Contestants: "unfold" (what the released code's fallback does, in plain torch), every backend of this machine,
 and with --compile torch.compile of the torch backend. The folder gets benchmark.json, benchmark.md and plots.
@@ -31,6 +33,7 @@ Leave the machine alone meanwhile. docs/benchmarks.md says how it is measured. W
 cost.csv and cost.json instead.
 """
 _WITH_COST = ("cost", "device", "methods", "out", "results", "rounds")
+_WITH_FEATURES = ("features", "sides", "chunk", "device", "dtype", "threads", "out")
 
 
 def _parser() -> CommandParser:
@@ -102,6 +105,23 @@ def _parser() -> CommandParser:
         type=Path,
         help="of --cost: a results.json of `freqfusion compare`, to draw its quality against latency",
     )
+    parser.add_argument(
+        "--features",
+        nargs="*",
+        metavar="NAME",
+        help="only time and memory of upsamplers of frozen features: names of `freqfusion.features.list_upsamplers` "
+        "[all]",
+    )
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        type=whole_number,
+        metavar="PIXELS",
+        help="of --features: sides of the image [224 448 1024]",
+    )
+    parser.add_argument(
+        "--chunk", type=whole_number, help="of --features: rows of the result computed at a time [all]"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
     return parser
 
@@ -111,11 +131,18 @@ def run(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
-    for name in given:
-        if name not in _WITH_COST if args.cost else name in ("methods", "results"):
-            parser.error(f"--{name} does not go {'with' if args.cost else 'without'} --cost")
+    modes = (
+        ("cost", args.cost, _WITH_COST, ("methods", "results")),
+        ("features", args.features is not None, _WITH_FEATURES, ("sides", "chunk")),
+    )
+    for mode, on, allowed, own in modes:
+        for name in given:
+            if name not in allowed if on else name in own:
+                parser.error(f"--{name} does not go {'with' if on else 'without'} --{mode}")
     if args.cost:
         return _cost(args)
+    if args.features is not None:
+        return _features(args, shlex.join(["freqfusion", "benchmark", *argv]))
     if args.kernels is not None:
         return _print_kernels(args.kernels)
     import torch  # with all that follows not before, so that --help is answered at once
@@ -165,6 +192,28 @@ def _cost(args: argparse.Namespace) -> int:
         raise ValueError(f"there is no method {unknown[0]!r}; choose from: {', '.join(list_fusions())}")
     quality = None if args.results is None else read_quality(args.results, methods)
     run_cost(methods, args.out, args.device, quality, args.rounds)
+    return 0
+
+
+def _features(args: argparse.Namespace, command: str) -> int:
+    import torch
+
+    from freqfusion.benchmarks.cost import choose_device
+    from freqfusion.benchmarks.features import PATCH, SIDES
+    from freqfusion.cli._benchmark_features import run_features
+    from freqfusion.features import list_upsamplers
+
+    names = list(dict.fromkeys(args.features or list_upsamplers()))
+    unknown = sorted(set(names) - set(list_upsamplers()))
+    if unknown:
+        raise ValueError(f"there is no upsampler {unknown[0]!r}; choose from: {', '.join(list_upsamplers())}")
+    sides = args.sides or SIDES
+    if min(sides) < PATCH:
+        raise ValueError(f"--sides must be at least {PATCH}, the side of a patch, got {min(sides)}")
+    device, dtype = choose_device(args.device), getattr(torch, args.dtype)
+    run_features(
+        names, sides, device, dtype, args.threads or torch.get_num_threads(), args.chunk, args.out, command
+    )
     return 0
 
 

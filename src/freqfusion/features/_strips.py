@@ -13,7 +13,7 @@ Read = Callable[[int, int], Tensor]
 """``(first, last)`` to rows ``first`` to ``last - 1`` of a map, ``(B, C, last - first, W)``."""
 
 
-class Rows:
+class Stream:
     """A map that is computed from the top as its rows are asked for; rows that all readers have passed are forgotten.
 
     Args:
@@ -50,7 +50,7 @@ class Rows:
 
 
 class Resized:
-    """Rows of a map that :func:`torch.nn.functional.interpolate` would bring to another size.
+    """Stream of a map that :func:`torch.nn.functional.interpolate` would bring to another size.
 
     Args:
         read: the map.
@@ -69,16 +69,25 @@ class Resized:
         height, width = self._size
         if (first, last) == (0, height):
             x = self._read(0, self._height)
-            return x if x.shape[-2:] == self._size else F.interpolate(x, self._size, **self._options)
+            return interpolate(x, self._size, **self._options)
         if self._weights is None:
             self._weights = row_weights(self._like, self._height, height, **self._options)
         weights = self._weights[first:last]
         used = weights.any(0).nonzero()
         lowest, highest = int(used[0]), int(used[-1]) + 1
         x = self._read(lowest, highest)
-        if x.shape[3] != width:
-            x = F.interpolate(x, (highest - lowest, width), **self._options)
+        x = interpolate(x, (highest - lowest, width), **self._options)
         return weights[:, lowest:highest] @ x
+
+
+def interpolate(x: Tensor, size: Sequence[int], **options: Any) -> Tensor:
+    """:func:`torch.nn.functional.interpolate`; the map itself where it has that size already."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    wide = (
+        accumulation_dtype(x) if options.get("antialias") else x.dtype
+    )  # half precision has no antialiasing
+    return F.interpolate(x.to(wide), tuple(size), **options).to(x.dtype)
 
 
 def row_weights(like: Tensor, height: int, out: int, **options: Any) -> Tensor:

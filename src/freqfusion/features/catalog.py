@@ -15,7 +15,7 @@ from freqfusion.features.joint_bilateral import JointBilateralFeatures
 from freqfusion.features.loftup import LoftUp
 from freqfusion.features.naf import NAF
 from freqfusion.features.uplift import UPLiFT
-from freqfusion.features.weights import load_weights_
+from freqfusion.features.weights import find_released, load_weights_
 
 
 class UpsamplerInfo(NamedTuple):
@@ -98,6 +98,9 @@ def create_upsampler(
                 f"{name!r} is made for one number of channels: give channels, that of your features"
             )
         options["channels"] = channels
+    released = None if weights is None else find_released(name, weights)
+    if released is not None:
+        options = {**released.options, **options}
     upsampler = method.build(**options)
     if weights is not None:
         load_weights_(upsampler, name, weights)

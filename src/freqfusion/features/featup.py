@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Rows, in_strips
+from freqfusion.features._strips import Read, Resized, Stream, in_strips
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.ops import carafe, window_similarity
@@ -43,14 +43,16 @@ class JBUStage(nn.Module):
         return self.filter(F.interpolate(features, guidance.shape[-2:], mode="bicubic"), guidance)
 
     def rows(self, features: Read, height: int, guidance: Tensor, first: int, last: int) -> Tensor:
-        """Rows of the result; ``height`` is that of the features."""
+        """Stream of the result; ``height`` is that of the features."""
         size = guidance.shape[-2:]
         fine = Resized(features, guidance, height, size, mode="bicubic")
         if (first, last) == (0, size[0]):
             return self.filter(fine(first, last), guidance)
         rows = reflect_index(size[0], self.radius, guidance.device)[first : last + 2 * self.radius]
         lowest, highest = int(rows.min()), int(rows.max()) + 1
-        window = fine(lowest, highest).index_select(2, rows - lowest)
+        window = fine(lowest, highest)
+        if highest - lowest < len(rows):  # at the ends, where some rows are mirrored
+            window = window.index_select(2, rows - lowest)
         return self.filter(window, guidance.index_select(2, rows), self.radius)
 
     def filter(self, fine: Tensor, guidance: Tensor, halo: int = 0) -> Tensor:
@@ -101,13 +103,13 @@ class FeatUpJBU(FeatureUpsampler):
         read: Read = lambda first, last: features[:, :, first:last]  # noqa: E731
         for stage in (self.up1, self.up2, self.up3, self.up4):
             guidance = F.adaptive_avg_pool2d(image, (2 * height, 2 * width))
-            read = Rows(partial(stage.rows, read, height, guidance))
+            read = Stream(partial(stage.rows, read, height, guidance))
             height, width = guidance.shape[-2:]
-        fixed = Rows(partial(self._fix, read))
+        fixed = Stream(partial(self._fix, read))
         return in_strips(
             Resized(fixed, features, height, size, mode="bilinear", antialias=True), size[0], chunk, dtype
         )
 
     def _fix(self, read: Read, first: int, last: int) -> Tensor:
         x = read(first, last)
-        return x + 0.1 * self.fixup_proj(x)
+        return torch.add(x, self.fixup_proj(x), alpha=0.1)

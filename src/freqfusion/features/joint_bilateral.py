@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freqfusion.features._strips import interpolate
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops import carafe, normalize_kernels, window_similarity
 from freqfusion.ops._checks import accumulation_dtype, checked_options
@@ -60,7 +61,7 @@ class JointBilateralFeatures(FeatureUpsampler):
     def kernels(self, image: Tensor, coarse: Size, size: Size) -> Tensor:
         """Weights ``(B, kernel_size**2, H, W)`` at ``size``, of the taps around each pixel's coarse parent."""
         image = image.to(accumulation_dtype(image))
-        fine = F.interpolate(image, size, mode="bilinear", antialias=True)
+        fine = interpolate(image, size, mode="bilinear", antialias=True)
         mean = F.adaptive_avg_pool2d(image, coarse)
         # of -|fine - mean|^2 / 2 the part that differs between the taps is an inner product
         query = torch.cat([fine, torch.ones_like(fine[:, :1])], 1) / self.sigma_range**2

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import in_strips
+from freqfusion.features._strips import in_strips, interpolate
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.ops._checks import accumulation_dtype, checked_options
@@ -164,7 +164,7 @@ class LoftUp(FeatureUpsampler):
     one by one where the result must not depend on the others. For another size than the image's the image is
     resized. The values are projected, so the result is not within the range of the features. Time grows with
     the pixels times the coarse pixels. Phases reach 22026 radians: they are float32 at least, and outputs in
-    float32 differ from float64 by about 1e-3.
+    float32 differ from float64 by about 1e-3. In half precision give the image in float32 all the same.
 
     Args:
         channels: of the features.
@@ -201,8 +201,7 @@ class LoftUp(FeatureUpsampler):
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
         coarse = self.upsampler.coarse(self.channelnorm(features.to(self.channelnorm.norm.weight.dtype)))
         image = image.to(accumulation_dtype(image, coarse))
-        if image.shape[-2:] != size:
-            image = F.interpolate(image, size, mode="bilinear", antialias=True)
+        image = interpolate(image, size, mode="bilinear", antialias=True)
         if image.shape[0]:
             low, high = image.amin((0, 2, 3), keepdim=True), image.amax((0, 2, 3), keepdim=True)
             image = (image - low) / (high - low).clamp_min(1e-4) - 0.5

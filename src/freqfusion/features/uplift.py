@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Rows, in_strips, row_weights
+from freqfusion.features._strips import Read, Resized, Stream, in_strips, interpolate, row_weights
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops import carafe
 from freqfusion.ops._checks import check_count, checked_options
@@ -142,25 +142,25 @@ class UPLiFT(FeatureUpsampler):
         features, image = features.to(own), image.to(own)
         if self.patch_size == 14:
             enlarged = [16 * side // 14 for side in image.shape[-2:]]
-            image = F.interpolate(image, enlarged, mode="bilinear", antialias=True)
+            image = interpolate(image, enlarged, mode="bilinear", antialias=True)
         height, width = features.shape[-2:]
         ratio = max(-(-size[0] // height), -(-size[1] // width))
         iters = self.iters or max(1, (ratio - 1).bit_length())
         full = (image.shape[2], image.shape[3])
-        encoded = Rows(partial(self._encode, image), readers=2 * iters)
+        encoded = Stream(partial(self._encode, image), readers=2 * iters)
         read: Read = lambda first, last: features[:, :, first:last]  # noqa: E731
         for i in range(iters):
             deep = _Samples(encoded, slice(self._shallow, None), full, (height, width), 2 * i)
             size_after = (2 * height, 2 * width)
             shallow = _Samples(encoded, slice(self._shallow), full, size_after, 2 * i + 1)
-            read = Rows(partial(self._double, read, deep, shallow, height))
+            read = Stream(partial(self._double, read, deep, shallow, height))
             height, width = size_after
         return in_strips(
             Resized(read, features, height, size, mode="bilinear", antialias=True), size[0], chunk, dtype
         )
 
     def _encode(self, image: Tensor, first: int, last: int) -> Tensor:
-        """Rows of the last two blocks' maps, side by side."""
+        """Stream of the last two blocks' maps, side by side."""
         blocks = list(self.encoder.children())
         lowest, highest = max(first - len(blocks), 0), min(last + len(blocks), image.shape[2])
         x = before = image[:, :, lowest:highest]
@@ -169,7 +169,7 @@ class UPLiFT(FeatureUpsampler):
         return torch.cat([before, x], 1)[:, :, first - lowest : last - lowest]
 
     def _double(self, read: Read, deep: Read, shallow: Read, height: int, first: int, last: int) -> Tensor:
-        """Rows of the doubled map; ``height`` is that of the map before.
+        """Stream of the doubled map; ``height`` is that of the map before.
 
         A strip is treated like a whole map: what its ends do to it stays within the halo, which is cut off.
         """
@@ -210,7 +210,7 @@ def _replicating(kernels: Tensor) -> Tensor:
 
 
 class _Samples:
-    """Rows of one of the encoder's maps, brought to a size by nearest neighbours.
+    """Stream of one of the encoder's maps, brought to a size by nearest neighbours.
 
     Args:
         encoded: the maps.
@@ -220,7 +220,7 @@ class _Samples:
         reader: of ``encoded``.
     """
 
-    def __init__(self, encoded: Rows, channels: slice, full: Size, size: Size, reader: int) -> None:
+    def __init__(self, encoded: Stream, channels: slice, full: Size, size: Size, reader: int) -> None:
         self._encoded, self._channels, self._reader = encoded, channels, reader
         self._rows, columns = (_nearest(*lengths) for lengths in zip(full, size, strict=True))
         self._columns = slice(None) if size[1] == full[1] else columns

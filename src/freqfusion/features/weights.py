@@ -1,29 +1,39 @@
 """Released weights of the upsamplers: where their authors publish them, and how their files name the tensors."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from freqfusion._optional import require
 from freqfusion.features.base import FeatureUpsampler
-from freqfusion.weights.files import read_state_dict
-from freqfusion.weights.fill import fill_
+from freqfusion.features.featup import FeatUpJBU
+from freqfusion.fusion.sapa import ChannelNorm
+from freqfusion.weights.files import load_plain, read_state_dict
+from freqfusion.weights.fill import fill_, match
 
 
 class Released(NamedTuple):
     """Weights that the authors of a method publish."""
 
     address: str
-    """Of the file: ``https://...``, or ``user/name`` of a repository on the Hugging Face hub."""
+    """Of the file: ``https://...``, or ``user/name/file`` in a repository on the Hugging Face hub."""
     licence: str
     encoder: str
     """Whose features it is for; ``""`` if for any."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of the method's constructor that it was trained with, where they are not the default ones."""
 
 
 _NAF = "https://github.com/valeoai/NAF/releases/download/model/"
 _ANYUP = "https://github.com/wimmerth/anyup/releases/download/"
 _JAFAR = "https://github.com/PaulCouairon/JAFAR/releases/download/Weights/"
+_FEATUP = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained"
+_NORM = {"norm": True}
 
 RELEASED: dict[str, dict[str, Released]] = {
     "naf": {"naf_release": Released(f"{_NAF}naf_release.pth", "Apache-2.0", "")},
@@ -43,8 +53,76 @@ RELEASED: dict[str, dict[str, Released]] = {
             "vit_base_patch16_siglip_512.v2_webli",
         )
     },
+    "featup_jbu": {
+        "dino_s": Released(f"{_FEATUP}/dino16_jbu_stack_cocostuff.ckpt", "MIT", "DINO ViT-S/16", _NORM),
+        "dinov2_s": Released(f"{_FEATUP}/dinov2_jbu_stack_cocostuff.ckpt", "MIT", "DINOv2 ViT-S/14", _NORM),
+        "vit_s": Released(f"{_FEATUP}/vit_jbu_stack_cocostuff.ckpt", "MIT", "ViT-S/16", _NORM),
+        "clip_b": Released(f"{_FEATUP}/clip_jbu_stack_cocostuff.ckpt", "MIT", "CLIP ViT-B/16", _NORM),
+        "resnet50": Released(f"{_FEATUP}/resnet50_jbu_stack_cocostuff.ckpt", "MIT", "ResNet-50", _NORM),
+        "dino_s_no_norm": Released(
+            f"{_FEATUP}/no_norm/dino16_jbu_stack_cocostuff.ckpt", "MIT", "DINO ViT-S/16"
+        ),
+        "dinov2_s_no_norm": Released(
+            f"{_FEATUP}/no_norm/dinov2_jbu_stack_cocostuff.ckpt", "MIT", "DINOv2 ViT-S/14"
+        ),
+        "vit_s_no_norm": Released(f"{_FEATUP}/no_norm/vit_jbu_stack_cocostuff.ckpt", "MIT", "ViT-S/16"),
+        "clip_b_no_norm": Released(
+            f"{_FEATUP}/no_norm/clip_jbu_stack_cocostuff.ckpt", "MIT", "CLIP ViT-B/16"
+        ),
+        "maskclip_b_no_norm": Released(
+            f"{_FEATUP}/no_norm/maskclip_jbu_stack_cocostuff.ckpt", "MIT", "MaskCLIP ViT-B/16"
+        ),
+        "resnet50_no_norm": Released(
+            f"{_FEATUP}/no_norm/resnet50_jbu_stack_cocostuff.ckpt", "MIT", "ResNet-50"
+        ),
+    },
+    "loftup": {
+        "dinov2_s": Released("haiwen/loftup-dinov2s/pytorch_model.bin", "MIT", "DINOv2 ViT-S/14"),
+        "dinov2_s_reg": Released(
+            "haiwen/loftup-dinov2s_reg/pytorch_model.bin", "MIT", "DINOv2 ViT-S/14, registers"
+        ),
+        "dinov2_b": Released("haiwen/loftup-dinov2b/pytorch_model.bin", "MIT", "DINOv2 ViT-B/14"),
+        "dinov2_b_reg": Released(
+            "haiwen/loftup-dinov2b_reg/pytorch_model.bin", "MIT", "DINOv2 ViT-B/14, registers"
+        ),
+        "clip_b": Released("haiwen/loftup-clip/pytorch_model.bin", "MIT", "CLIP, 512 channels"),
+        "siglip_b": Released("haiwen/loftup-siglip/pytorch_model.bin", "MIT", "SigLIP, 768 channels"),
+        "siglip2_b": Released("haiwen/loftup-siglip2/pytorch_model.bin", "MIT", "SigLIP 2, 768 channels"),
+    },
+    "uplift": {
+        "dinov2_s": Released(
+            "UPLiFT-upsampler/uplift_dinov2-s14/uplift_dinov2-s14.safetensors", "MIT", "DINOv2 ViT-S/14"
+        ),
+        "dinov3_splus": Released(
+            "UPLiFT-upsampler/uplift_dinov3-splus16/uplift_dinov3-splus16.safetensors",
+            "MIT",
+            "DINOv3 ViT-S+/16",
+            {"patch_size": 16},
+        ),
+    },
 }
 """By method, then by the name that follows ``released:``."""
+
+_PREFIXES = ("", "upsampler.", "network.")
+"""Before the names of an upsampler's tensors: in most authors' files, and in those of a training."""
+_AUTHORS_PREFIX = {"featup_jbu": "upsampler."}
+_USUAL_CHANNELS = (384, 512, 768, 1024, 2048)
+
+
+def find_released(name: str, weights: str | Path) -> Released | None:
+    """What ``"released:NAME"`` stands for; None for a file or an address.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    kind, colon, title = str(weights).partition(":")
+    if not colon or kind != "released":
+        return None
+    known = RELEASED.get(name, {})
+    if title not in known:
+        choice = f"choose one of: {', '.join(known)}" if known else "no weights of it are known"
+        raise ValueError(f"{name} has no released weights {title!r}; {choice}")
+    return known[title]
 
 
 def load_weights_(upsampler: FeatureUpsampler, name: str, weights: str | Path) -> None:
@@ -54,7 +132,75 @@ def load_weights_(upsampler: FeatureUpsampler, name: str, weights: str | Path) -
         name: of the method.
         weights: as :func:`~freqfusion.features.create_upsampler` takes them.
     """
-    state: dict[str, Tensor] = read_state_dict(weights)
-    fill_(upsampler, upsampler.own_state(state), f"{name} ({type(upsampler).__name__})")
+    released = find_released(name, weights)
+    source = weights if released is None else _download(released.address)
+    state: Mapping[str, Tensor] = read_state_dict(source)
+    own = upsampler.state_dict()
+    if not own:
+        raise ValueError(f"{name} has no weights to load; leave weights out")
+    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + key in state for key in own))
+    state = upsampler.own_state(_entries(state, prefix))
+    if isinstance(upsampler, FeatUpJBU) and upsampler.norm is None and "norm.weight" in state:
+        upsampler.norm = ChannelNorm(upsampler.fixup_proj[1].in_channels)
+    title = f"{name} ({type(upsampler).__name__})" + (
+        f" for {upsampler.channels} channels" if upsampler.channels else ""
+    )
+    try:
+        fill_(upsampler, state, title)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}{_fitting(state)}") from None
+    if released is not None:
+        upsampler.licence = released.licence
+    elif prefix == _AUTHORS_PREFIX.get(name, "") and name in RELEASED and not _is_of_a_training(source):
+        upsampler.licence = next(iter(RELEASED[name].values())).licence
     if upsampler.licence:
         print(f"weights of {name}: {upsampler.licence}", file=sys.stderr)
+
+
+def _download(address: str) -> str | Path:
+    if address.startswith(("http://", "https://")):
+        return address  # which the reader of files downloads
+    hub = require("huggingface_hub", "hub")
+    user, repository, file = address.split("/")
+    try:
+        return Path(hub.hf_hub_download(f"{user}/{repository}", file))
+    except Exception as error:  # of several libraries
+        raise OSError(
+            f"could not download {file} of https://huggingface.co/{user}/{repository}: {error}; download it by other "
+            "means and give its path"
+        ) from error
+
+
+def _entries(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The upsampler's tensors among those of a training, which may hold the encoder's too."""
+    entries = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if prefix == "upsampler.":  # FeatUp's normalises the features in its encoder
+        norm = "model.1.norm."
+        entries |= {
+            "norm." + key.removeprefix(norm): value for key, value in state.items() if key.startswith(norm)
+        }
+    return entries
+
+
+def _is_of_a_training(source: str | Path) -> bool:
+    """Whether ``freqfusion fit`` wrote a file."""
+    path = Path(source)
+    if path.suffix == ".safetensors" or not path.is_file():
+        return False
+    content = load_plain(path)
+    return isinstance(content, Mapping) and "task" in content and "state_dict" in content
+
+
+def _fitting(state: Mapping[str, Tensor]) -> str:
+    """Which upsampler the tensors are of, as the end of a message; ``""`` where that is not known."""
+    from freqfusion.features.catalog import create_upsampler  # which imports this module
+
+    for name in RELEASED:
+        for channels in _USUAL_CHANNELS:
+            with torch.device("meta"):
+                upsampler = create_upsampler(name, channels)
+            if not match(state, upsampler.state_dict(keep_vars=True)).problems:
+                return f". The file fits {name} for {channels} channels"
+            if upsampler.channels is None:
+                break
+    return ""

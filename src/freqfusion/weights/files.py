@@ -21,10 +21,10 @@ WRAPPERS = ("state_dict", "model", "jafar")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU.
 
-    Understood layouts: a plain state dict; one wrapped as ``{"state_dict": ...}`` (mmcv, Lightning) or
-    ``{"model": ...}`` (detectron2) or ``{"jafar": ...}`` (JAFAR). A prefix ``module.`` of all names, which ``DataParallel`` adds, is taken
-    off. Files are read with ``weights_only=True``, or with safetensors where the name ends in
-    ``.safetensors``: none can run code.
+    Understood layouts: a plain state dict; one wrapped as ``{"state_dict": ...}`` (mmcv, Lightning),
+    ``{"model": ...}`` (detectron2) or ``{"jafar": ...}`` (JAFAR). A prefix ``module.`` of all names, which
+    ``DataParallel`` adds, is taken off. Files are read with ``weights_only=True``, or with safetensors where the
+    name ends in ``.safetensors``: none can run code.
 
     Args:
         path: the file, or an ``http(s)://`` address, which is downloaded once into
