@@ -99,13 +99,13 @@ def test_a_resumed_run_equals_a_whole_one(
         if path.name == "last.ckpt":
             moments.append(shutil.copytree(path.parent, tmp_path / f"moment{len(moments)}"))
 
-    model = {"factors": [2.0, 4.0, 1.5]}
+    model, data = {"factors": [2.0, 4.0, 1.5]}, {"length": 8}
     with monkeypatch.context() as patch:
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
-        whole, trainer = tiny_fit(tmp_path / "whole", model=model, **options)
-    assert len(moments) >= trainer.global_step - 2
-    for moment in moments[1:-1:3]:
-        resumed, again = tiny_fit(moment, resume=moment / "last.ckpt", model=model, **options)
+        whole, trainer = tiny_fit(tmp_path / "whole", model=model, data=data, **options)
+    assert len(moments) >= 4
+    for moment in moments[1:-1:4]:
+        resumed, again = tiny_fit(moment, resume=moment / "last.ckpt", model=model, data=data, **options)
         for key, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[key], value), (moment, key)
         assert again.global_step == trainer.global_step
