@@ -235,7 +235,9 @@ class FeatureModule(TaskModule):
         super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = settings_in(AdamWSettings, self.hparams).create(self.upsampler)
+        optimizer = settings_in(AdamWSettings, {**self.hparams, "backbone_lr_factor": 1.0}).create(
+            self.upsampler
+        )
         schedule = settings_in(Schedule, self.hparams)
         return schedule.apply(optimizer, self.checked_steps(schedule.warmup_steps))
 

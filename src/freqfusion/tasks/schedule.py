@@ -35,12 +35,12 @@ class AdamWSettings:
 
     lr: float
     """Peak learning rate of all but the backbone."""
+    backbone_lr_factor: float
+    """The backbone's learning rate relative to that."""
     betas: Sequence[float]
     """Decay rates of the two moments."""
     weight_decay: float
     """Weight decay of all but normalisation layers, embeddings and tables of positions."""
-    backbone_lr_factor: float = 1.0
-    """The backbone's learning rate relative to that."""
 
     def create(self, network: nn.Module) -> torch.optim.AdamW:
         """The optimizer of the trainable parameters of ``network``."""
