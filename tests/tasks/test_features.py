@@ -287,12 +287,13 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         *("--task", "features", "--model.encoder", ENCODER, "--model.encoder_weights", weights),
         *("--model.upsampler", "noisy", "--model.upsampler_options.width", "5", "--data.crop_size", "32x48"),
         *("--data.root", str(tmp_path / "pictures"), "--data.batch_size", "3", "--data.workers", "0"),
-        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--out", out),
+        *("--trainer.accelerator", "cpu", "--trainer.max_steps", "4", "--trainer.val_check_interval", "4"),
+        *("--trainer.check_val_every_n_epoch", "null", "--out", out),  # an epoch has 3 batches
     ]
     assert main(["fit", *words]) == 0
     assert "test_vit, noisy: 0.00 M parameters" in capsys.readouterr().out
     fitted = json.loads((tmp_path / "run" / "val_metrics.json").read_text())
-    assert fitted.pop("step") == 3
+    assert fitted.pop("step") == 4
     assert {"cosine", "relative_mse", "bilinear_cosine", "bilinear_relative_mse"} <= fitted.keys()
     assert (tmp_path / "run" / "best.ckpt").is_file()
     assert main(["fit", "--resume", "--out", out]) == 0

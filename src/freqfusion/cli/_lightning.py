@@ -222,7 +222,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = {**self.config_init["trainer"], **kwargs}
-        options = {key: value for key, value in options.items() if value is not None}
+        options = {
+            key: value
+            for key, value in options.items()
+            if value is not None
+            or key == "check_val_every_n_epoch"  # None: val_check_interval counts on over epochs
+        }
         if self.save_config_callback is not None:
             config = self.config.clone()
             config["out"], config["checkpoint"], config["resume"] = str(self.out), None, False
