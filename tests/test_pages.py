@@ -63,6 +63,15 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert names["mine"](image).shape == (1, 4, 33, 47)
 
 
+def test_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    names = run_page("features.md", tmp_path, monkeypatch)
+    assert names["features"].shape == (1, 384, 10, 15)
+    assert names["sharp"].shape == (1, 384, 140, 210)
+    torch.testing.assert_close(names["same"], names["sharp"].detach(), rtol=1e-4, atol=1e-5)
+    assert names["uplift"].patch_size == 14
+
+
 def places_of(page: str) -> set[str]:
     """The anchors of a page's titles, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)

@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from freqfusion.cli import features
 from freqfusion.cli.main import main
 from freqfusion.features import BilinearFeatures, catalog
 from freqfusion.features.extract import extract_features
@@ -94,15 +96,25 @@ def test_random_weights_are_said(folder, capsys, monkeypatch):
     page = (folder / "out/report.html").read_text(encoding="utf-8")
     for text in (errors, page):
         assert "vit_small_patch16_224?embed_dim=24" in text
-        assert "has random weights; --weights gives it its own" in text
-        assert "learned has random weights; --upsampler-weights learned=FILE" in text
-        assert "bilinear has random weights" not in text
+        assert "has random weights; give it its own with --weights" in text
+        assert "random weights, whose results mean nothing: learned; give each" in text
     torch.save({"gain": torch.zeros(1)}, folder / "u.pth")
     words = (*words, "--upsampler-weights", f"learned={folder / 'u.pth'}", "--save", "npy")
     assert run(folder, *words) == 0
     assert "random" not in capsys.readouterr().err
     assert not np.load(folder / "out/features/a/learned.npy").any()
     assert np.load(folder / "out/features/a/bilinear.npy").any()
+
+
+def test_what_upsamplers_must_know_of_the_encoder():
+    """UPLiFT enlarges images for patches of 14, and sees them, as JAFAR does, normalised as the encoder does."""
+    names = ["bilinear", "jafar", "uplift"]
+    args = argparse.Namespace(upsampler=names, files={})
+    encoder = load_encoder(ENCODER)  # patches of 16, mean and deviation 0.5
+    made = features._upsamplers(args, encoder, 24)
+    assert [tuple(made[name].mean) for name in names[1:]] == [(0.5,) * 3] * 2
+    assert made["uplift"].patch_size == 16
+    assert made["jafar"].channels == made["uplift"].channels == 24
 
 
 @pytest.mark.parametrize(

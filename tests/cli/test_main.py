@@ -25,7 +25,10 @@ def test_unknown_command(capsys):
     assert main(["fot"]) == 2
     assert capsys.readouterr().err == "freqfusion: error: there is no command 'fot'; did you mean 'fit'?\n"
     assert main(["xyzzy"]) == 2
-    assert "choose one of analyze, benchmark, compare, convert, export, features, fit, " in capsys.readouterr().err
+    assert (
+        "choose one of analyze, benchmark, compare, convert, export, features, fit, "
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from freqfusion.features.extract import encoder_normalisation, extract_features
+from freqfusion.features.extract import encoder_normalisation, encoder_patch, extract_features
 
 timm = pytest.importorskip("timm")
 
@@ -81,6 +81,7 @@ def test_each_token_of_timm_is_at_its_patch(name):
     image = torch.rand(2, 3, 3 * TIMM[name], 5 * TIMM[name])
     features = extract_features(model, image)
     assert features.shape == (2, 24, 3, 5)
+    assert encoder_patch(model) == (image.shape[2] // 3,) * 2
     assert_close(features, embedded(model, image), rtol=1e-4, atol=1e-5)
 
 
@@ -92,6 +93,7 @@ def test_each_token_of_transformers_is_at_its_patch(name):
     image = torch.rand(2, 3, 3 * patch, 5 * patch)
     features = extract_features(model, image)
     assert features.shape == (2, 24, 3, 5)
+    assert encoder_patch(model) == (image.shape[2] // 3,) * 2
     assert_close(features, embedded(model, image), rtol=1e-4, atol=1e-5)
 
 
@@ -169,6 +171,7 @@ def test_networks_of_stages():
         expected = model.forward_features(F.interpolate((image - mean) / std, (64, 96), mode="bilinear"))
     assert_close(features, expected, rtol=1e-4, atol=1e-5)
     assert extract_features(model, image, [1]).shape == (2, 64, 16, 24)
+    assert encoder_patch(model) == (32, 32)
     with pytest.raises(ValueError, match=r"different sizes, \[\(2, 3\), \(4, 6\)\]"):
         extract_features(model, image, [3, 4])
 

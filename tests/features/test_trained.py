@@ -49,7 +49,7 @@ def _inputs(h: int, w: int, height: int, width: int, batch: int = 1) -> tuple[Te
         ((3, 4), (48, 64), None),
         ((3, 4), (42, 56), None),
         ((5, 3), (71, 40), (33, 19)),
-        ((2, 3), (30, 44), (67, 49)),
+        ((2, 3), (30, 44), (37, 49)),
         ((2, 2), (28, 30), (2, 2)),
     ],
 )
@@ -210,3 +210,27 @@ def test_resized_rows(options: dict[str, Any], size: tuple[int, int]) -> None:
     rows = Resized(lambda first, last: x[:, :, first:last], x, 11, size, **options)
     torch.testing.assert_close(rows(0, size[0]), whole)
     torch.testing.assert_close(torch.cat([rows(0, 2), rows(2, 6), rows(6, size[0])], 2), whole)
+
+
+@pytest.mark.parametrize("name", ["loftup", "uplift of patches of 14"])
+@torch.no_grad()
+def test_no_strips_while_training(name: str) -> None:
+    upsampler = _small(name).train()
+    with pytest.raises(ValueError, match=r"chunk is for evaluation: call .eval\(\) of the (LoftUp|UPLiFT)"):
+        upsampler(*_inputs(3, 4, 42, 56), chunk=5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_autocast(name: str) -> None:
+    upsampler = _small(name).float()
+    features, picture = (x.float() for x in _inputs(3, 4, 42, 56))
+    with torch.no_grad():
+        exact = upsampler(features, picture)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = upsampler(features, picture)
+        with torch.no_grad():
+            strips = upsampler(features, picture, chunk=9)
+    out.square().mean().backward()
+    for actual in (out, strips):
+        assert actual.dtype == torch.float32
+        assert float((actual.detach() - exact).norm() / exact.norm()) < 0.05

@@ -42,24 +42,24 @@ class PrincipalColours:
     """
 
     def __init__(self, features: Tensor) -> None:
-        pixels = features.detach().flatten(1).mT.double()
+        pixels = features.detach().cpu().flatten(1).mT.double()  # not every device has doubles
         self.centre = pixels.mean(0)
         pixels = pixels - self.centre
         _, axes = torch.linalg.eigh(pixels.mT @ pixels)  # ascending
         axes = axes[:, -COLOURS:].flip(1)
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
         self.axes = axes * largest.sign()  # an axis has no sign of its own
-        quantiles = torch.tensor(QUANTILES, dtype=pixels.dtype, device=pixels.device)
-        self.low, self.high = (pixels @ self.axes).quantile(quantiles, dim=0)
+        self.low, self.high = (pixels @ self.axes).quantile(torch.tensor(QUANTILES).double(), dim=0)
 
     def __call__(self, features: Tensor) -> Picture:
         """``(C, H, W)`` as ``(H, W, 3)`` uint8; values beyond the scale are drawn as its ends."""
-        axes, centre = self.axes.float(), self.centre.float()
-        values = torch.einsum("chw,cd->hwd", features.detach().float(), axes) - centre @ axes
+        axes = self.axes.float().to(features.device)
+        values = torch.einsum("chw,cd->hwd", features.detach().float(), axes).cpu().double()
+        values -= self.centre @ self.axes
         spread = (self.high - self.low).clamp_min(torch.finfo(torch.float32).tiny)
-        shades = ((values.double() - self.low) / spread).clamp(0, 1) * 255
+        shades = ((values - self.low) / spread).clamp(0, 1) * 255
         picture = np.zeros((*features.shape[-2:], COLOURS), np.uint8)
-        picture[..., : shades.shape[2]] = shades.byte().cpu().numpy()
+        picture[..., : shades.shape[2]] = shades.byte().numpy()
         return picture
 
 
@@ -154,8 +154,8 @@ def write_upsampled(
     methods = ", ".join(variants[1:])
     report = Report(
         title="freqfusion features",
-        headline=f"Features of {encoder}, upsampled by {methods}",
-        lede="What the features of a frozen encoder look like at the resolution of the image.",
+        headline=f"Features of {encoder}, upsampled",
+        lede=f"What the features of a frozen encoder look like at the resolution of the image, by {methods}.",
         sections=[
             Section("", [*map(Text, notes), *map(_strip, images)]),
             Section(

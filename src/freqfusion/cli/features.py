@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,8 +116,7 @@ def _features(args: argparse.Namespace) -> None:
     from freqfusion.analysis.upsampled import cells_of, draw_strip, observe_maps, write_upsampled
     from freqfusion.benchmarks.cost import choose_device
     from freqfusion.drawing.figures import save_png
-    from freqfusion.features import list_upsamplers
-    from freqfusion.features.extract import extract_features
+    from freqfusion.features import extract_features, list_upsamplers
     from freqfusion.zoo.encoders import load_encoder
 
     for name in args.upsampler:
@@ -131,7 +130,7 @@ def _features(args: argparse.Namespace) -> None:
         encoder = load_encoder(args.model, args.weights).to(device)
     except TypeError as error:  # an option in the name
         raise ValueError(f"{args.model}: {error}") from error
-    notes = [] if args.weights else [f"{args.model} has random weights; --weights gives it its own."]
+    notes = [] if args.weights else [f"{args.model} has random weights; give it its own with --weights."]
     upsamplers: dict[str, FeatureUpsampler] = {}
     observed = []
     for place, record in enumerate(track(records, "upsampling")):
@@ -139,11 +138,7 @@ def _features(args: argparse.Namespace) -> None:
         coarse = extract_features(encoder, image, args.layers)
         if not upsamplers:
             upsamplers = _upsamplers(args, encoder, coarse.shape[1])
-            notes += [
-                f"{name} has random weights; --upsampler-weights {name}=FILE gives it its own."
-                for name, upsampler in upsamplers.items()
-                if name not in args.files and any(True for _ in upsampler.parameters())
-            ]
+            notes += _random(args.files, upsamplers)
             for note in notes:
                 print(f"freqfusion features: warning: {note}", file=sys.stderr)
         maps = _maps(args, record, image, coarse, upsamplers)
@@ -185,16 +180,29 @@ def _read(record: "ImageRecord", size: tuple[int, int] | None) -> "torch.Tensor"
 def _upsamplers(
     args: argparse.Namespace, encoder: "torch.nn.Module", channels: int
 ) -> "dict[str, FeatureUpsampler]":
-    from freqfusion.features import create_upsampler
-    from freqfusion.features.extract import encoder_normalisation
+    from freqfusion.features import create_upsampler, encoder_normalisation, encoder_patch
 
     upsamplers = {}
     for name in args.upsampler:
-        upsampler = create_upsampler(name, channels, weights=args.files.get(name))
+        options = {"patch_size": max(encoder_patch(encoder))} if name == "uplift" else {}
+        upsampler = create_upsampler(name, channels, weights=args.files.get(name), **options)
         if name in OWN_IMAGES:
             upsampler.mean, upsampler.std = encoder_normalisation(encoder)
         upsamplers[name] = upsampler.to(next(encoder.parameters()).device)
     return upsamplers
+
+
+def _random(files: Mapping[str, str], upsamplers: "Mapping[str, FeatureUpsampler]") -> list[str]:
+    """A sentence on the upsamplers that have weights but were given none."""
+    names = [
+        name for name, upsampler in upsamplers.items() if name not in files and any(upsampler.state_dict())
+    ]
+    if not names:
+        return []
+    return [
+        f"random weights, whose results mean nothing: {', '.join(names)}; give each its own with "
+        "--upsampler-weights NAME=FILE."
+    ]
 
 
 def _maps(

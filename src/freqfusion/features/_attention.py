@@ -78,11 +78,11 @@ class _Tiles(NamedTuple):
 
 
 @torch.compiler.disable  # reads the counts' values
-def _cut(counts: Tensor, device: torch.device, dtype: torch.dtype) -> _Tiles:
+def _cut(counts: Tensor, like: Tensor, most: int = _MAX_TILE) -> _Tiles:
     """The tiles of least estimated cost: larger ones make better matrix products, of more unneeded entries."""
     fine, coarse = counts.shape
     scale = max(1, fine // coarse)
-    sizes = {min(size, fine) for size in (1, 4, 8, 16, 32, scale, 2 * scale) if size <= _MAX_TILE}
+    sizes = {min(size, fine) for size in (1, 4, 8, 16, 32, scale, 2 * scale) if size <= most}
     best, least = None, math.inf
     for size in sorted(sizes):
         tiles = -(-fine // size)
@@ -98,8 +98,8 @@ def _cut(counts: Tensor, device: torch.device, dtype: torch.dtype) -> _Tiles:
     size, window, starts, tiled = best
     places = starts[:, None, None] + torch.arange(window, device="cpu")
     picked = tiled.gather(2, places.expand(-1, size, -1))
-    bias = None if bool((picked == 1).all()) else picked.double().log().to(device, dtype)
-    return _Tiles(size, window, starts.to(device), bias)
+    bias = None if bool((picked == 1).all()) else picked.double().log().to(like)
+    return _Tiles(size, window, starts.to(like.device), bias)
 
 
 def attend(
@@ -126,11 +126,14 @@ def attend(
     batch, channels, height, width = queries.shape
     dtype = values.dtype
     w = keys.shape[3]
-    bands, stripes = (_cut(counts, queries.device, queries.dtype) for counts in (rows, columns))
-    scale = (channels // heads) ** -0.5
     parts = 1 if mean else heads
-    keys = _heads_last(keys, heads)
+    d, c = channels // heads, values.shape[1] // parts
+    keys = _heads_last(keys * d**-0.5, heads)
     values = _heads_last(values.to(queries.dtype), parts)
+    bands, stripes = _cut(rows, queries), _cut(columns, queries)
+    per_row = max(1, batch * heads) * bands.window * stripes.rows * stripes.window
+    if per_row * bands.rows > MAX_WEIGHTS:
+        bands = _cut(rows, queries, max(1, MAX_WEIGHTS // per_row))
     missing = len(bands.starts) * bands.rows - height, len(stripes.starts) * stripes.rows - width
     queries = F.pad(queries, (0, missing[1], 0, missing[0])) if any(missing) else queries
 
@@ -142,10 +145,14 @@ def attend(
         x = stripes.starts[stripe:stripe_stop, None] + torch.arange(stripes.window, device=queries.device)
         seen = (y[:, None, :, None] * w + x[None, :, None, :]).flatten()
         tiles = down * across
-        k, v = (z.index_select(1, seen).unflatten(1, (tiles, -1)) for z in (keys, values))
-        q = queries.reshape(batch, heads, -1, down, bands.rows, across, stripes.rows)
-        q = q.permute(0, 1, 3, 5, 4, 6, 2).reshape(batch * heads, tiles, bands.rows * stripes.rows, -1)
-        logits = (q * scale) @ k.transpose(-1, -2)
+        if len(seen) == keys.shape[1]:  # the whole map
+            k, v = keys[:, None], values[:, None]
+        else:
+            k, v = (z.index_select(1, seen).unflatten(1, (tiles, -1)) for z in (keys, values))
+        q = queries.reshape(batch, heads, d, down, bands.rows, across, stripes.rows)
+        # channels before pixels, so that runs of a row stay runs when they are copied
+        q = q.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch * heads, tiles, d, bands.rows * stripes.rows)
+        logits = q.transpose(-1, -2) @ k.transpose(-1, -2)
         bias = 0.0
         if bands.bias is not None:
             bias = bias + bands.bias[band:band_stop, None, :, None, :, None]
@@ -157,28 +164,39 @@ def attend(
         weights = logits.softmax(-1)
         if mean:
             weights = weights.unflatten(0, (batch, heads)).mean(1)
-        out = (weights.to(v.dtype) @ v).unflatten(2, (bands.rows, stripes.rows))
-        out = out.reshape(batch, parts, down, across, bands.rows, stripes.rows, -1)
-        return out.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, -1, *queries.shape[2:])
+        out = v.transpose(-1, -2) @ weights.to(v.dtype).transpose(-1, -2)
+        out = out.reshape(batch, parts, down, across, c, bands.rows, stripes.rows)
+        return out.permute(0, 1, 4, 2, 5, 3, 6)
 
     per_tile = max(1, batch * heads * bands.rows * stripes.rows * bands.window * stripes.window)
     across = min(len(stripes.starts), max(1, MAX_WEIGHTS // per_tile))
     down = min(len(bands.starts), max(1, MAX_WEIGHTS // (per_tile * len(stripes.starts))))
     single = across == len(stripes.starts) and down == len(bands.starts)
-    again = torch.is_grad_enabled() and not single
-    out = []
+    high, wide = down * bands.rows, across * stripes.rows
     # split, whose backward pass is one concatenation, where slices would each make a whole map
-    for i, band in enumerate(queries.split(down * bands.rows, 2)):
-        line = []
-        for j, part in enumerate(band.split(across * stripes.rows, 3)):
-            arguments = part, keys, values, i * down, j * across
-            line.append(
-                checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
-                if again
-                else block(*arguments)
+    pieces = [
+        [(part, keys, values, i * down, j * across) for j, part in enumerate(band.split(wide, 3))]
+        for i, band in enumerate(queries.split(high, 2))
+    ]
+    if torch.is_grad_enabled():
+        bands_done = []
+        for line in pieces:
+            done = [
+                block(*piece)
+                if single
+                else checkpoint(block, *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in line
+            ]
+            bands_done.append(
+                torch.cat([x.flatten(5).flatten(3, 4).flatten(1, 2) for x in done], 3).to(dtype)
             )
-        out.append((torch.cat(line, 3) if len(line) > 1 else line[0]).to(dtype))
-    return (torch.cat(out, 2) if len(out) > 1 else out[0])[..., :height, :width]
+        return torch.cat(bands_done, 2)[..., :height, :width]
+    out = queries.new_empty(batch, parts * c, *queries.shape[2:], dtype=dtype)
+    for i, places in enumerate(out.split(high, 2)):
+        for j, place in enumerate(places.split(wide, 3)):
+            place = place.unflatten(3, (-1, stripes.rows)).unflatten(2, (-1, bands.rows))
+            place.unflatten(1, (parts, c)).copy_(block(*pieces[i][j]))
+    return out[..., :height, :width]
 
 
 def attend_rows(

@@ -26,6 +26,15 @@ def check_widths(width: int, heads: int) -> None:
         )
 
 
+def check_image(image: Tensor, kernel_size: int) -> None:
+    """That the border of an image can be reflected for a convolution."""
+    reach = kernel_size // 2
+    if min(image.shape[-2:]) <= reach:
+        raise ValueError(
+            f"image must have more than {reach} rows and columns, got {tuple(image.shape[-2:])}; give a larger one"
+        )
+
+
 class NamedBlock(nn.Module):
     """Twice a group norm, SiLU and a convolution, under the names of NAF and JAFAR."""
 

@@ -79,17 +79,19 @@ class Rows:
         return Rows(self.height, lambda lo, hi: function(self(lo, hi), lo, hi), self.chunk)
 
     def kept(self) -> "Rows":
-        """This map with the rows of the last read kept, for one that is read by two steps of one sum.
+        """This map with the rows of a read kept for the next, for one that is read by both sides of a sum.
 
-        The step that needs more rows has to read first.
+        The side that needs more rows has to read first.
         """
         first, rows = 0, None
 
         def read(lo: int, hi: int) -> Tensor:
             nonlocal first, rows
-            if rows is None or lo < first or hi > first + rows.shape[2]:
-                first, rows = lo, self(lo, hi)
-            return rows[:, :, lo - first : hi - first]
+            if rows is not None and first <= lo and hi <= first + rows.shape[2]:
+                found, rows = rows[:, :, lo - first : hi - first], None
+                return found
+            first, rows = lo, self(lo, hi)
+            return rows
 
         return Rows(self.height, read, self.chunk)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from freqfusion.ops._checks import accumulation_dtype
 
@@ -94,6 +94,14 @@ def row_weights(like: Tensor, height: int, out: int, **options: Any) -> Tensor:
     """``(out, height)``: what interpolation makes of each row of a map alone; of the dtype of ``like``."""
     eye = torch.eye(height, dtype=accumulation_dtype(like), device=like.device)[None, None]
     return F.interpolate(eye, (out, height), **options)[0, 0].to(like.dtype)
+
+
+def refuse_training(module: nn.Module, chunk: int | None) -> None:
+    """Batch norm would take each strip's own statistics."""
+    if module.training and chunk is not None:
+        raise ValueError(
+            f"chunk is for evaluation: call .eval() of the {type(module).__name__}, or leave chunk out"
+        )
 
 
 def in_strips(read: Read, height: int, chunk: int | None, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from freqfusion.features._attention import around, attend_rows, every, neighbourhood
-from freqfusion.features._encoders import GROUPS, AxisRotation, check_widths, convolution, normalised, project
+from freqfusion.features._encoders import (
+    GROUPS,
+    AxisRotation,
+    check_image,
+    check_widths,
+    convolution,
+    normalised,
+    project,
+)
 from freqfusion.features._rows import Rows
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops._checks import check_kernel_size, checked_options
@@ -55,6 +63,7 @@ class AnyUp(FeatureUpsampler):
         filters = qk_dim if lfu_dim is None else lfu_dim
         if filters < 1 or filters % GROUPS:
             raise ValueError(f"lfu_dim must be divisible by {GROUPS}, got {lfu_dim}")
+        self.kernel_size = kernel_size
         self.window_ratio = window_ratio
         self.natten = natten
         self.image_encoder = _encoder(convolution(3, qk_dim, kernel_size), qk_dim)
@@ -73,6 +82,7 @@ class AnyUp(FeatureUpsampler):
             self._window(fine, few, name)
             for fine, few, name in zip(size, coarse, ("rows", "columns"), strict=True)
         )
+        check_image(image, self.kernel_size)
         image = image.to(self.rope.freqs.dtype)
         encoded = Rows.of(image, chunk).through(self.image_encoder).through(self.rope)
         pooled = encoded.through(self.key_encoder).pooled(coarse).whole()

@@ -40,9 +40,9 @@ class _Method(NamedTuple):
 
 _METHODS: dict[str, _Method] = {
     "bilinear": _Method(BilinearFeatures, False, "interpolation", 0),
-    "naf": _Method(NAF, False, "arXiv:2511.18452", 2026),
-    "anyup": _Method(AnyUp, False, "arXiv:2510.12764", 2026),
-    "jafar": _Method(JAFAR, True, "arXiv:2506.11136", 2025),
+    "naf": _Method(NAF, False, "Chambon et al., NAF, CVPR", 2026),
+    "anyup": _Method(AnyUp, False, "Wimmer et al., AnyUp, ICLR", 2026),
+    "jafar": _Method(JAFAR, True, "Couairon et al., JAFAR, NeurIPS", 2025),
     "joint_bilateral": _Method(JointBilateralFeatures, False, "Kopf et al., SIGGRAPH", 2007),
     "featup_jbu": _Method(FeatUpJBU, True, "Fu et al., FeatUp, ICLR", 2024),
     "loftup": _Method(LoftUp, True, "Huang et al., LoftUp, ICCV", 2025),

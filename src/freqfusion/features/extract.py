@@ -26,6 +26,27 @@ def encoder_normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[fl
     return tuple(config.get("mean") or IMAGENET_MEAN), tuple(config.get("std") or IMAGENET_STD)
 
 
+def encoder_patch(model: nn.Module) -> Size:
+    """Rows and columns of the image for each pixel of an encoder's features (of its last stage).
+
+    Raises:
+        ValueError: for a model whose features :func:`extract_features` cannot read.
+    """
+    patch: Any = None
+    if hasattr(model, "feature_info"):
+        strides = [level["reduction"] for level in model.feature_info]  # type: ignore[union-attr]
+        patch = max(strides)
+        if len(set(strides)) == 1:
+            patch = getattr(getattr(model, "patch_embed", None), "patch_size", patch)
+    elif hasattr(model, "config"):
+        config: Any = model.config
+        patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    if patch is None:
+        raise _unreadable(model, "expected a network of timm, without features_only, or one of transformers")
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return height, width
+
+
 @torch.no_grad()
 def extract_features(
     model: nn.Module,
@@ -92,9 +113,7 @@ def extract_features(
 
 def _of_timm(model: Any, image: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
     patches = getattr(model, "patch_embed", None)
-    strides = [level["reduction"] for level in model.feature_info]
-    plain = len(set(strides)) == 1
-    image = _in_whole_patches(image, getattr(patches, "patch_size", strides[0]) if plain else max(strides))
+    image = _in_whole_patches(image, encoder_patch(model))
     fixed = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
     if fixed is not None and tuple(image.shape[-2:]) != tuple(fixed):
         raise ValueError(
@@ -102,7 +121,7 @@ def _of_timm(model: Any, image: Tensor, layers: Sequence[int] | None) -> list[Te
             "it with timm.create_model(..., dynamic_img_size=True), which most vision transformers take, or for that "
             "size with img_size=..., or resize the image"
         )
-    chosen = _resolve(layers, len(strides), model)
+    chosen = _resolve(layers, len(model.feature_info), model)
     wanted = sorted(set(chosen))
     maps = model.forward_intermediates(
         image, indices=wanted, norm=True, output_fmt="NCHW", intermediates_only=True
@@ -116,13 +135,14 @@ def _of_transformers(model: Any, image: Tensor, layers: Sequence[int] | None) ->
     host = getattr(host, "vision_model", host)  # of a model of images and texts
     config = getattr(host.config, "vision_config", host.config)
     arguments = inspect.signature(host.forward).parameters
-    depth, patch = (getattr(config, name, None) for name in ("num_hidden_layers", "patch_size"))
+    depth = getattr(config, "num_hidden_layers", None)
     lists = (part for part in host.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
     blocks = next(lists, None)
-    if blocks is None or patch is None or "spatial_shapes" in arguments:
+    if blocks is None or "spatial_shapes" in arguments:
         raise _unreadable(
             model, "expected a plain vision transformer, with one list of layers and one patch size"
         )
+    patch = encoder_patch(model)
     image = _in_whole_patches(image, patch)
     chosen = _resolve(layers, len(blocks), model)
     # Taken from the layers: what transformers returns as the last hidden state is normalised in some models only.
@@ -142,9 +162,7 @@ def _of_transformers(model: Any, image: Tensor, layers: Sequence[int] | None) ->
         for handle in handles:
             handle.remove()
     norm = next((getattr(host, name) for name in FINAL_NORMS if getattr(host, name, None)), nn.Identity())
-    width, height = (
-        image.shape[-axis] // side for axis, side in zip((1, 2), _pair(patch)[::-1], strict=True)
-    )
+    height, width = (length // side for length, side in zip(image.shape[-2:], patch, strict=True))
     found = [tokens[index] for index in chosen]
     if any(x.ndim != 3 or len(x) != len(image) or x.shape[1] < height * width for x in found):
         raise _unreadable(
@@ -162,16 +180,9 @@ def _unreadable(model: nn.Module, reason: str) -> ValueError:
     )
 
 
-def _in_whole_patches(image: Tensor, patch: int | Sequence[int]) -> Tensor:
-    size: Size = tuple(  # type: ignore[assignment]
-        -(-length // side) * side for length, side in zip(image.shape[-2:], _pair(patch), strict=True)
-    )
+def _in_whole_patches(image: Tensor, patch: Size) -> Tensor:
+    size = [-(-length // side) * side for length, side in zip(image.shape[-2:], patch, strict=True)]
     return resize(image, size, "bilinear")
-
-
-def _pair(patch: int | Sequence[int]) -> Size:
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    return height, width
 
 
 def _resolve(layers: Sequence[int] | None, depth: int, model: nn.Module) -> list[int]:

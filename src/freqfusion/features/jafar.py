@@ -10,6 +10,7 @@ from freqfusion.features._encoders import (
     GROUPS,
     AxisRotation,
     NamedBlock,
+    check_image,
     check_widths,
     convolution,
     normalised,
@@ -51,6 +52,7 @@ class JAFAR(FeatureUpsampler):
         super().__init__(channels)
         check_kernel_size("kernel_size", kernel_size)
         check_widths(qk_dim, num_heads)
+        self.kernel_size = kernel_size
         self.mean = self.mean if mean is None else tuple(mean)
         self.std = self.std if std is None else tuple(std)
         self.image_encoder = _encoder(3, qk_dim, kernel_size)
@@ -68,6 +70,7 @@ class JAFAR(FeatureUpsampler):
 
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
         coarse = features.shape[-2:]
+        check_image(image, self.kernel_size)
         image = image.to(self.rope.freqs.dtype)
         encoded = Rows.of(image, chunk).through(self.image_encoder).through(self.rope)
         pooled = self.norm(encoded.through(self.key_encoder).pooled(coarse).whole())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import in_strips, interpolate
+from freqfusion.features._strips import in_strips, interpolate, refuse_training
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.ops._checks import accumulation_dtype, checked_options
@@ -199,6 +199,7 @@ class LoftUp(FeatureUpsampler):
         self.channelnorm = _Normalised(channels)
 
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
+        refuse_training(self, chunk)
         coarse = self.upsampler.coarse(self.channelnorm(features.to(self.channelnorm.norm.weight.dtype)))
         image = image.to(accumulation_dtype(image, coarse))
         image = interpolate(image, size, mode="bilinear", antialias=True)

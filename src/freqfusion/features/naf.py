@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion.features._attention import attend_rows, neighbourhood
-from freqfusion.features._encoders import NamedBlock, convolution
+from freqfusion.features._encoders import NamedBlock, check_image, convolution
 from freqfusion.features._rows import Rows
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops._checks import accumulation_dtype, check_groups, check_kernel_size, checked_options
@@ -73,6 +73,7 @@ class NAF(FeatureUpsampler):
         most = 4 * min(size)
         if image.shape[2] > 4 * height or image.shape[3] > 4 * width:
             image = resize(image, (min(image.shape[2], most), min(image.shape[3], most)), "bilinear")
+        check_image(image, 3)
         image = image.to(self.image_encoder.rope.periods.dtype)
         queries = self.image_encoder(Rows.of(image, chunk), size)
         keys = queries.pooled(coarse).whole()

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Stream, in_strips, interpolate, row_weights
+from freqfusion.features._strips import (
+    Read,
+    Resized,
+    Stream,
+    in_strips,
+    interpolate,
+    refuse_training,
+    row_weights,
+)
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops import carafe
 from freqfusion.ops._checks import check_count, checked_options
@@ -138,6 +146,7 @@ class UPLiFT(FeatureUpsampler):
         self._taps = [(y + _RADIUS) * _SIDE + x + _RADIUS for y in line for x in line if chosen(y, x)]
 
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
+        refuse_training(self, chunk)
         dtype, own = features.dtype, self.attender.conv1.weight.dtype
         features, image = features.to(own), image.to(own)
         if self.patch_size == 14:

@@ -113,8 +113,8 @@ class TimmEncoder(nn.Module):
             raise ValueError(
                 f"{name!r} gives maps at the strides {stated}; a decoder needs at least two different strides of "
                 f"{finest_stride} or more: with one size alone no coarse map meets a fine one. Take a network "
-                "with stages, such as resnet50, convnext_tiny or swin_tiny_patch4_window7_224, rather than a "
-                "plain vision transformer"
+                "with stages, such as resnet50, convnext_tiny or swin_tiny_patch4_window7_224; features of a plain "
+                "vision transformer are upsampled by freqfusion.features"
             )
         self.name = name
         free = is_of(name, SWIN) and not options["strict_img_size"]
