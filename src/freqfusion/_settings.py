@@ -108,7 +108,10 @@ _MODEL = {
     "betas": Bound(0, 1, below=True, counts=PAIR),
     "boundary_width": Bound(0, SIDE, above=True, share=True),
     "class_weights": Bound(0, counts=range(1, 65537)),
+    "encoder_layers": _whole(-1000, 1000, counts=range(1, 101)),
+    "factors": Bound(1, 64, above=True, counts=range(1, 101)),
     "gamma": Bound(0, 1, above=True),
+    "guide_size": _SIDE,
     "lr": Bound(0, 1e30, above=True),
     "lr_batch_size": _whole(1),
     "max_detections": _whole(1, 100_000),
@@ -154,6 +157,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "semantic": _MODEL,
     "detection": {**_MODEL, "test_size": _SIDES._replace(alone=True)},
     "masks": _MODEL,
+    "features": _MODEL,
     "data": {
         "base_size": _SIZE,
         "batch_size": _whole(1),

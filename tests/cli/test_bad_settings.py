@@ -212,7 +212,7 @@ EXEMPT = {
 }
 
 
-@pytest.mark.parametrize("task", ["semantic", "detection", "masks"])
+@pytest.mark.parametrize("task", ["semantic", "detection", "masks", "features"])
 def test_every_number_of_fit_has_bounds(monkeypatch, task):
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
     line = CommandLine("fit", "", ["--task", task])

@@ -20,6 +20,7 @@ def test_names() -> None:
         "drive",
         "folder",
         "foreground",
+        "pictures",
         "synthetic",
         "synthetic_panoptic",
         "voc",

@@ -12,6 +12,7 @@ import torch
 import tiny_masks
 from freqfusion import create_model, list_models
 from freqfusion.cli._recipes import choose_variant, list_recipes, read_recipe
+from freqfusion.features import list_upsamplers
 from freqfusion.fusion import list_fusions
 from freqfusion.upgrade import upgrade_
 from support import build_host
@@ -21,6 +22,7 @@ DATASETS = {"bccd": "coco", "nuclei": "coco", "synthetic": "synthetic_panoptic"}
 """The readers of those folders that are not called after one."""
 RECIPES = list_recipes()
 RACES = [name for name in RECIPES if name.startswith("compare/")]
+OF_FEATURES = [name for name in RECIPES if name.startswith("features/")]
 
 
 class Case(NamedTuple):
@@ -59,7 +61,7 @@ def offered(recipe: str) -> list[str]:
 CASES = [
     Case(recipe, network, fusion)
     for recipe in RECIPES
-    if recipe not in RACES
+    if recipe not in (*RACES, *OF_FEATURES)
     for network in offered(recipe)
     for fusion in ("nearest" if "rcnn" in recipe or "fpn" in recipe else "bilinear", "freqfusion")
 ]
@@ -74,6 +76,7 @@ def test_all_are_there():
         *(f"coco/{system}" for system in ("faster_rcnn", "mask_rcnn", "panoptic_fpn", "mask2former")),
         *("bccd/faster_rcnn", "drive/unet", "nuclei/mask_rcnn", "nuclei/unet"),
         *("synthetic/mask2former", "synthetic/panoptic_fpn", "compare/camvid", "compare/nuclei"),
+        *("features/naf", "features/jafar"),
     }
     networks = {case.network for case in CASES if case.recipe.startswith(("ade20k", "coco"))}
     assert networks >= {
@@ -108,6 +111,17 @@ def test_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert built["trainer"]["max_epochs"] or built["trainer"]["max_steps"] > 0
 
 
+@pytest.mark.parametrize("recipe", OF_FEATURES)
+def test_recipe_of_features(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, out = parse(["--config", recipe], monkeypatch)
+    upsampler = recipe.split("/")[1]
+    assert (built["model"]["encoder"], built["model"]["upsampler"]) == ("vit_small_patch14_dinov2", upsampler)
+    assert out == Path("runs") / recipe / f"vit_small_patch14_dinov2_{upsampler}"
+    assert upsampler in list_upsamplers()
+    assert all(side % 28 == 0 for side in built["data"]["crop_size"])  # patches of 14, of half the image too
+    assert built["trainer"]["max_steps"] > 0
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_says_where_it_comes_from(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = RECIPES[recipe]
@@ -118,7 +132,7 @@ def test_a_recipe_says_where_it_comes_from(recipe: str, monkeypatch: pytest.Monk
     pages = re.findall(r"docs/[\w/-]+\.md", text)
     assert pages
     assert all((DOCS.parent / page).is_file() for page in pages)
-    if recipe not in RACES:
+    if recipe not in (*RACES, *OF_FEATURES):
         assert read_recipe(path)["model"]["fusion"] == "freqfusion"
 
 

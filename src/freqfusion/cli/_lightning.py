@@ -32,7 +32,14 @@ from freqfusion.cli._settings_help import (
 )
 from freqfusion.tasks.names import find_task
 from freqfusion.training import create_trainer
-from freqfusion.training.checkpoints import BEST, LAST, load_checkpoint, read_checkpoint, task_of
+from freqfusion.training.checkpoints import (
+    BEST,
+    LAST,
+    check_upsampler,
+    load_checkpoint,
+    read_checkpoint,
+    task_of,
+)
 from freqfusion.zoo.pretrained import is_saved
 
 _NOISE = (
@@ -121,8 +128,9 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        if self.task != "semantic":
+        if self.task != "features":
+            parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        if self.task in ("detection", "masks"):
             parser.link_arguments("data.things", "model.things", apply_on="instantiate")
         parser.set_defaults({"trainer.logger": False})
         parser.add_argument("--task", type=str, default=self.task, help=TASK_HELP)
@@ -165,7 +173,7 @@ class CommandLine(LightningCLI):
 
     def _variant(self, config: Namespace) -> str:
         """The name that the variants of the recipes are chosen by."""
-        network, fusion = config["model.network"], config["model.fusion"]
+        network, fusion = self.named(config)
         if not isinstance(network, str):  # of a checkpoint
             network = network["spec"]["name"]
         if is_saved(network):  # a folder in place of a network that was named before it
@@ -177,6 +185,11 @@ class CommandLine(LightningCLI):
                 )
             network = named[-1] if named else network
         return f"{network}_{fusion}"
+
+    def named(self, config: Namespace) -> tuple[Any, str]:
+        """The network and the fusion method of a line, or what its task has in their place."""
+        network, fusion = (config[f"model.{name}"] for name in find_task(self.task)[0].named_by)
+        return network, fusion
 
     def _check_settings(self) -> None:
         """Refuse what cannot be, before anything is built or written."""
@@ -209,7 +222,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = {**self.config_init["trainer"], **kwargs}
-        options = {key: value for key, value in options.items() if value is not None}
+        options = {
+            key: value
+            for key, value in options.items()
+            if value is not None
+            or key == "check_val_every_n_epoch"  # None: val_check_interval counts on over epochs
+        }
         if self.save_config_callback is not None:
             config = self.config.clone()
             config["out"], config["checkpoint"], config["resume"] = str(self.out), None, False
@@ -228,7 +246,7 @@ class CommandLine(LightningCLI):
         if self.command != "fit" and checkpoint not in (None, "last", "best"):
             return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         recipe = self.recipes[-1][0] if self.recipes else Path(config["data.dataset"])
-        return _default_out(recipe, config["model.network"], config["model.fusion"])
+        return _default_out(recipe, *self.named(config))
 
     def _choose_checkpoint(self, config: Namespace) -> Path | None:
         given = config["checkpoint"]
@@ -251,7 +269,7 @@ _ALIASES = {"--skip-bad": "--data.skip_bad=true", "-c": "--config"}
 _OF_FIT = (("checkpoint_steps", int, 500), ("log_steps", int, 50), ("stop_at_nan", bool, True))
 """Options of ``fit`` alone: name, type, default."""
 _OF_JUDGING = (
-    *("backbone_weights", "weights"),  # which the run has in its own
+    *("backbone_weights", "encoder_weights", "upsampler_weights", "weights"),  # which the run has in its own
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
     *("test_size", "things", "window"),
 )
@@ -289,9 +307,13 @@ def _read(checkpoint: str) -> dict[str, Any]:
 def _read_whole(path: str) -> dict[str, Any]:
     """The settings of a checkpoint or of the folder of a saved network, from which a network was made once."""
     try:
+        content = read_checkpoint(path) if Path(path).is_file() else {}
+        if task_of(content) == "features":
+            check_upsampler(content, path)
+            return content
         module, _, _ = load_checkpoint(path)
-        if Path(path).is_file():
-            return read_checkpoint(path)
+        if content:
+            return content
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     own = {name: module.hparams[name] for name in ("network", "output") if name in module.hparams}
@@ -367,9 +389,10 @@ def _with_settings_of_run(argv: list[str]) -> list[str]:
 def _folder_of_words(argv: list[str]) -> Path:
     """The default run folder of the recipes and words of a line, before the parser exists."""
     recipes = [_read_recipe(config) for config in _values_of("--config", argv)]
-    defaults = inspect.signature(find_task(_task_of(argv, recipes, None))[0]).parameters
+    module = find_task(_task_of(argv, recipes, None))[0]
+    defaults = inspect.signature(module).parameters
     names = []
-    for key in ("network", "fusion"):
+    for key in module.named_by:
         said = [content["model"][key] for _, content in recipes if key in content.get("model", {})]
         names.append(_value_of(f"--model.{key}", argv) or (said[-1] if said else defaults[key].default))
     return _default_out(recipes[-1][0], *names)
@@ -444,7 +467,7 @@ def judge(command: str, description: str, argv: list[str]) -> int:
     """The commands ``validate`` and ``test``; returns the exit code."""
     try:
         line = CommandLine(command, description, argv)
-        network = line.config["model.network"]
+        network, _ = line.named(line.config)
         if line.ckpt_path is None and not (isinstance(network, str) and is_saved(network)):
             raise UsageError(
                 "which weights? Give --checkpoint FILE, or --config RECIPE with "

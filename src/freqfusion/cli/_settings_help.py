@@ -14,6 +14,7 @@ SOURCES = {
     "semantic": ("SegmentationModule", "SegmentationData"),
     "detection": ("DetectionModule", "ObjectData"),
     "masks": ("MaskClassificationModule", "ObjectData"),
+    "features": ("FeatureModule", "FeatureData"),
 }
 """The classes whose arguments are the settings of a task; the first is meant where nothing says which."""
 LINKED = ("num_classes", "seed", "things")
@@ -28,7 +29,8 @@ TASK_HELP = (
     "shows them."
 )
 OUT_HELP = {
-    "fit": "The run folder [runs/, then the names of the recipe, the network and the fusion method].",
+    "fit": "The run folder [runs/, then the names of the recipe, the network and the fusion method; or of the "
+    "encoder and the upsampler].",
     "validate": "Folder of the results [that of the checkpoint].",
     "test": "Folder of the results [that of the checkpoint].",
 }

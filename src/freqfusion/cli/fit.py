@@ -35,11 +35,8 @@ def run(argv: list[str]) -> int:
     trainer = line.trainer
     if trainer.is_global_zero:
         parameters = sum(p.numel() for p in line.model.network.parameters()) / 1e6
-        print(
-            f"{line.config['model.network']}, {line.config['model.fusion']}: {parameters:.2f} M parameters; "
-            f"run folder {line.out}",
-            flush=True,
-        )
+        named = ", ".join(map(str, line.named(line.config)))
+        print(f"{named}: {parameters:.2f} M parameters; run folder {line.out}", flush=True)
     try:
         with plain_errors():
             trainer.fit(

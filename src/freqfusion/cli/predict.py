@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from freqfusion.prediction.inputs import ImageRecord
     from freqfusion.prediction.writers import Writer
-    from freqfusion.tasks.base import TaskModule
+    from freqfusion.tasks.base import ClassTask
     from freqfusion.tasks.object_task import ObjectTask
     from freqfusion.tasks.semantic import SegmentationModule
 
@@ -139,7 +139,7 @@ def _add(output: "Writer", picture: "ImageRecord") -> None:
         ) from error
 
 
-def _output(args: argparse.Namespace, module: "TaskModule") -> "Writer":
+def _output(args: argparse.Namespace, module: "ClassTask") -> "Writer":
     from freqfusion.prediction.writers import ObjectWriter, PanopticWriter, SemanticWriter
 
     trained = module.hparams

@@ -32,7 +32,8 @@ def run(argv: list[str]) -> int:
     for name, path in list_recipes().items():
         recipe = read_recipe(path)
         task = recipe.get("task", "semantic")
-        rows.append((name, task, recipe["model"]["network"], recipe["data"]["dataset"]))
+        model = recipe["model"]
+        rows.append((name, task, model.get("network") or model["encoder"], recipe["data"]["dataset"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

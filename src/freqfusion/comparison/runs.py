@@ -191,6 +191,10 @@ def read_run(folder: Path, split: str = "val") -> Run:
         )
         raise ValueError(f"{folder} has no {split}_metrics.json: {mend}, or leave it out")
     content = _read_settings(folder)
+    if "classes" not in results and content.get("task") == "features":
+        raise ValueError(
+            f"{folder} is a run of the task features, whose figures are not of classes: leave it out"
+        )
     try:
         settings = {
             f"{group}.{name}": value

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from freqfusion.data.foreground import ForegroundFolder
     from freqfusion.data.images import BadSampleError, read_image, read_mask
     from freqfusion.data.objects import Category, ObjectDataset, segments_to_objects
+    from freqfusion.data.pictures import Pictures
     from freqfusion.data.synthetic import SyntheticPanoptic, SyntheticScenes
     from freqfusion.data.voc import PascalVOC
     from freqfusion.data.voc_boxes import VOCBoxes
 
-Kind = Literal["semantic", "objects"]
-"""What the truth of a data set is: a class for every pixel; or boxes, instance masks or panoptic segments."""
+Kind = Literal["semantic", "objects", "images"]
+"""What the truth of a data set is: a class for every pixel; boxes, instance masks or panoptic segments; or none."""
 
 _DATASETS: dict[str, tuple[Kind, str]] = {
     "ade20k": ("semantic", "ADE20K"),
@@ -38,6 +39,7 @@ _DATASETS: dict[str, tuple[Kind, str]] = {
     "drive": ("semantic", "DRIVE"),
     "folder": ("semantic", "ImageFolder"),
     "foreground": ("semantic", "ForegroundFolder"),
+    "pictures": ("images", "Pictures"),
     "synthetic": ("semantic", "SyntheticScenes"),
     "synthetic_panoptic": ("objects", "SyntheticPanoptic"),
     "voc": ("semantic", "PascalVOC"),
@@ -58,6 +60,7 @@ __all__ = [
     "ImageFolder",
     "ObjectDataset",
     "PascalVOC",
+    "Pictures",
     "SegmentationDataset",
     "SyntheticPanoptic",
     "SyntheticScenes",
@@ -83,6 +86,7 @@ __getattr__ = lazy(
         "foreground": "ForegroundFolder",
         "images": "BadSampleError read_image read_mask",
         "objects": "Category ObjectDataset segments_to_objects",
+        "pictures": "Pictures",
         "synthetic": "SyntheticPanoptic SyntheticScenes",
         "voc": "PascalVOC",
         "voc_boxes": "VOCBoxes",
@@ -95,8 +99,8 @@ def list_datasets(kind: Kind | None = None) -> list[str]:
     """Names that :func:`create_dataset` knows.
 
     Args:
-        kind: only those with a class for every pixel (``"semantic"``), or with boxes, instance masks or panoptic
-            segments (``"objects"``).
+        kind: only those with a class for every pixel (``"semantic"``), with boxes, instance masks or panoptic
+            segments (``"objects"``), or without truth (``"images"``).
 
     Example:
         >>> list_datasets("objects")
@@ -107,7 +111,7 @@ def list_datasets(kind: Kind | None = None) -> list[str]:
 
 def create_dataset(
     name: str, root: str | Path | None, split: str, *, skip_bad: bool = False, **options: Any
-) -> "SegmentationDataset | ObjectDataset":
+) -> "SegmentationDataset | ObjectDataset | Pictures":
     """Build a dataset by name.
 
     Args:

@@ -91,6 +91,41 @@ class RandomShortSide(RandomRescale):
         return {"size": [max(1, int(side * factor + 0.5)) for side in sides]}
 
 
+class RandomCover(v2.Transform):
+    """Resize until a picture covers a crop, and further by a random factor, keeping the aspect ratio.
+
+    Args:
+        crop_size: height and width in pixels.
+        ratio_range: lowest and highest factor; at 1 one side has the crop's length.
+    """
+
+    def __init__(self, crop_size: tuple[int, int], ratio_range: tuple[float, float]) -> None:
+        super().__init__()
+        if not 1 <= ratio_range[0] <= ratio_range[1]:
+            raise ValueError(
+                f"ratio_range is {tuple(ratio_range)}, expected two rising factors of at least 1, at which a picture "
+                "just covers the crop"
+            )
+        self.crop_size = crop_size
+        self.ratio_range = ratio_range
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the output size."""
+        sides = v2.query_size(flat_inputs)
+        factor = _uniform(*self.ratio_range) * max(
+            crop / side for crop, side in zip(self.crop_size, sides, strict=True)
+        )
+        return {
+            "size": [
+                max(crop, round(side * factor)) for crop, side in zip(self.crop_size, sides, strict=True)
+            ]
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize one image."""
+        return F.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=True)
+
+
 class BalancedRandomCrop(v2.Transform):
     """Crop to at most a given size, avoiding crops of almost one class.
 

@@ -20,8 +20,8 @@ class NAF(FeatureUpsampler):
     Queries are the image, encoded at the output's size, keys their means over each coarse pixel; both turned by
     their places. The output is a mean of features of a window, shifted inside at borders, so it stays within their
     range. In training mode the places are scaled by a factor drawn between ``1 / rope_rescale`` and
-    ``rope_rescale``, once for each size of the output in a row; in evaluation mode the factor is 1. (The published
-    code also evaluates with the last factor drawn.)
+    ``rope_rescale`` in each pass; in evaluation mode the factor is 1. (The published code keeps a factor while the
+    size of the output stays the same, in evaluation too.)
 
     Args:
         dim: channels D of the encoded image; divisible by 16, by ``heads_attn`` and by 4 times ``heads_rope``.
@@ -92,7 +92,7 @@ class _Encoder(nn.Module):
     def forward(self, image: Rows, size: Size) -> Rows:
         pixels, places = image.through(self.encoder), image.through(self.sem_encoder)
         x = pixels.pooled(size).joined(places.pooled(size), lambda *maps: torch.cat(maps, 1))
-        factor = self.rope.factor(size)
+        factor = self.rope.factor()
         return x.placed(lambda x, lo, hi: self.rope(x, lo, hi, size, factor))
 
 
@@ -119,16 +119,13 @@ class _Rotation(nn.Module):
         self.base = base
         self.register_buffer("periods", torch.tensor([base**step for step in self.steps]))
         self.rescale = rescale
-        self._drawn: tuple[Size, Tensor] | None = None
 
-    def factor(self, size: Size) -> Tensor | float:
-        """Of the places; in training drawn log-uniformly where the size is another than before."""
+    def factor(self) -> Tensor | float:
+        """Of the places; in training drawn log-uniformly."""
         if not self.training:
             return 1.0
-        if self._drawn is None or self._drawn[0] != size:
-            most = math.log(self.rescale)
-            self._drawn = size, torch.empty((), device=self.periods.device).uniform_(-most, most).exp()
-        return self._drawn[1]
+        most = math.log(self.rescale)
+        return torch.empty((), device=self.periods.device).uniform_(-most, most).exp()
 
     def forward(self, x: Tensor, lo: int, hi: int, size: Size, factor: Tensor | float) -> Tensor:
         """Rows ``lo`` to ``hi - 1`` of a map of ``size``."""

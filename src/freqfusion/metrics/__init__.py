@@ -1,4 +1,4 @@
-"""Evaluation over a whole set: label maps, detections, panoptic segmentations, and result files for servers.
+"""Evaluation over a whole set: label maps, detections, panoptic segmentations, features; result files for servers.
 
 The modules behind the names load on first use, so that importing this package needs torch alone.
 """
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from freqfusion.metrics.binary import BinaryMetrics
     from freqfusion.metrics.boundary_distance import BoundaryDistance
     from freqfusion.metrics.detection import CocoMetric
+    from freqfusion.metrics.features import FeatureMetrics
     from freqfusion.metrics.functional import boundary_band, boundary_counts, confusion_counts, score_counts
     from freqfusion.metrics.panoptic import panoptic_counts, score_panoptic
     from freqfusion.metrics.results import (
@@ -24,6 +25,7 @@ __all__ = [
     "BinaryMetrics",
     "BoundaryDistance",
     "CocoMetric",
+    "FeatureMetrics",
     "SegmentationMetrics",
     "boundary_band",
     "boundary_counts",
@@ -42,6 +44,7 @@ __getattr__ = lazy(
         "binary": "BinaryMetrics",
         "boundary_distance": "BoundaryDistance",
         "detection": "CocoMetric",
+        "features": "FeatureMetrics",
         "functional": "boundary_band boundary_counts confusion_counts score_counts",
         "panoptic": "panoptic_counts score_panoptic",
         "results": "write_detections write_panoptic write_panoptic_image",

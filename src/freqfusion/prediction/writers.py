@@ -30,7 +30,7 @@ from freqfusion.metrics import write_panoptic_image
 from freqfusion.models.inference import ObjectInference
 from freqfusion.prediction.inputs import ImageRecord
 from freqfusion.prediction.pixels import predict_mask
-from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.base import ClassTask
 from freqfusion.tasks.object_task import ObjectTask
 from freqfusion.tasks.semantic import SegmentationModule
 
@@ -43,7 +43,7 @@ class Writer(ABC):
         out: the folder.
     """
 
-    def __init__(self, module: TaskModule, out: Path) -> None:
+    def __init__(self, module: ClassTask, out: Path) -> None:
         self.module, self.out = module, out
 
     @abstractmethod
@@ -275,7 +275,7 @@ class PanopticWriter(Writer):
         return table
 
 
-def _scaled(image: Tensor, module: TaskModule) -> Tensor:
+def _scaled(image: Tensor, module: ClassTask) -> Tensor:
     """An image as detectors take it: float32 in [0, 1], on the network's device."""
     return image.to(module.device).float() / 255
 
@@ -290,7 +290,7 @@ def _rle(mask: Tensor) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
-def _categories(module: TaskModule) -> list[dict[str, Any]]:
+def _categories(module: ClassTask) -> list[dict[str, Any]]:
     return [
         {"id": number, "name": name} for number, name in zip(module.category_ids, module.classes, strict=True)
     ]

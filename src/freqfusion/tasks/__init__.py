@@ -6,6 +6,8 @@ from freqfusion._optional import lazy
 
 if TYPE_CHECKING:
     from freqfusion.tasks.detection import DetectionModule
+    from freqfusion.tasks.feature_data import FeatureData
+    from freqfusion.tasks.features import FeatureModule
     from freqfusion.tasks.image_data import SegmentationData
     from freqfusion.tasks.mask_classification import MaskClassificationModule
     from freqfusion.tasks.object_data import ObjectData
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FSDP",
     "DetectionModule",
+    "FeatureData",
+    "FeatureModule",
     "MaskClassificationModule",
     "ObjectData",
     "SegmentationData",
@@ -25,6 +29,8 @@ __getattr__ = lazy(
     __name__,
     {
         "detection": "DetectionModule",
+        "feature_data": "FeatureData",
+        "features": "FeatureModule",
         "image_data": "SegmentationData",
         "mask_classification": "MaskClassificationModule",
         "object_data": "ObjectData",

@@ -63,23 +63,95 @@ def warn_of_warmup(warmup_steps: int, steps: float) -> None:
 
 
 class TaskModule(L.LightningModule):
-    """A network, how it is trained and how it is judged.
+    """What is trained and how it is judged.
 
     A subclass makes ``network``, defines the steps and the optimizer, and fills :attr:`results` at the end of an
     evaluation. Random states are part of its checkpoints, for every process its own.
-
-    Args:
-        num_classes: number of classes.
     """
 
     task: ClassVar[str]
     """What ``task:`` in a recipe says."""
+    named_by: ClassVar[tuple[str, str]] = ("network", "fusion")
+    """The two settings that say what is trained: run folders and variants of recipes are named by their values."""
     network: Any
     metric_labels: Mapping[str, str]
     """The figures of an evaluation, all but the loss shares in [0, 1]: name to label. Logged as ``val_NAME``."""
     headline: Sequence[str]
     """The names of those to be shown first; the first of them decides on ``best.ckpt``."""
-    class_metrics: Sequence[ClassMetric]
+    class_metrics: Sequence[ClassMetric] = ()
+    classes: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: dict[str, Any] = {}
+        """Figures of the latest evaluation as plain numbers, and lists with a number per class."""
+        self._rng_states: list[dict[str, Any]] | None = None
+        self._is_sharded = False
+
+    def check_settings(self) -> None:
+        """Hold the saved hyperparameters against the table of bounds, before the network is built.
+
+        Raises:
+            ValueError: for a number out of bounds, or numbers that do not fit together.
+        """
+        self.hparams.update(check_settings(self.task, self.hparams))
+
+    def configure_model(self) -> None:
+        """Put the network into shards where the strategy asks for it."""
+        if self.device_mesh is not None and not self._is_sharded:
+            shard(self.network, self.device_mesh["data_parallel"])
+            self._is_sharded = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["task"] = self.task
+        # Every process draws its own numbers: an exact resume needs the state of each.
+        states: list[Any] = [get_rng_state(self.device)]
+        if self.trainer.world_size > 1:
+            states *= self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["rng_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        misfits = "" if self._is_sharded else match(checkpoint["state_dict"], self.state_dict()).problems
+        if misfits:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
+            )
+        self._rng_states = checkpoint.get("rng_states")
+
+    def checked_steps(self, warmup_steps: int) -> float:
+        """The optimiser steps of the run, of which the warm-up should be a part.
+
+        Raises:
+            ValueError: if the run has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
+        warn_of_warmup(warmup_steps, steps)
+        return steps
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the training about to start goes on from a checkpoint."""
+        return self._rng_states is not None
+
+    def on_train_start(self) -> None:
+        # The last hook before the first batch: whatever drew random numbers while starting is undone here.
+        rank = self.trainer.global_rank
+        if self._rng_states is not None and rank < len(self._rng_states):
+            set_rng_state(self._rng_states[rank], self.device)
+        elif rank > 0:
+            torch.manual_seed(torch.initial_seed() + rank)
+        self._rng_states = None
+
+
+class ClassTask(TaskModule):
+    """A network that predicts classes.
+
+    Args:
+        num_classes: number of classes.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -93,12 +165,8 @@ class TaskModule(L.LightningModule):
         )
         self.category_ids = list(range(1, num_classes + 1))
         """The classes' numbers in annotation files, where these have others than the labels."""
-        self.results: dict[str, Any] = {}
-        """Figures of the latest evaluation as plain numbers, and lists with a number per class."""
         self.data_options: dict[str, Any] = {}
         """The settings of the data that the network was trained with; set by ``load_checkpoint``."""
-        self._rng_states: list[dict[str, Any]] | None = None
-        self._is_sharded = False
         self._description: dict[str, Any] | None = None
 
     @property
@@ -145,14 +213,6 @@ class TaskModule(L.LightningModule):
                 f"network_options {given} do not fit {network!r}: {' '.join(reason.split())}"
             ) from error
 
-    def check_settings(self) -> None:
-        """Hold the saved hyperparameters against the table of bounds, before the network is built.
-
-        Raises:
-            ValueError: for a number out of bounds, or numbers that do not fit together.
-        """
-        self.hparams.update(check_settings(self.task, self.hparams))
-
     def setup(self, stage: str) -> None:
         if stage == "fit":  # before it is put into shards, and not at every checkpoint
             self._description = self._describe()
@@ -170,12 +230,6 @@ class TaskModule(L.LightningModule):
         self.classes, self.palette = tuple(data.classes), tuple(data.palette)
         self.category_ids = list(getattr(data, "category_ids", self.category_ids))
 
-    def configure_model(self) -> None:
-        """Put the network into shards where the strategy asks for it."""
-        if self.device_mesh is not None and not self._is_sharded:
-            shard(self.network, self.device_mesh["data_parallel"])
-            self._is_sharded = True
-
     def _describe(self) -> dict[str, Any]:
         """How the network is made, for its checkpoints."""
         network = _bare(self.network)
@@ -188,37 +242,14 @@ class TaskModule(L.LightningModule):
         # what was trained is made again without the weights that it started from
         settings["network"] = self._description or self._describe()
         settings |= {"network_options": None, "weights": None, "backbone_weights": None}
-        checkpoint["task"] = self.task
         checkpoint["classes"] = list(self.classes)
         checkpoint["category_ids"] = self.category_ids
         checkpoint["palette"] = [list(colour) for colour in self.palette]
-        # Every process draws its own numbers: an exact resume needs the state of each.
-        states: list[Any] = [get_rng_state(self.device)]
-        if self.trainer.world_size > 1:
-            states *= self.trainer.world_size
-            torch.distributed.all_gather_object(states, states[0])
-        checkpoint["rng_states"] = states
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         compare_classes(checkpoint["classes"], self.classes)
-        misfits = "" if self._is_sharded else match(checkpoint["state_dict"], self.state_dict()).problems
-        if misfits:
-            raise ValueError(
-                f"{self.trainer.ckpt_path} does not fit the network of these settings: {misfits}"
-            )
-        self._rng_states = checkpoint.get("rng_states")
-
-    def checked_steps(self, warmup_steps: int) -> float:
-        """The optimiser steps of the run, of which the warm-up should be a part.
-
-        Raises:
-            ValueError: if the run has no end.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the run has no end, so its schedule has none: set max_epochs or max_steps")
-        warn_of_warmup(warmup_steps, steps)
-        return steps
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
         """Refuse to start with frozen norms whose statistics are of no data; warn of such a backbone."""
@@ -235,20 +266,6 @@ class TaskModule(L.LightningModule):
                 "freeze_backbone is set, but no weights are given: unless the network brings its own, the backbone "
                 "stays random; give trained ones with --model.backbone_weights"
             )
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether the training about to start goes on from a checkpoint."""
-        return self._rng_states is not None
-
-    def on_train_start(self) -> None:
-        # The last hook before the first batch: whatever drew random numbers while starting is undone here.
-        rank = self.trainer.global_rank
-        if self._rng_states is not None and rank < len(self._rng_states):
-            set_rng_state(self._rng_states[rank], self.device)
-        elif rank > 0:
-            torch.manual_seed(torch.initial_seed() + rank)
-        self._rng_states = None
 
 
 def _bare(network: nn.Module) -> nn.Module:

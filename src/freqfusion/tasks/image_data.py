@@ -33,6 +33,7 @@ _LOOKING_SECONDS = 30.0
 _TRUTH: dict[Kind, str] = {
     "semantic": "a class for every pixel, as the task semantic needs it",
     "objects": "boxes, masks or segments, as the tasks detection and masks need them",
+    "images": "no truth, as the task features needs none",
 }
 
 
@@ -297,8 +298,10 @@ class ImageData(L.LightningDataModule):
         options = self.hparams
         name, fitting = options["dataset"], list_datasets(self.kind)
         if name not in fitting:
-            (other,) = (kind for kind in _TRUTH if kind != self.kind)
-            wrong = f"dataset {name!r} has {_TRUTH[other]}" if name in list_datasets(other) else None
+            wrong = next(
+                (f"dataset {name!r} has {_TRUTH[kind]}" for kind in _TRUTH if name in list_datasets(kind)),
+                None,
+            )
             raise ValueError(
                 f"{wrong or f'unknown dataset {name!r}'}; for this task use {', '.join(fitting)}"
             )
@@ -311,8 +314,8 @@ class ImageData(L.LightningDataModule):
         """What is done to a sample, and drawn at random, for ``"train"`` or ``"eval"``."""
         raise NotImplementedError
 
-    kind: Kind
-    """The kind of truth that its data sets have."""
+    kind: Kind | None
+    """The kind of truth that its data sets have; None for any, which is then not used."""
     collate: Callable[[list[Sample]], Sample]
     """Makes a batch of samples. A static method."""
 
@@ -348,7 +351,7 @@ class ImageData(L.LightningDataModule):
         for split in (options["train_split"], judged) if stage == "fit" else (judged,):
             dataset = self.dataset(split)
             first = self.trainer is None or self.trainer.is_global_zero
-            if first and split not in self._checked and isinstance(dataset, SampleFiles):
+            if self.kind and first and split not in self._checked and isinstance(dataset, SampleFiles):
                 check_classes(dataset, stage == "fit" and split == options["train_split"])
             self._checked.add(split)
 

@@ -2,6 +2,8 @@
 
 from freqfusion.tasks.base import TaskModule
 from freqfusion.tasks.detection import DetectionModule
+from freqfusion.tasks.feature_data import FeatureData
+from freqfusion.tasks.features import FeatureModule
 from freqfusion.tasks.image_data import ImageData, SegmentationData
 from freqfusion.tasks.mask_classification import MaskClassificationModule
 from freqfusion.tasks.object_data import ObjectData
@@ -11,6 +13,7 @@ TASKS: dict[str, tuple[type[TaskModule], type[ImageData]]] = {
     SegmentationModule.task: (SegmentationModule, SegmentationData),
     DetectionModule.task: (DetectionModule, ObjectData),
     MaskClassificationModule.task: (MaskClassificationModule, ObjectData),
+    FeatureModule.task: (FeatureModule, FeatureData),
 }
 """By what ``task:`` in a recipe says; the first is meant where it says nothing."""
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from freqfusion.models.base import ObjectModel
 from freqfusion.models.inference import ObjectInference
-from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.base import ClassTask
 from freqfusion.tasks.evaluators import Evaluator
 
 
-class ObjectTask(TaskModule):
+class ObjectTask(ClassTask):
     """A network that finds objects or segments.
 
     A subclass makes ``network``, calls :meth:`evaluate_with` and configures the optimizer.

@@ -42,12 +42,12 @@ class AdamWSettings:
     weight_decay: float
     """Weight decay of all but normalisation layers, embeddings and tables of positions."""
 
-    def create(self, network: Model) -> torch.optim.AdamW:
+    def create(self, network: nn.Module) -> torch.optim.AdamW:
         """The optimizer of the trainable parameters of ``network``."""
         first, second = self.betas
         return torch.optim.AdamW(self.groups(network), lr=self.lr, betas=(first, second))
 
-    def groups(self, network: Model) -> list[dict[str, Any]]:
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """Trainable parameters by learning rate (of the backbone or not) and weight decay (or none).
 
         Weights and biases of normalisation layers are not decayed, and neither are the embeddings and tables of
@@ -67,8 +67,9 @@ class AdamWSettings:
                     continue
                 seen.add(parameter)
                 full = f"{path}.{name}" if path else name
-                backbone = network.is_backbone(full)
-                decayed = not isinstance(module, NORMALISATION) and not network.no_weight_decay(full)
+                backbone = isinstance(network, Model) and network.is_backbone(full)
+                kept = isinstance(network, Model) and network.no_weight_decay(full)
+                decayed = not isinstance(module, NORMALISATION) and not kept
                 group_name = ("backbone" if backbone else "head") + ("" if decayed else "_norm")
                 group = groups.setdefault(
                     group_name,

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from freqfusion.metrics import BinaryMetrics, SegmentationMetrics
 from freqfusion.models.base import IGNORE_INDEX, PixelModel, pixel_cross_entropy
 from freqfusion.models.inference import fitting_size, predict_logits
-from freqfusion.tasks.base import ClassMetric, TaskModule
+from freqfusion.tasks.base import ClassMetric, ClassTask
 from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.tasks.schedule import AdamWSettings, Schedule, settings_in
 
@@ -20,7 +20,7 @@ BINARY_LABELS = {"dice": "Dice", "sensitivity": "sensitivity", "specificity": "s
 """Metrics of the second class, for networks of two classes."""
 
 
-class SegmentationModule(TaskModule):
+class SegmentationModule(ClassTask):
     """Trains and judges a semantic segmentation network. The defaults are the published SegNeXt schedule.
 
     The loss is cross entropy averaged over all pixels of the batch, ignored ones counting zero, as in the

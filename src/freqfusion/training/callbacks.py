@@ -221,15 +221,17 @@ class ClassReport(Callback):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["class", *columns])
         writer.writerows([name, *map(_blank, values)] for name, *values in rows)
-        write_atomically(self.folder / f"{stage}_classes.csv", text.getvalue().encode())
+        if columns:
+            write_atomically(self.folder / f"{stage}_classes.csv", text.getvalue().encode())
         summary: dict[str, Any] = {
             key: _null(value) for key, value in results.items() if isinstance(value, float)
         }
         if trainer.state.fn == "fit":
             summary = {"step": trainer.global_step, **summary}
-        summary["classes"] = {
-            name: dict(zip(columns, map(_null, values), strict=True)) for name, *values in rows
-        }
+        if columns:
+            summary["classes"] = {
+                name: dict(zip(columns, map(_null, values), strict=True)) for name, *values in rows
+            }
         write_atomically(
             self.folder / f"{stage}_metrics.json", (json.dumps(summary, indent=2) + "\n").encode()
         )
@@ -250,7 +252,7 @@ def print_results(module: Any, title: str) -> None:
     table.add_section()
     table.add_row("mean", *(_percent(results[figure.mean]) for figure in module.class_metrics))
     console = Console()
-    console.print(table)
+    console.print(table if module.class_metrics else table.title)
     shown = [
         f"{label} {_percent(results[name])}"
         for name, label in module.metric_labels.items()

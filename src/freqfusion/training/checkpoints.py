@@ -12,18 +12,20 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from freqfusion._files import replacing
-from freqfusion._untrusted import MAX_CLASSES, building, check_plain
+from freqfusion._untrusted import MAX_CLASSES, building, check_arguments, check_plain
 from freqfusion.data.base import voc_colour
 from freqfusion.data.class_names import COCO_PANOPTIC, COCO_THINGS
+from freqfusion.features import create_upsampler
 from freqfusion.models.base import ObjectModel, PixelModel
-from freqfusion.tasks.base import TaskModule
+from freqfusion.tasks.base import ClassTask
 from freqfusion.tasks.detection import DetectionModule
+from freqfusion.tasks.features import FeatureModule
 from freqfusion.tasks.mask_classification import MaskClassificationModule
 from freqfusion.tasks.names import TASKS, find_task
 from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.weights.files import load_plain
 from freqfusion.weights.fill import match
-from freqfusion.zoo import create_model
+from freqfusion.zoo import ModelSpec, create_model
 from freqfusion.zoo.pretrained import read_description, refuse_code
 
 LAST = "last.ckpt"
@@ -76,7 +78,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = load_plain(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of freqfusion fit: {error}") from error
-    missing = _PARTS.keys() - set(content if isinstance(content, dict) else ())
+    content = content if isinstance(content, dict) else {}
+    of_features = task_of(content) == FeatureModule.task
+    missing = (_PARTS if of_features else {**_PARTS, **_OF_CLASSES}).keys() - content.keys()
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of freqfusion fit (it lacks {', '.join(sorted(missing))}): "
@@ -87,14 +91,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-_PARTS: dict[str, type] = {"state_dict": dict, "hyper_parameters": dict, "classes": list, "palette": list}
+_PARTS: dict[str, type] = {"state_dict": dict, "hyper_parameters": dict}
 """What a checkpoint holds at least."""
+_OF_CLASSES: dict[str, type] = {"classes": list, "palette": list}
+"""What it holds besides, where a network predicts classes."""
+_START = ("weights", "backbone_weights", "encoder_weights", "upsampler_weights")
+"""Settings that name a file, which a checkpoint leaves empty."""
 
 
 def _check(content: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another form, or whose network would fetch or open something."""
-    for name, kind in _PARTS.items():
-        if not isinstance(content[name], kind):
+    for name, kind in {**_PARTS, **_OF_CLASSES}.items():
+        if name in content and not isinstance(content[name], kind):
             raise ValueError(f"{path} is damaged: its {name} is a {type(content[name]).__name__}")
     check_plain({key: value for key, value in content.items() if key != "state_dict"}, path)
     for key, value in content["state_dict"].items():
@@ -102,16 +110,39 @@ def _check(content: dict[str, Any], path: Path) -> None:
             raise ValueError(
                 f"{path} is damaged: its state_dict has {type(value).__name__!r} among the tensors"
             )
+    data = content.get("datamodule_hyper_parameters", {})
+    ids = content.get("category_ids", [])
+    if not (isinstance(data, dict) and isinstance(ids, list) and all(type(number) is int for number in ids)):
+        raise ValueError(f"{path} is damaged: its settings of the data or its category_ids have another form")
+    settings = content["hyper_parameters"]
+    for name in ("network_options", *_START):
+        if settings.get(name):
+            raise ValueError(
+                f"{path} sets {name}={settings[name]!r:.80}; its own weights are for what is in it"
+            )
+    if task_of(content) == FeatureModule.task:
+        _check_encoder(settings, path)
+    else:
+        _check_classes(content, path)
+
+
+def _check_encoder(settings: dict[str, Any], path: Path) -> None:
+    """Refuse an encoder or an upsampler that would fetch or open something."""
+    encoder = settings.get("encoder")
+    if not isinstance(encoder, str):
+        raise ValueError(f"{path} is damaged: its encoder is {encoder!r:.80}, expected a name")
+    refuse_code(ModelSpec.from_json(ModelSpec.parse(encoder).to_json(), path), str(path))
+    check_arguments(settings.get("upsampler_options") or {}, path)
+
+
+def _check_classes(content: dict[str, Any], path: Path) -> None:
+    """Refuse classes, or a network that predicts them, of another form."""
     if not (
         all(isinstance(name, str) for name in content["classes"])
         and all(map(_is_colour, content["palette"]))
         and len(content["classes"]) == len(content["palette"])
     ):
         raise ValueError(f"{path} is damaged: its classes and palette must be names and as many RGB colours")
-    data = content.get("datamodule_hyper_parameters", {})
-    ids = content.get("category_ids", [])
-    if not (isinstance(data, dict) and isinstance(ids, list) and all(type(number) is int for number in ids)):
-        raise ValueError(f"{path} is damaged: its settings of the data or its category_ids have another form")
     settings = content["hyper_parameters"]
     count, classes = settings.get("num_classes"), len(content["classes"])
     if count != classes or classes > MAX_CLASSES:
@@ -122,11 +153,6 @@ def _check(content: dict[str, Any], path: Path) -> None:
     network = settings.get("network")
     if not isinstance(network, dict):
         raise ValueError(f"{path} is damaged: its network is {network!r:.80}, expected how it is made")
-    for name in ("network_options", "weights", "backbone_weights"):
-        if settings.get(name):
-            raise ValueError(
-                f"{path} sets {name}={settings[name]!r:.80}; its own weights are for what is in it"
-            )
     refuse_code(read_description(network, str(path))[0], str(path))
 
 
@@ -142,7 +168,7 @@ def task_of(content: dict[str, Any]) -> str:
 
 def load_checkpoint(
     path: str | Path,
-) -> tuple[TaskModule, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+) -> tuple[ClassTask, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Rebuild what ``freqfusion fit`` saved: nothing but the file is needed.
 
     Args:
@@ -156,11 +182,18 @@ def load_checkpoint(
         FileNotFoundError: where there is no such file.
         ValueError: for a file that is cut off, unsafe to load, or not one of ours.
     """
+    module: ClassTask
     if Path(path).is_dir():
         module = _around_pretrained(str(path))
         return module.eval(), module.classes, module.palette
     content = read_checkpoint(path)
-    module_class, _ = find_task(task_of(content))
+    if task_of(content) == FeatureModule.task:
+        raise ValueError(
+            f"{path} holds no network but an upsampler of features: load it with "
+            f"freqfusion.features.create_upsampler({content['hyper_parameters'].get('upsampler')!r:.80}, CHANNELS, "
+            f"weights={str(path)!r}), and judge it with freqfusion validate"
+        )
+    module_class: Any = find_task(task_of(content))[0]
     with building(Path(path).stat().st_size, f"{path}: its network cannot be made as it says: "):
         module = module_class(**content["hyper_parameters"])
     misfits = match(content["state_dict"], module.state_dict()).problems
@@ -177,7 +210,27 @@ def load_checkpoint(
     return module.eval(), module.classes, module.palette
 
 
-def _around_pretrained(folder: str) -> TaskModule:
+def check_upsampler(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint of the task features whose tensors do not fit the upsampler that it names.
+
+    Args:
+        content: what :func:`read_checkpoint` returned of ``path``.
+
+    Raises:
+        ValueError: for any other.
+    """
+    settings = content["hyper_parameters"]
+    with building(Path(path).stat().st_size, f"{path}: its upsampler cannot be made as it says: "):
+        upsampler = create_upsampler(
+            settings["upsampler"], content["channels"], **(settings["upsampler_options"] or {})
+        )
+    own = {f"upsampler.{key}": value for key, value in upsampler.state_dict().items()}
+    misfits = match(content["state_dict"], own).problems
+    if misfits:
+        raise ValueError(f"{path} does not fit the upsampler that it names: {misfits}")
+
+
+def _around_pretrained(folder: str) -> ClassTask:
     """A module of the task that a saved network is for; classes without names are numbered.
 
     A Mask2Former can serve several: with the classes of COCO it is for segments or instances, else for classes of
@@ -199,7 +252,7 @@ def _around_pretrained(folder: str) -> TaskModule:
             f"{folder} names {len(classes)} classes for a network of {num_classes}; copy it again"
         )
     module_class: Any = TASKS[task][0]
-    module: TaskModule = module_class(network=folder, num_classes=num_classes, **options)
+    module: ClassTask = module_class(network=folder, num_classes=num_classes, **options)
     if classes is not None:
         module.classes = tuple(classes)
     module.palette = tuple(voc_colour(index) for index in range(1, num_classes + 1))
