@@ -113,6 +113,19 @@ def is_guided(name: str) -> bool:
     return _method(name).guided
 
 
+def class_name(name: str) -> str:
+    """The name of a method's class, with what tells its variants apart.
+
+    >>> class_name("carafe"), class_name("dysample-s+")
+    ('CARAFE', 'DySample-S+')
+    """
+    build = _method(name).build
+    if not isinstance(build, partial):
+        return build.__name__
+    stem: str = build.func.__name__
+    return stem + name.removeprefix(stem.lower()).upper()
+
+
 def _method(name: str) -> _Method:
     if not isinstance(name, str) or name not in _METHODS:
         raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")

@@ -1,10 +1,18 @@
 """A method that needs no fine map, as a layer with one input."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from freqfusion.fusion.base import FusedFeatures
 from freqfusion.fusion.catalog import create_fitting_fusion, is_guided
+
+
+def upsample_alone(fusion: Callable[[Tensor, Tensor], FusedFeatures], x: Tensor, scale: int) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, C, scale * H, scale * W)`` by a fusion that takes the size of one fine channel."""
+    batch, _, height, width = x.shape
+    return fusion(x.new_zeros(()).expand(batch, 1, scale * height, scale * width), x).lr_feat
 
 
 class SingleInput(nn.Module):
@@ -37,7 +45,4 @@ class SingleInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` to ``(B, channels, scale * H, scale * W)``."""
-        batch, _, height, width = x.shape
-        size_alone = x.new_zeros(()).expand(batch, 1, self.scale * height, self.scale * width)
-        upsampled: Tensor = self.fusion(size_alone, x).lr_feat
-        return upsampled
+        return upsample_alone(self.fusion, x, self.scale)
