@@ -11,6 +11,10 @@ HOSTS = {
 }
 absent = [file for package, file in HOSTS.items() if find_spec(package) is None]
 collect_ignore = [f"src/freqfusion/upgrade/hosts/{file}" for file in absent]
+if find_spec("ultralytics") is None:
+    collect_ignore.append("src/freqfusion/upgrade/hosts/ultralytics_yaml.py")
+if find_spec("mmcv") is None or find_spec("mmengine") is None:
+    collect_ignore.append("src/freqfusion/upgrade/hosts/mm.py")
 collect_ignore += [f"tests/host_cases/{file}" for file in absent]
 if find_spec("triton") is None:
     collect_ignore_glob = ["src/freqfusion/ops/*triton*"]

@@ -128,7 +128,8 @@ def test_mask2former(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     check_saved(namespace, tmp_path / "out", (64, 96))
 
 
-def test_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
     pytest.importorskip("ultralytics")
     for name in ("a", "b"):
         write_image(tmp_path / f"data/images/{name}.png", 64, 64)
@@ -137,12 +138,32 @@ def test_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         label.write_text("0 0.5 0.5 0.4 0.5\n")
     data = tmp_path / "data.yaml"
     data.write_text(f"path: {tmp_path / 'data'}\ntrain: images\nval: images\nnames:\n  0: thing\n")
+    return data
+
+
+@pytest.mark.ultralytics
+def test_yolo(boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("--data", data, "--out", tmp_path / "out", "--epochs", 1, "--batch", 2, "--size", 64)
+    words = ("--data", boxes, "--out", tmp_path / "out", "--epochs", 1, "--batch", 2, "--size", 64)
     namespace = run("yolo.py", monkeypatch, *words)
     model, other = namespace["model"], from_pretrained(tmp_path / "out")
     image = torch.rand(1, 3, 64, 96)
     assert torch.equal(model(image)[0], other(image)[0])
+
+
+@pytest.mark.ultralytics
+def test_yolo_yaml(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultralytics.nn import tasks
+
+    monkeypatch.setattr(tasks, "parse_model", tasks.parse_model)
+    monkeypatch.chdir(tmp_path)
+    model = EXAMPLES / "yolo/yolo11n-freqfusion.yaml"
+    words = ("--data", boxes, "--model", model, "--stock", "yolo11n.yaml", "--epochs", 1, "--size", 64)
+    namespace = run("yolo_yaml.py", monkeypatch, *words)
+    assert "499 of 499 tensors" in capsys.readouterr().out
+    assert namespace["yolo"].model.model[12].type == "FreqFusionUp"
 
 
 def test_similarity_table(

@@ -36,6 +36,12 @@ def test_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["model"].freqfusion_upgrade.fusion == "freqfusion"
 
 
+def test_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_page("replace.md", tmp_path, monkeypatch)
+    for name in ("coarse_up", "by_positions", "by_kernels"):
+        assert names[name].shape == (1, 64, 32, 32), name
+
+
 def test_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("scipy")
     names = run_page("similarity.md", tmp_path, monkeypatch)

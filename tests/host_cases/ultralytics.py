@@ -1,9 +1,11 @@
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from host_cases import HostCase
@@ -52,6 +54,24 @@ def rtdetr() -> nn.Module:
     return RTDETRDetectionModel(
         config([[9, 12], 1, "RTDETRDecoder", ["nc", 32, 20, 2, 4, 1, 32]]), verbose=False
     )
+
+
+def write_data(folder: Path) -> str:
+    """Four pictures with a box each, and the file that describes them."""
+    from PIL import Image
+
+    for i in range(4):
+        for part in ("images", "labels"):
+            (folder / part).mkdir(exist_ok=True)
+        image = Image.new("RGB", (64, 64), (20, 40, 60 * i))
+        image.paste((250, 200, 0), (8, 16, 40, 48))
+        image.save(folder / f"images/{i}.png")
+        (folder / f"labels/{i}.txt").write_text("0 0.375 0.5 0.5 0.5\n")
+    file = folder / "data.yaml"
+    file.write_text(
+        yaml.safe_dump({"path": str(folder), "train": "images", "val": "images", "names": list("abc")})
+    )
+    return str(file)
 
 
 _REFUSED: dict[str, Any] = {"limit": "Sizes of tensors must match"}

@@ -18,7 +18,9 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.modules import Concat
 
 from freqfusion.upgrade.hosts.ultralytics import UpgradeTrainer
-from host_cases.ultralytics import config, yolo
+from host_cases.ultralytics import config, write_data, yolo
+
+pytestmark = pytest.mark.ultralytics
 
 DETECT = [[9, 12], 1, "Detect", ["nc"]]
 
@@ -135,23 +137,6 @@ def test_the_trainer_keeps_an_upgrade_and_its_weights() -> None:
     torch.testing.assert_close(model(image)[0], start(image)[0])
 
 
-def _data(folder: Path) -> str:
-    from PIL import Image
-
-    for i in range(4):
-        for part in ("images", "labels"):
-            (folder / part).mkdir(exist_ok=True)
-        image = Image.new("RGB", (64, 64), (20, 40, 60 * i))
-        image.paste((250, 200, 0), (8, 16, 40, 48))
-        image.save(folder / f"images/{i}.png")
-        (folder / f"labels/{i}.txt").write_text("0 0.375 0.5 0.5 0.5\n")
-    file = folder / "data.yaml"
-    file.write_text(
-        yaml.safe_dump({"path": str(folder), "train": "images", "val": "images", "names": list("abc")})
-    )
-    return str(file)
-
-
 class Trainer(UpgradeTrainer, DetectionTrainer):
     """At the top of the module, since a checkpoint names it."""
 
@@ -169,7 +154,7 @@ def test_training_for_an_epoch(tmp_path: Path) -> None:
     file = tmp_path / "net.yaml"
     file.write_text(yaml.safe_dump(config(DETECT)))
     options: dict[str, Any] = {
-        "data": _data(tmp_path),
+        "data": write_data(tmp_path),
         "epochs": 1,
         "imgsz": 64,
         "batch": 2,

@@ -113,6 +113,34 @@ def describe_fusions() -> list[FusionInfo]:
     return lines
 
 
+def is_guided(name: str) -> bool:
+    """Whether the fine map helps a method to upsample the coarse one.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return _method(name).guided
+
+
+def class_name(name: str) -> str:
+    """The name of a method's class, with what tells its variants apart.
+
+    >>> class_name("carafe"), class_name("dysample-s+")
+    ('CARAFE', 'DySample-S+')
+    """
+    build = _method(name).build
+    if not isinstance(build, partial):
+        return build.__name__
+    stem: str = build.func.__name__
+    return stem + name.removeprefix(stem.lower()).upper()
+
+
+def _method(name: str) -> _Method:
+    if not isinstance(name, str) or name not in _METHODS:
+        raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")
+    return _METHODS[name]
+
+
 def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any) -> Fusion:
     """Build a fusion method by name.
 
@@ -129,12 +157,11 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
         ValueError: for an unknown name.
         TypeError: for an option that the method does not have.
     """
-    if not isinstance(name, str) or name not in _METHODS:
-        raise ValueError(f"unknown fusion {name!r}; choose one of: {', '.join(_METHODS)}")
+    method = _method(name)
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _METHODS[name].build(hr_channels, lr_channels, **options)
+        return method.build(hr_channels, lr_channels, **options)
 
 
 GROUPS = {

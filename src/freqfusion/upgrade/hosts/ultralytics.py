@@ -16,6 +16,9 @@ from ultralytics.nn.modules.conv import Concat
 from freqfusion.upgrade.base import FusionPoint, Upgraded
 from freqfusion.upgrade.core import Upgrade, upgrade_, upgrade_again_
 from freqfusion.upgrade.hosts import register_host
+from freqfusion.upgrade.hosts.ultralytics_yaml import FusionUp, Transferred, register, transfer_weights
+
+__all__ = ["FusionUp", "Transferred", "UpgradeTrainer", "UpgradedConcat", "register", "transfer_weights"]
 
 _SIDE = 256  # of the image whose shapes are followed: a map of stride 128 has more than one pixel then
 

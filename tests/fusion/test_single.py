@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from freqfusion.fusion import create_fusion, list_fusions
+from freqfusion.fusion.catalog import is_guided
+from freqfusion.fusion.single import SingleInput
+
+
+@pytest.mark.parametrize("name", [name for name in list_fusions() if not is_guided(name)])
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@torch.no_grad()
+def test_same_as_the_method_with_a_fine_map(name: str, scale: int) -> None:
+    layer = SingleInput(name, 8, scale).eval()
+    x = torch.randn(2, 8, 5, 3)
+    fine = torch.randn(2, 1, 5 * scale, 3 * scale)
+    assert torch.equal(layer(x), layer.fusion(fine, x).lr_feat)
+    assert layer(x[:0]).shape == (0, 8, 5 * scale, 3 * scale)
+    half = layer.bfloat16()(x.bfloat16().to(memory_format=torch.channels_last))
+    assert (half.dtype, half.shape) == (torch.bfloat16, (2, 8, 5 * scale, 3 * scale))
+
+
+def test_options_reach_the_method() -> None:
+    layer = SingleInput("carafe", 8, up_kernel=3)
+    assert layer.fusion.up_kernel == 3
+    assert layer.state_dict().keys() == {
+        f"fusion.{key}" for key in create_fusion("carafe", 8, 8).state_dict()
+    }
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="guided by a fine map"):
+        SingleInput("freqfusion", 8)
+    with pytest.raises(ValueError, match="unknown fusion"):
+        SingleInput("nobody", 8)
+    with pytest.raises(ValueError, match="positive whole number"):
+        SingleInput("carafe", 8, 0)
