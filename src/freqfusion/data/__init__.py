@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from freqfusion.data.synthetic import SyntheticPanoptic, SyntheticScenes
     from freqfusion.data.voc import PascalVOC
     from freqfusion.data.voc_boxes import VOCBoxes
+    from freqfusion.data.volumes import SyntheticVolumes
 
 Kind = Literal["semantic", "objects"]
 """What the truth of a data set is: a class for every pixel; or boxes, instance masks or panoptic segments."""
@@ -61,6 +62,7 @@ __all__ = [
     "SegmentationDataset",
     "SyntheticPanoptic",
     "SyntheticScenes",
+    "SyntheticVolumes",
     "VOCBoxes",
     "create_dataset",
     "list_datasets",
@@ -86,6 +88,7 @@ __getattr__ = lazy(
         "synthetic": "SyntheticPanoptic SyntheticScenes",
         "voc": "PascalVOC",
         "voc_boxes": "VOCBoxes",
+        "volumes": "SyntheticVolumes",
     },
     "train",
 )
