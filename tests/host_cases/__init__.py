@@ -43,6 +43,8 @@ class HostCase:
     """Whether the host itself can be pickled."""
     sites: int = 1
     """How many sites are used."""
+    slow: bool = False
+    """Takes a minute or more, and is left to ``-m slow``."""
     skipped: int = 0
 
     def model(self) -> nn.Module:

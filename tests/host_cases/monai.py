@@ -38,11 +38,11 @@ def segresnet(**options: Any) -> nn.Module:
 
 
 def basic_3d() -> nn.Module:
-    return basic(spatial_dims=3, features=(8, 8, 8, 8, 16, 8))
+    return basic(spatial_dims=3, features=(16, 16, 16, 16, 16, 16))
 
 
 def unet_3d() -> nn.Module:
-    return unet(spatial_dims=3, channels=(4, 8, 8, 16), strides=((1, 2, 2), 2, 2))
+    return unet(spatial_dims=3, channels=(8, 8, 8, 16), strides=((1, 2, 2), 2, 2))
 
 
 def dynunet_3d() -> nn.Module:
@@ -55,11 +55,11 @@ def segresnet_3d() -> nn.Module:
 
 
 def unetr_3d() -> nn.Module:
-    return UNETR(1, 2, (16, 16, 32), feature_size=4, hidden_size=16, mlp_dim=16, num_heads=2)
+    return UNETR(1, 2, (16, 16, 32), feature_size=8, hidden_size=16, mlp_dim=16, num_heads=2)
 
 
 def swin_unetr_3d() -> nn.Module:
-    return SwinUNETR(1, 2, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), feature_size=12)
+    return SwinUNETR(1, 2, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), feature_size=24)
 
 
 _VOLUME: dict[str, Any] = {"channels": 1, "size": (8, 16, 24), "odd_size": (9, 13, 19)}
@@ -89,5 +89,7 @@ if importlib.util.find_spec("einops") is not None:  # MONAI needs it for transfo
         HostCase("UNETR", unetr, sites=4, limit=_LIMIT, **patches),
         HostCase("SwinUNETR", swin_unetr, sites=5, limit="divisible", **patches),
         HostCase("UNETR3d", unetr_3d, size=(16, 16, 32), sites=4, limit=_LIMIT, **patches),
-        HostCase("SwinUNETR3d", swin_unetr_3d, size=(32, 32, 32), sites=5, limit="divisible", **patches),
+        HostCase(
+            "SwinUNETR3d", swin_unetr_3d, size=(32, 32, 64), sites=5, limit="divisible", slow=True, **patches
+        ),
     ]
