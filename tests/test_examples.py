@@ -164,3 +164,15 @@ def test_similarity_table(
     assert capsys.readouterr().out.splitlines()[-1].startswith("| carafe | ")
     similarity = namespace["similarity"].compute().class_mean["all"]
     assert json.loads((tmp_path / "table.json").read_text())["carafe"][0] == similarity.intra
+
+
+@pytest.mark.parametrize("fusion", ["plain", "freqfusion"])
+def test_volumes(fusion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("monai")
+    words = "--steps", 2, "--size", 8, 8, 12, "--test", 2, "--fusion", fusion
+    namespace = run("volumes.py", monkeypatch, *words)
+    assert (getattr(namespace["model"], "freqfusion_upgrade", None) is None) == (fusion == "plain")
+    scores = json.loads(capsys.readouterr().out)
+    for name in ("vessel", "blob"):
+        assert 0 <= scores[f"{name}_dice"] <= 100
+        assert 0 <= scores[f"{name}_unmeasured"] <= 2

@@ -21,10 +21,10 @@ Field = NDArray[np.float32]
 class SyntheticVolumes(Dataset[dict[str, Any]]):
     """Endless volumes of thin vessels and soft blobs in texture, with exact truth.
 
-    Each volume has a ground of smooth texture, two to four blobs (wavy ellipsoids, striped inside, some hardly brighter
-    than the ground) and three to five curved vessels with a radius of 0.7 to 1.5 voxels, whose brightness rises and
-    falls along them. Edges are antialiased, and noise is laid over the whole. Thin parts that vanish when a volume
-    is downsampled are what fusion is for.
+    Each volume has a ground of smooth texture, two to four blobs (wavy ellipsoids, striped inside, some hardly
+    brighter than the ground) and three to five curved vessels with a radius of about 0.7 to 1.5 voxels, whose
+    brightness rises and falls along them. Edges are antialiased, and noise is laid over the whole. Vessels are as
+    thin as what is lost when a volume is downsampled.
 
     A volume depends on ``seed``, ``split`` and its index alone. A sample is a dict of ``image`` ``(1, D, H, W)``
     float32 around 0.5, ``mask`` ``(D, H, W)`` uint8 of the classes, and ``name``.
