@@ -24,6 +24,7 @@ parser.add_argument(
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--batch", type=int, default=2)
+parser.add_argument("--lr", type=float, default=2e-3, help="the highest of the schedule")
 parser.add_argument("--size", type=int, nargs=3, default=(16, 32, 32), help="depth, height, width in voxels")
 parser.add_argument("--test", type=int, default=24, help="volumes to score")
 args = parser.parse_args()
@@ -34,8 +35,8 @@ model = SegResNet(3, init_filters=8, in_channels=1, out_channels=3, upsample_mod
 if args.fusion != "plain":
     freqfusion.upgrade_(model, args.fusion, init="paper")
 loss_function = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=args.steps)
+optimizer = torch.optim.AdamW(model.parameters(), args.lr)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps)
 train = SyntheticVolumes("train", args.steps * args.batch, args.size, seed=args.seed)
 start = time.process_time()
 for sample in DataLoader(train, args.batch):  # each volume once

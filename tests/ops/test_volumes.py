@@ -202,6 +202,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
     ):
         assert low.dtype == dtype
         assert_close(name, low, exact, 2 * torch.finfo(dtype).eps)
+    for call in (lambda x: carafe(x, kernels, 3), local_similarity, lambda x: resample(x, offsets)):
+        leaves = x.detach().requires_grad_(), x.detach().double().requires_grad_()
+        grads = [torch.autograd.grad(call(leaf).double().square().sum(), leaf)[0] for leaf in leaves]
+        assert grads[0].dtype == dtype
+        assert_close("gradient", grads[0], grads[1], 8 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("size", [(5, 4, 6), (2, 3, 5)])
