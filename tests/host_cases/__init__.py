@@ -32,8 +32,8 @@ class HostCase:
     name: str
     build: Callable[[], nn.Module]
     call: Callable[[nn.Module, Tensor], Any] = lambda model, image: model(image)
-    size: tuple[int, int] = (64, 96)
-    odd_size: tuple[int, int] | None = (61, 87)
+    size: tuple[int, ...] = (64, 96)
+    odd_size: tuple[int, ...] | None = (61, 87)
     limit: str = ""
     channels: int = 3
     """Of the image."""
@@ -43,13 +43,19 @@ class HostCase:
     """Whether the host itself can be pickled."""
     sites: int = 1
     """How many sites are used."""
+    slow: bool = False
+    """Takes a minute or more, and is left to ``-m slow``."""
     skipped: int = 0
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
         return self.build().eval()
 
-    def image(self, size: tuple[int, int] | None = None) -> Tensor:
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.size)
+
+    def image(self, size: tuple[int, ...] | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.rand(2, self.channels, *(size or self.size), generator=generator)
 

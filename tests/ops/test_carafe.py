@@ -120,7 +120,7 @@ def test_opcheck(dtype: torch.dtype, out_size: tuple[int, int], each_backend: st
     for operator, arguments in (
         (op._carafe, (x, kernels, 3, 2, False)),
         (op._carafe, (x.detach().contiguous(memory_format=torch.channels_last), kernels, 3, 2, True)),
-        (op._carafe_backward_x, (kernels, grad, 5, 6, 3, 2, False)),
+        (op._carafe_backward_x, (kernels, grad, (5, 6), 3, 2, False)),
         (op.carafe_backward_kernels, (x, grad, 3, 2, True)),
     ):
         results = torch.library.opcheck(operator, (*arguments, each_backend), test_utils=tests)

@@ -185,9 +185,9 @@ def test_bad_values_stay_in_their_windows(
     # a bad kernel weight, or gradient, of one fine pixel reaches the coarse pixels of its window alone
     bad_grad = torch.rand(1, 20, 14, 18)
     bad_grad[..., 2 * place[0], 2 * place[1]] = value
-    grad_x = _native.carafe_backward_x(kernels, bad_grad.contiguous(memory_format=layout), 7, 9, 3, 1, False)[
-        0
-    ]
+    grad_x = _native.carafe_backward_x(
+        kernels, bad_grad.contiguous(memory_format=layout), (7, 9), 3, 1, False
+    )[0]
     reached = torch.zeros(7, 9, dtype=torch.bool)
     reached[max(0, place[0] - 1) : place[0] + 2, max(0, place[1] - 1) : place[1] + 2] = True
     assert bool(torch.isfinite(grad_x[:, ~reached]).all())

@@ -334,7 +334,7 @@ def test_opcheck() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator, arguments in (
         (operators.carafe, (x, kernels, 3, 1, False, "triton")),
-        (operators.carafe_backward_x, (kernels, grad, 1, 2, 3, 1, True, "triton")),
+        (operators.carafe_backward_x, (kernels, grad, (1, 2), 3, 1, True, "triton")),
         (operators.carafe_backward_kernels, (x, grad, 3, 1, False, "triton")),
         (operators.carafe_from_logits, (x, kernels, None, 3, 1, False, 2)),
         (operators.carafe_from_logits_backward, (fixed, kernels.detach(), None, incoming, 3, 1, False, 2)),

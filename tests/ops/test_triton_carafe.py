@@ -184,7 +184,7 @@ def test_bad_values_reach_their_tiles_at_most(dtype: torch.dtype, layout: torch.
         x[..., 1, 2] = float("nan")
         grad[..., 1, 2] = float("inf")
     out = carafe(x, kernels, 3, backend="triton")[0].cpu()
-    in_x = op._carafe_backward_x(kernels, grad, 20, 22, 3, 1, False, "triton")[0].cpu()
+    in_x = op._carafe_backward_x(kernels, grad, (20, 22), 3, 1, False, "triton")[0].cpu()
     in_kernels = op.carafe_backward_kernels(x, grad.nan_to_num(), 3, 1, False, "triton")[0].cpu()
     near, far = torch.zeros(2, 20, 22, dtype=torch.bool)
     near[0:3, 1:4] = True

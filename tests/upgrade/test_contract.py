@@ -20,7 +20,9 @@ CASES = list(installed_cases())
 pytestmark = pytest.mark.skipif(not CASES, reason="no host library is installed")
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(
+    params=[pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES]
+)
 def case(request: pytest.FixtureRequest) -> HostCase:
     return request.param
 
@@ -47,7 +49,7 @@ def test_an_upgraded_model_starts_as_the_original_and_can_go_back(case: HostCase
     model, image = case.model(), case.image()
     keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
     expected = case.run(model, image)
-    for method in list_fusions():
+    for method in list_fusions(case.spatial_dims):
         assert upgrade_(model, method) is model
         assert_equal(case.run(model, image), expected, 1e-5)
         assert set(keys) < set(model.state_dict())
@@ -123,7 +125,7 @@ def test_a_trained_upgrade_changes_the_outputs(case: HostCase) -> None:
 def test_odd_sizes(case: HostCase) -> None:
     if case.odd_size is None:
         with pytest.raises(Exception, match=case.limit):
-            case.run(upgrade_(case.model()), case.image((61, 87)))
+            case.run(upgrade_(case.model()), case.image((19, 61, 87)[-case.spatial_dims :]))
         return
     model, image = case.model(), case.image(case.odd_size)
     if case.limit:  # the upgrade lifts it, and going back sets it again

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from freqfusion.data.synthetic import SyntheticPanoptic, SyntheticScenes
     from freqfusion.data.voc import PascalVOC
     from freqfusion.data.voc_boxes import VOCBoxes
+    from freqfusion.data.volumes import SyntheticVolumes
 
 Kind = Literal["semantic", "objects", "images"]
 """What the truth of a data set is: a class for every pixel; boxes, instance masks or panoptic segments; or none."""
@@ -64,6 +65,7 @@ __all__ = [
     "SegmentationDataset",
     "SyntheticPanoptic",
     "SyntheticScenes",
+    "SyntheticVolumes",
     "VOCBoxes",
     "create_dataset",
     "list_datasets",
@@ -90,6 +92,7 @@ __getattr__ = lazy(
         "synthetic": "SyntheticPanoptic SyntheticScenes",
         "voc": "PascalVOC",
         "voc_boxes": "VOCBoxes",
+        "volumes": "SyntheticVolumes",
     },
     "train",
 )

@@ -9,18 +9,20 @@ operand transposed for nothing.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from freqfusion.fusion.base import Convolution
 from freqfusion.ops._backends import needs_composite
 from freqfusion.ops._checks import is_channels_last
+from freqfusion.ops.resize import shuffle
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 def wanted(x: Tensor) -> bool:
     """Whether the maps made from ``x`` should have their channels innermost."""
-    return x.is_cuda and (x.dtype in HALF or torch.is_autocast_enabled("cuda")) and not needs_composite(x)
+    half = x.dtype in HALF or torch.is_autocast_enabled("cuda")
+    return x.ndim == 4 and x.is_cuda and half and not needs_composite(x)
 
 
 def to_nhwc(x: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def to_nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if wanted(x) else x
 
 
-def compress(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+def compress(convolution: Convolution, x: Tensor) -> Tensor:
     """A plain 1x1 convolution of ``(B, C, H, W)`` row by row; the result has its channels innermost."""
     assert convolution.bias is not None
     tensors = x, convolution.weight.flatten(1), convolution.bias
@@ -64,9 +66,9 @@ class _Compress(torch.autograd.Function):
 
 
 def pixel_shuffle(x: Tensor) -> Tensor:
-    """torch's ``pixel_shuffle`` by two that keeps channels innermost, as torch's own does on a CPU alone."""
+    """:func:`~freqfusion.ops.resize.shuffle` by two that keeps channels innermost, as torch's does on a CPU alone."""
     if not (wanted(x) and is_channels_last(x)):
-        return F.pixel_shuffle(x, 2)
+        return shuffle(x, 2)
     batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(batch, height, width, channels // 4, 2, 2)
     x = x.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)

@@ -13,6 +13,13 @@ from freqfusion.ops._checks import (
     refuse_torchscript,
 )
 
+Convolution = nn.Conv2d | nn.Conv3d
+
+
+def convolution(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """The convolution of images or of volumes."""
+    return nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+
 
 class FusedFeatures(NamedTuple):
     """What a fusion returns.
@@ -41,6 +48,8 @@ class Fusion(NotScriptable, nn.Module, ABC):
 
     refines_hr: bool = False
     """Whether the fine map comes back changed; a method that does so says it."""
+    spatial_dims: int = 2
+    """3 where the maps are volumes ``(B, C, D, H, W)``, whose size is ``(D, H, W)``."""
 
     @checked_options
     def __init__(self, hr_channels: int, lr_channels: int) -> None:
@@ -76,18 +85,18 @@ class Fusion(NotScriptable, nn.Module, ABC):
             ("hr_feat", hr_feat, self.hr_channels),
             ("lr_feat", lr_feat, self.lr_channels),
         ):
-            check_map(name, feat)
+            check_map(name, feat, (self.spatial_dims,))
             if feat.shape[1] != channels:
                 raise ValueError(
                     f"{name} has {feat.shape[1]} channels, this {type(self).__name__} was built for "
                     f"{channels}; build it with {name.replace('feat', 'channels')}={feat.shape[1]}"
                 )
         check_pair("hr_feat", hr_feat, "lr_feat", lr_feat)
-        size, coarse = hr_feat.shape[-2:], lr_feat.shape[-2:]
-        if coarse[0] > size[0] or coarse[1] > size[1]:
+        size, coarse = hr_feat.shape[2:], lr_feat.shape[2:]
+        if any(side > fine for side, fine in zip(coarse, size, strict=True)):
             raise ValueError(
                 f"lr_feat of size {tuple(coarse)} is larger than hr_feat of size {tuple(size)}; "
                 "were the two maps swapped?"
             )
-        if coarse[0] < 1 or coarse[1] < 1:
+        if any(side < 1 for side in coarse):
             raise ValueError(f"lr_feat has an empty side: size {tuple(coarse)}; the input image is too small")

@@ -9,13 +9,13 @@ import torch
 
 from freqfusion.fusion.a2u import A2U
 from freqfusion.fusion.base import Fusion
-from freqfusion.fusion.carafe import CARAFE
+from freqfusion.fusion.carafe import CARAFE, CARAFE3d
 from freqfusion.fusion.deconv import Deconv
-from freqfusion.fusion.dysample import DySample
+from freqfusion.fusion.dysample import DySample, DySample3d
 from freqfusion.fusion.fade import FADE, FADELite
-from freqfusion.fusion.freqfusion import FreqFusion
+from freqfusion.fusion.freqfusion import FreqFusion, FreqFusion3d
 from freqfusion.fusion.indexnet import IndexNet
-from freqfusion.fusion.interpolate import Bilinear, Nearest
+from freqfusion.fusion.interpolate import Bilinear, Nearest, Nearest3d, Trilinear
 from freqfusion.fusion.lda_aqu import LDAAQU
 from freqfusion.fusion.pixel_shuffle import PixelShuffle
 from freqfusion.fusion.resfu import ReSFU
@@ -68,14 +68,35 @@ _METHODS: dict[str, _Method] = {
 }
 
 
-def list_fusions() -> list[str]:
-    """Names that :func:`create_fusion` takes.
+_VOLUMES: dict[str, Callable[..., Fusion]] = {
+    "nearest": Nearest3d,
+    "bilinear": Trilinear,
+    "carafe": CARAFE3d,
+    "dysample": DySample3d,
+    "dysample+": partial(DySample3d, dyscope=True),
+    "dysample-s": partial(DySample3d, style="pl", groups=8),
+    "dysample-s+": partial(DySample3d, style="pl", groups=8, dyscope=True),
+    "freqfusion": FreqFusion3d,
+}
+"""The methods for volumes."""
 
+
+def list_fusions(spatial_dims: int = 2) -> list[str]:
+    """Names that :func:`create_fusion` takes, for images or, with 3, for volumes.
+
+    >>> ", ".join(list_fusions(spatial_dims=3))
+    'nearest, bilinear, carafe, dysample, dysample+, dysample-s, dysample-s+, freqfusion'
     >>> ", ".join(list_fusions())
     'nearest, bilinear, deconv, pixel_shuffle, carafe, indexnet, a2u, fade, sapa, sapa-g, dysample, dysample+, \
 dysample-s, dysample-s+, sapa_d, fade_lite, lda_aqu, resfu, freqfusion'
     """
-    return list(_METHODS)
+    return list(_methods(spatial_dims))
+
+
+def _methods(spatial_dims: int) -> Mapping[str, Callable[..., Fusion]]:
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 (images) or 3 (volumes), got {spatial_dims!r}")
+    return _VOLUMES if spatial_dims == 3 else {name: method.build for name, method in _METHODS.items()}
 
 
 def register_fusion(
@@ -141,7 +162,9 @@ def _method(name: str) -> _Method:
     return _METHODS[name]
 
 
-def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any) -> Fusion:
+def create_fusion(
+    name: str, hr_channels: int, lr_channels: int, *, spatial_dims: int = 2, **options: Any
+) -> Fusion:
     """Build a fusion method by name.
 
     Its first weights come from a random stream of their own that one draw from the global CPU generator
@@ -151,17 +174,24 @@ def create_fusion(name: str, hr_channels: int, lr_channels: int, **options: Any)
         name: one of :func:`list_fusions`.
         hr_channels: channels of the fine map.
         lr_channels: channels of the coarse map.
+        spatial_dims: 2 for maps ``(B, C, H, W)``, 3 for volumes ``(B, C, D, H, W)``, where ``"bilinear"`` is
+            trilinear.
         options: further arguments of the method's constructor.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a method that has no form for volumes.
         TypeError: for an option that the method does not have.
     """
-    method = _method(name)
+    _method(name)
+    methods = _methods(spatial_dims)
+    if name not in methods:
+        raise ValueError(
+            f"{name!r} has no form for volumes (spatial_dims=3); choose one of: {', '.join(methods)}"
+        )
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return method.build(hr_channels, lr_channels, **options)
+        return methods[name](hr_channels, lr_channels, **options)
 
 
 GROUPS = {
@@ -177,7 +207,7 @@ GROUPS = {
 
 
 def create_fitting_fusion(
-    name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any]
+    name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any], spatial_dims: int = 2
 ) -> Fusion:
     """:func:`create_fusion`, with fewer groups where the default does not divide the channels.
 
@@ -186,4 +216,4 @@ def create_fitting_fusion(
     if name in GROUPS:
         option, default = GROUPS[name]
         options = {option: math.gcd(default, lr_channels), **options}
-    return create_fusion(name, hr_channels, lr_channels, **options)
+    return create_fusion(name, hr_channels, lr_channels, spatial_dims=spatial_dims, **options)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from freqfusion.fusion import _nhwc
-from freqfusion.fusion.base import FusedFeatures, Fusion
+from freqfusion.fusion.base import Convolution, FusedFeatures, Fusion, convolution
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import carafe_from_logits
@@ -21,7 +21,7 @@ PaddingMode = Literal["zeros", "reflect"]
 UpsampleMode = Literal["nearest", "bilinear"]
 
 SIMILARITY_CHANNELS = 8
-"""A 3x3 neighbourhood without its centre."""
+"""A 3x3 neighbourhood without its centre, of an image."""
 
 
 class OffsetGenerator(nn.Module):
@@ -40,6 +40,7 @@ class OffsetGenerator(nn.Module):
         norm: group normalisation (8 channels a group) of the compressed maps first.
         direction_feat: ``"sim_concat"`` predicts from features and similarities, ``"sim"`` the direction from
             the similarities alone and the magnitude from the features alone.
+        spatial_dims: 3 for volumes, where a voxel has 26 neighbours, 8 sub-voxels and displacements along 3 axes.
 
     Source: Chen et al., TPAMI 2024, offset generator; sub-pixel layout after DySample's "lp" style
     (Liu et al., ICCV 2023).
@@ -54,6 +55,7 @@ class OffsetGenerator(nn.Module):
         use_direct_scale: bool = True,
         norm: bool = True,
         direction_feat: DirectionFeat = "sim_concat",
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         check_kernel_size("kernel_size", kernel_size)
@@ -66,18 +68,21 @@ class OffsetGenerator(nn.Module):
             )
         self.groups = groups
         self.direction_feat = direction_feat
-        features = in_channels + SIMILARITY_CHANNELS
-        direction_in = SIMILARITY_CHANNELS if direction_feat == "sim" else features
+        neighbours = 3**spatial_dims - 1
+        features = in_channels + neighbours
+        direction_in = neighbours if direction_feat == "sim" else features
         scale_in = in_channels if direction_feat == "sim" else features
 
-        def convolution(channels: int, out_channels: int) -> nn.Conv2d:
-            return nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
+        def predictor(channels: int, subpixels: int) -> Convolution:
+            out_channels = spatial_dims * groups * subpixels
+            conv = convolution(spatial_dims)
+            return conv(channels, out_channels, kernel_size, padding=kernel_size // 2)
 
-        # a coarse pixel predicts the offsets of its 2 x 2 sub-pixels
-        self.offset = convolution(direction_in, 2 * groups * 4)
-        self.direct_scale = convolution(scale_in, 2 * groups * 4) if use_direct_scale else None
-        self.hr_offset = convolution(direction_in, 2 * groups)
-        self.hr_direct_scale = convolution(scale_in, 2 * groups) if use_direct_scale else None
+        subpixels = 2**spatial_dims  # a coarse pixel predicts the offsets of its sub-pixels
+        self.offset = predictor(direction_in, subpixels)
+        self.direct_scale = predictor(scale_in, subpixels) if use_direct_scale else None
+        self.hr_offset = predictor(direction_in, 1)
+        self.hr_direct_scale = predictor(scale_in, 1) if use_direct_scale else None
         self.norm_hr = nn.GroupNorm(in_channels // 8, in_channels) if norm else None
         self.norm_lr = nn.GroupNorm(in_channels // 8, in_channels) if norm else None
         self.reset_parameters()
@@ -102,7 +107,7 @@ class OffsetGenerator(nn.Module):
         if self.norm_hr is not None and self.norm_lr is not None:
             hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
         hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
-        size = hr_feat.shape[-2:]
+        size = hr_feat.shape[2:]
 
         def to_fine(predicted: Tensor) -> Tensor:
             return resize(_nhwc.pixel_shuffle(predicted), size, "nearest")
@@ -124,8 +129,7 @@ class OffsetGenerator(nn.Module):
     def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
         """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``."""
         offsets = self.offsets(hr_feat, lr_feat)
-        height, width = lr_feat.shape[-2:]
-        return resample(feat_to_sample, offsets, self.groups, unit_size=(height, width))
+        return resample(feat_to_sample, offsets, self.groups, unit_size=tuple(lr_feat.shape[2:]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "init_pos", None)
@@ -258,15 +262,15 @@ class FreqFusion(Fusion):
         self.padding_mode = padding_mode
         self.use_checkpoint = use_checkpoint
 
-        def encoder(kernel: int) -> nn.Conv2d:
-            padding = (encoder_kernel - 1) * encoder_dilation // 2
-            taps = kernel * kernel * up_group
-            return nn.Conv2d(
-                compressed_channels, taps, encoder_kernel, padding=padding, dilation=encoder_dilation
-            )
+        dims, conv = self.spatial_dims, convolution(self.spatial_dims)
 
-        self.hr_channel_compressor = nn.Conv2d(hr_channels, compressed_channels, 1)
-        self.lr_channel_compressor = nn.Conv2d(lr_channels, compressed_channels, 1)
+        def encoder(kernel: int) -> Convolution:
+            padding = (encoder_kernel - 1) * encoder_dilation // 2
+            taps = kernel**dims * up_group
+            return conv(compressed_channels, taps, encoder_kernel, padding=padding, dilation=encoder_dilation)
+
+        self.hr_channel_compressor = conv(hr_channels, compressed_channels, 1)
+        self.lr_channel_compressor = conv(lr_channels, compressed_channels, 1)
         self.content_encoder = encoder(lowpass_kernel)
         self.content_encoder2 = encoder(highpass_kernel) if use_high_pass else None
         self.dysampler = (
@@ -276,17 +280,18 @@ class FreqFusion(Fusion):
                 kernel_size=encoder_kernel,
                 norm=feature_resample_norm,
                 direction_feat=direction_feat,
+                spatial_dims=dims,
             )
             if feature_resample
             else None
         )
-        self.register_buffer("hamming_lowpass", _window(lowpass_kernel, hamming_window))
-        self.register_buffer("hamming_highpass", _window(highpass_kernel, hamming_window))
+        self.register_buffer("hamming_lowpass", _window(lowpass_kernel, hamming_window, dims))
+        self.register_buffer("hamming_highpass", _window(highpass_kernel, hamming_window, dims))
         self._initialise(init)
 
     def _initialise(self, init: Init) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, Convolution):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(_bias(module))
         for encoder in (self.content_encoder, self.content_encoder2):
@@ -301,7 +306,7 @@ class FreqFusion(Fusion):
         return self._fuse(hr_feat, lr_feat)
 
     def _fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        size = hr_feat.shape[-2:]
+        size = hr_feat.shape[2:]
         compressed_hr, compressed_lr, lowpass, highpass_logits = self.predict(hr_feat, lr_feat)
         fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
         fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
@@ -354,7 +359,7 @@ class FreqFusion(Fusion):
             highpass_logits = highpass_logits + coarse
         return hr, lowpass, highpass_logits
 
-    def _coarse_logits(self, lr: Tensor, highpass_encoder: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    def _coarse_logits(self, lr: Tensor, highpass_encoder: Convolution) -> tuple[Tensor, Tensor]:
         """Coarse logits of the low-pass and of the high-pass, ``(B, up_group * kernel**2, h, w)`` each."""
         if _nhwc.wanted(lr):  # results that begin at aligned places are worth a second pass over a small map
             return self.content_encoder(lr), highpass_encoder(lr)
@@ -366,14 +371,14 @@ class FreqFusion(Fusion):
         """Plain initial fusion: logits of both resolutions, the coarse ones by nearest interpolation."""
 
         def logits(encoder: nn.Module) -> Tensor:
-            return encoder(hr) + resize(encoder(lr), hr.shape[-2:], "nearest")
+            return encoder(hr) + resize(encoder(lr), hr.shape[2:], "nearest")
 
         lowpass = self._lowpass_kernels(logits(self.content_encoder))
         return lowpass, None if self.content_encoder2 is None else logits(self.content_encoder2)
 
     def _kernels_from_sum(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of the sum of both compressed maps."""
-        fused = hr + resize(lr, hr.shape[-2:], "nearest")
+        fused = hr + resize(lr, hr.shape[2:], "nearest")
         lowpass = self._lowpass_kernels(self.content_encoder(fused))
         return lowpass, None if self.content_encoder2 is None else self.content_encoder2(fused)
 
@@ -410,35 +415,81 @@ class FreqFusion(Fusion):
         return resize(x, size, self.upsample_mode, self.align_corners)
 
 
-def _window(kernel_size: int, hamming: bool) -> Tensor:
+class FreqFusion3d(FreqFusion):
+    """:class:`FreqFusion` for volumes ``(B, C, D, H, W)``. There is no official form in 3D: this is an extension.
+
+    All formulas are those in 2D with one axis more: kernels of ``k**3`` taps with a separable Hamming window,
+    cosines with 26 neighbours two voxels away, trilinear resampling by offsets along three axes, which come from 8
+    sub-voxels a coarse voxel, and the same start. Strides may differ by axis (1 x 2 x 2): along one without a stride
+    the offsets of the first sub-voxel serve. Parameter names are those in 2D too. The defaults are smaller, for a
+    kernel of 5 would have 125 taps.
+
+    Weights that are a 2D module's in the middle slice, with logits of all other taps far below, give the results of
+    that module in every slice.
+
+    Args:
+        hr_channels: channels of the fine map.
+        lr_channels: channels of the coarse map.
+        lowpass_kernel: odd side of the low-pass kernels.
+        compressed_channels: channels of the compressed maps.
+        options: further arguments of :class:`FreqFusion`; ``upsample_mode="bilinear"`` is trilinear.
+
+    Source: after Chen et al., TPAMI 2024.
+
+    >>> fusion = FreqFusion3d(hr_channels=8, lr_channels=16)
+    >>> fused = fusion(hr_feat=torch.rand(1, 8, 5, 9, 11), lr_feat=torch.rand(1, 16, 5, 5, 6))
+    >>> tuple(fused.lr_feat.shape)
+    (1, 16, 5, 9, 11)
+    """
+
+    spatial_dims = 3
+
+    @checked_options
+    def __init__(
+        self,
+        hr_channels: int,
+        lr_channels: int,
+        lowpass_kernel: int = 3,
+        compressed_channels: int = 32,
+        **options: Any,
+    ) -> None:
+        options |= {"lowpass_kernel": lowpass_kernel, "compressed_channels": compressed_channels}
+        super().__init__(hr_channels, lr_channels, **options)
+
+
+def _window(kernel_size: int, hamming: bool, dims: int) -> Tensor:
     """Hamming window ``(1, 1, k, k)`` as stored in the official checkpoints, or the ``(1,)`` one of "no window"."""
     if not hamming:
         return torch.ones(1)
     line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64)
-    return torch.outer(line, line).float()[None, None]
+    window = line
+    for _ in range(dims - 1):
+        window = window[..., None] * line
+    return window.float()[None, None]
 
 
-def _compress(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    if _nhwc.wanted(x) and _is_plain(convolution) and not is_channels_last(x):
-        return _nhwc.compress(convolution, x)
-    compressed: Tensor = convolution(x)
+def _compress(layer: Convolution, x: Tensor) -> Tensor:
+    if _nhwc.wanted(x) and _is_plain(layer) and not is_channels_last(x):
+        return _nhwc.compress(layer, x)
+    compressed: Tensor = layer(x)
     return compressed
 
 
-def _convolve_both(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+def _convolve_both(x: Tensor, first: Convolution, second: Convolution) -> Tensor:
     """Channels of both convolutions of ``x``, which have all but their channels in common, in one pass over it."""
     if not (_is_plain(first) and _is_plain(second)):
         return torch.cat((first(x), second(x)), dim=1)
     weight, bias = torch.cat((first.weight, second.weight)), torch.cat((_bias(first), _bias(second)))
-    return F.conv2d(x, weight, bias, padding=first.padding, dilation=first.dilation)
+    convolve = F.conv2d if x.ndim == 4 else F.conv3d
+    return convolve(x, weight, bias, padding=first.padding, dilation=first.dilation)
 
 
-def _is_plain(convolution: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> bool:
     """Whether calling it does nothing but convolve: adapters, sharding and hooks want to be called."""
-    hooks = convolution._forward_hooks or convolution._forward_pre_hooks
-    return type(convolution) is nn.Conv2d and not (hooks or convolution._backward_hooks)
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in (nn.Conv2d, nn.Conv3d) and not (hooks or layer._backward_hooks)
 
 
-def _bias(convolution: nn.Conv2d) -> Tensor:
-    assert convolution.bias is not None
-    return convolution.bias
+def _bias(layer: Convolution) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

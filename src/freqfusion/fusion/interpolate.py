@@ -11,7 +11,13 @@ class Nearest(Fusion):
     """Nearest-neighbour upsampling of the coarse map; the fine map passes unchanged."""
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        return FusedFeatures(None, hr_feat, resize(lr_feat, hr_feat.shape[-2:], "nearest"))
+        return FusedFeatures(None, hr_feat, resize(lr_feat, hr_feat.shape[2:], "nearest"))
+
+
+class Nearest3d(Nearest):
+    """:class:`Nearest` for volumes ``(B, C, D, H, W)``."""
+
+    spatial_dims = 3
 
 
 class Bilinear(Fusion):
@@ -29,5 +35,14 @@ class Bilinear(Fusion):
         self.align_corners = align_corners
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        size = hr_feat.shape[-2:]
+        size = hr_feat.shape[2:]
         return FusedFeatures(None, hr_feat, resize(lr_feat, size, "bilinear", self.align_corners))
+
+
+class Trilinear(Bilinear):
+    """Trilinear upsampling of a coarse volume ``(B, C, d, h, w)``; the fine one passes unchanged.
+
+    Arguments as of :class:`Bilinear`.
+    """
+
+    spatial_dims = 3

@@ -113,6 +113,8 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
         return ""
     if backend == "native" and _native.REASON:
         return _native.REASON
+    if tensors[0].ndim == 5:
+        return "it has no kernels for volumes (B, C, D, H, W)"
     if needs_composite(*tensors):
         return "torch.export and the transforms of torch.func know only torch's own operators"
     known = OPERATORS[operator]
@@ -158,7 +160,7 @@ def explain(operator: str, *tensors: Tensor, groups: int = 1, padding_mode: str 
     if len(tensors) != known.tensors:
         raise ValueError(f"{operator} takes {known.tensors} tensors, got {len(tensors)}")
     for tensor in tensors:
-        check_map("a tensor", tensor)
+        check_map("a tensor", tensor, (2, 3))
         check_filled("a tensor", tensor)
     reasons = {name: _cannot(name, operator, tensors) for name in BACKENDS}
     backend, kernels = choose(operator, None, *tensors), ""

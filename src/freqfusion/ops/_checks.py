@@ -73,19 +73,27 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def check_map(name: str, x: Tensor) -> None:
-    """A floating point map ``(B, C, H, W)``."""
+AXES = {2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
+"""Shape of a map by its spatial dimensions."""
+
+
+def check_map(name: str, x: Tensor, spatial_dims: tuple[int, ...] = (2,)) -> None:
+    """A floating point map ``(B, C, H, W)``, or another of ``spatial_dims``."""
     check_tensor(name, x)
-    if x.ndim != 4:
-        raise ValueError(
-            f"{name} must have 4 dimensions (B, C, H, W), got {x.ndim} with shape {tuple(x.shape)}"
-        )
+    if x.ndim - 2 not in spatial_dims:
+        first, *others = (f"{dims + 2} dimensions {AXES[dims]}" for dims in spatial_dims)
+        volumes = f"; a volume has {others[0]}" if others else ""
+        raise ValueError(f"{name} must have {first}, got {x.ndim} with shape {tuple(x.shape)}{volumes}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
 
 
 def check_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Two maps of one batch size on one device."""
+    """Two maps of as many dimensions, of one batch size and on one device."""
+    if x.ndim != other.ndim:
+        raise ValueError(
+            f"{name} has {x.ndim} dimensions and {other_name} has {other.ndim}; both must be images or both volumes"
+        )
     if x.device != other.device:
         raise ValueError(
             f"{name} is on {x.device} and {other_name} on {other.device}; move them to one device"
@@ -96,7 +104,7 @@ def check_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 def check_filled(name: str, x: Tensor) -> None:
     """A map to read from."""
-    if x.shape[-2] < 1 or x.shape[-1] < 1:
+    if any(side < 1 for side in x.shape[2:]):
         raise ValueError(f"{name} has an empty side: shape {tuple(x.shape)}; there is nothing to read")
 
 
@@ -127,11 +135,11 @@ def check_groups(name: str, channels: int, groups: int) -> int:
     return groups
 
 
-def check_taps(name: str, channels: int, kernel_size: int, groups: int) -> None:
-    needed = groups * kernel_size * kernel_size
+def check_taps(name: str, channels: int, kernel_size: int, groups: int, dims: int = 2) -> None:
+    needed = groups * kernel_size**dims
     if channels != needed:
         raise ValueError(
-            f"{name} must have groups * kernel_size**2 = {groups} * {kernel_size}**2 = {needed} channels, "
+            f"{name} must have groups * kernel_size**{dims} = {groups} * {kernel_size}**{dims} = {needed} channels, "
             f"got {channels}"
         )
 
@@ -144,13 +152,17 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def _innermost(x: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+
+
 def is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.is_contiguous(memory_format=_innermost(x)) and not x.is_contiguous()
 
 
 def layout(x: Tensor) -> torch.memory_format:
     """The memory layout that results take from ``x``."""
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return _innermost(x) if is_channels_last(x) else torch.contiguous_format
 
 
 TORCHSCRIPT = (

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def _reassembly(fine_shape: Sequence[int], kernel_size: int) -> int:
-    """A multiply-add for each tap of each value of the fine map ``(B, C, H, W)``; so too for both adjoints."""
-    return 2 * kernel_size * kernel_size * prod(fine_shape)
+    """A multiply-add for each tap of each value of the fine map ``(B, C, ...)``; so too for both adjoints."""
+    return 2 * kernel_size ** (len(fine_shape) - 2) * prod(fine_shape)
 
 
 @register_flop_formula(torch.ops.freqfusion.carafe)
@@ -30,7 +30,12 @@ def _carafe(
 
 @register_flop_formula(torch.ops.freqfusion.carafe_backward_x)
 def _carafe_backward_x(
-    kernels: Sequence[int], grad: Sequence[int], h: int, w: int, kernel_size: int, *rest: Any, **shapes: Any
+    kernels: Sequence[int],
+    grad: Sequence[int],
+    size: Sequence[int],
+    kernel_size: int,
+    *rest: Any,
+    **shapes: Any,
 ) -> int:
     return _reassembly(grad, kernel_size)
 

@@ -7,6 +7,7 @@ it :data:`REASON` says why it is absent and nothing else here may be called.
 
 import ctypes
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,12 @@ def carafe(
 
 
 def carafe_backward_x(
-    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool
+    kernels: Tensor, grad: Tensor, size: Sequence[int], kernel_size: int, groups: int, reflect: bool
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`."""
     if grad.numel() == 0:
-        return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
-    out = torch.empty((*grad.shape[:2], h, w), dtype=grad.dtype, memory_format=layout(grad))
+        return grad.new_zeros(*grad.shape[:2], *size).contiguous(memory_format=layout(grad))
+    out = torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, memory_format=layout(grad))
     options = (kernel_size, groups, int(reflect), 1)
     _call("freqfusion_carafe_backward_x", (kernels, grad, out), options, grad.numel() * kernel_size**2)
     return out

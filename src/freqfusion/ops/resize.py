@@ -10,11 +10,16 @@ from freqfusion.ops._checks import is_exporting, refuse_torchscript
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
-    """Interpolate ``(B, C, h, w)`` to ``size``; the map itself where it has that size already."""
+    """Interpolate ``(B, C, h, w)`` or ``(B, C, d, h, w)`` to ``size``; the map itself where it has that size already.
+
+    ``"bilinear"`` is trilinear for a volume.
+    """
     refuse_torchscript()
     size = tuple(size)
     if _has_size(x, size):
         return x
+    if mode == "bilinear" and x.ndim == 5:
+        mode = "trilinear"
     if mode in ("nearest", "nearest-exact", "area"):  # these take no align_corners
         return F.interpolate(x, size=size, mode=mode)
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
@@ -35,10 +40,25 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 def _has_size(x: Tensor, size: tuple[int, ...]) -> bool:
     """Whether ``x`` has that size; under export, whether it has it at every size that the program is for."""
     if not is_exporting():
-        return x.shape[-2:] == size
+        return x.shape[2:] == size
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
 
-    return all(statically_known_true(mine == wanted) for mine, wanted in zip(x.shape[-2:], size, strict=True))
+    return all(statically_known_true(mine == wanted) for mine, wanted in zip(x.shape[2:], size, strict=True))
+
+
+def shuffle(x: Tensor, factor: int) -> Tensor:
+    """Channels to sub-pixels: torch's ``pixel_shuffle``, for volumes too.
+
+    There ``(B, C * factor**3, d, h, w)`` becomes ``(B, C, d * factor, h * factor, w * factor)``.
+    """
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, factor)
+    batch, channels, *size = x.shape
+    dims = len(size)
+    channels = channels // factor**dims
+    x = x.reshape(batch, channels, *[factor] * dims, *size)
+    x = x.permute(0, 1, *(axis for inner in range(2, 2 + dims) for axis in (inner + dims, inner)))
+    return x.reshape(batch, channels, *(side * factor for side in size))
 
 
 def fit(x: Tensor, size: Sequence[int]) -> Tensor:

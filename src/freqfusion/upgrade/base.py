@@ -31,6 +31,8 @@ class FusionPoint(NamedTuple):
     """Options of FreqFusion at this point, where its authors published some for this host."""
     stride: int = 0
     """Where the fine map is one of the image's (:class:`ImageStem`), its stride; 0 where it is the host's."""
+    spatial_dims: int = 2
+    """3 where the maps are volumes ``(B, C, D, H, W)``."""
 
 
 class Gate(nn.Module):
@@ -40,11 +42,12 @@ class Gate(nn.Module):
 
     Args:
         channels: channels of both maps.
+        spatial_dims: 3 for volumes.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.weight = nn.Parameter(torch.zeros(channels, *[1] * spatial_dims))
 
     def forward(self, plain: Tensor, fused: Tensor) -> Tensor:
         """Blend two maps ``(B, channels, H, W)``; the result has the dtype of ``plain``."""
@@ -66,8 +69,10 @@ class FusionSlot(nn.Module):
         self.align_corners = point.align_corners
         self.fusion = fusion
         gated = fusion is not None and init == "identity" and point.gated
-        self.lr_gate = Gate(point.lr_channels) if gated else None
-        self.hr_gate = Gate(point.hr_channels) if gated and fusion is not None and fusion.refines_hr else None
+        dims = point.spatial_dims
+        self.lr_gate = Gate(point.lr_channels, dims) if gated else None
+        refines = fusion is not None and fusion.refines_hr
+        self.hr_gate = Gate(point.hr_channels, dims) if gated and refines else None
 
     def forward(
         self, hr_feat: Tensor, lr_feat: Tensor, plain: Callable[[], Tensor] | None = None
@@ -96,7 +101,7 @@ class FusionSlot(nn.Module):
 
     def enlarge(self, lr_feat: Tensor, hr_feat: Tensor) -> Tensor:
         """The coarse map at the size of the fine one, as the host makes it."""
-        return resize(lr_feat, hr_feat.shape[-2:], self.mode, self.align_corners)
+        return resize(lr_feat, hr_feat.shape[2:], self.mode, self.align_corners)
 
 
 STEM_WIDTHS = {2: 32, 4: 48, 8: 64}

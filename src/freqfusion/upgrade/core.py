@@ -121,7 +121,7 @@ def upgrade_(
 
     Args:
         model: a model with a supported host's modules; see :func:`find_sites`.
-        fusion: a name of :func:`freqfusion.list_fusions`.
+        fusion: a name of :func:`freqfusion.list_fusions`, with ``spatial_dims=3`` for a host of volumes.
         filter_fn: given a :class:`Site`, whether to use it; all by default.
         init: ``"identity"``: the outputs are the original's until training moves the gates, which start at
             zero. ``"paper"``: as published, without gates, for training from scratch.
@@ -438,7 +438,9 @@ def _build(
         if point.name in used:
             defaults = point.freqfusion if fusion == "freqfusion" else {}
             fitting = {**defaults, **options}
-            built = create_fitting_fusion(fusion, point.hr_channels, point.lr_channels, fitting)
+            built = create_fitting_fusion(
+                fusion, point.hr_channels, point.lr_channels, fitting, point.spatial_dims
+            )
         fusions[point.name] = FusionSlot(point, built, init)
     channels = place.upgraded.gate_channels(place.context)
     if init == "identity" and channels and not all(point.gated for point in place.points):

@@ -10,18 +10,21 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from freqfusion.ops._windows import part
+
 
 def averaged(enlarged: Tensor, size: Sequence[int]) -> Tensor:
-    """A map ``(B, C, H, W)`` averaged to ``size``, which divides its sides."""
-    height, width = size
-    return F.avg_pool2d(enlarged, (enlarged.shape[-2] // height, enlarged.shape[-1] // width))
+    """A map ``(B, C, H, W)`` or ``(B, C, D, H, W)`` averaged to ``size``, which divides its sides."""
+    pool = F.avg_pool2d if enlarged.ndim == 4 else F.avg_pool3d
+    return pool(enlarged, [fine // side for fine, side in zip(enlarged.shape[2:], size, strict=True)])
 
 
 def fitted(enlarged: Tensor, size: Sequence[int]) -> Tensor:
-    """A map ``(B, C, H, W)`` at the size of a fine map whose odd sides a factor of two does not meet.
+    """A map ``(B, C, H, W)`` or ``(B, C, D, H, W)`` at the size of a fine one whose odd sides a factor does not meet.
 
-    A surplus is cropped, what is missing is filled with the border's values, at the bottom and right.
+    A surplus is cropped, what is missing is filled with the border's values, at the end of each axis.
     """
-    height, width = size
-    missing = (0, max(width - enlarged.shape[-1], 0), 0, max(height - enlarged.shape[-2], 0))
-    return F.pad(enlarged, missing, "replicate")[..., :height, :width]
+    missing = []
+    for side, fine in zip(enlarged.shape[:1:-1], size[::-1], strict=True):  # the last axis first
+        missing += [0, max(fine - side, 0)]
+    return part(F.pad(enlarged, missing, "replicate"), [0] * len(size), size)

@@ -95,9 +95,10 @@ def _applied_kernels(
     lowpass = normalize_kernels(logits, kernel_size, groups, window)
     if not gain:
         return lowpass
-    taps = kernel_size**2
+    dims = logits.ndim - 2
+    taps = kernel_size**dims
     identity = torch.arange(lowpass.shape[1], device=logits.device).remainder(taps).eq(taps // 2)
-    return (identity.to(accumulation_dtype(lowpass)) * gain)[:, None, None] - lowpass
+    return (identity.to(accumulation_dtype(lowpass)) * gain).reshape(-1, *[1] * dims) - lowpass
 
 
 def carafe_from_logits(
@@ -113,7 +114,7 @@ def carafe_from_logits(
     """:func:`freqfusion.ops.carafe` of ``x`` by the normalised ``logits``, or what that leaves of ``x``.
 
     Args:
-        x: ``(B, C, h, w)``, floating point.
+        x: ``(B, C, h, w)``, floating point; or a volume, see there.
         logits: ``(B, groups * kernel_size**2, H, W)``, floating point, as
             :func:`freqfusion.ops.normalize_kernels` takes them.
         kernel_size: odd side of the window.

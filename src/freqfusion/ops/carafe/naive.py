@@ -1,5 +1,7 @@
 """Reference of the reassembly: gathered maps for each row of taps, plain differentiable torch."""
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +20,12 @@ def reflect_index(length: int, radius: int, device: torch.device) -> Tensor:
 
 
 def pad(x: Tensor, radius: int, reflect: bool) -> Tensor:
-    """Pad the last two axes of ``(B, C, h, w)`` by ``radius`` on every side."""
+    """Pad the spatial axes of ``(B, C, h, w)`` or ``(B, C, d, h, w)`` by ``radius`` on every side."""
     if not reflect:
-        return F.pad(x, [radius] * 4)
-    rows = reflect_index(x.shape[-2], radius, x.device)
-    columns = reflect_index(x.shape[-1], radius, x.device)
-    return x.index_select(-2, rows).index_select(-1, columns)
+        return F.pad(x, [radius] * 2 * (x.ndim - 2))
+    for axis in range(2, x.ndim):
+        x = x.index_select(axis, reflect_index(x.shape[axis], radius, x.device))
+    return x
 
 
 def carafe_naive(
@@ -33,17 +35,21 @@ def carafe_naive(
 
     Arguments, shapes and result are those of :func:`freqfusion.ops.carafe`; nothing is checked.
     """
-    (batch, channels, h, w), (height, width) = x.shape, kernels.shape[-2:]
+    (batch, channels, *coarse), fine = x.shape, kernels.shape[2:]
     dtype = accumulation_dtype(x, kernels)
     padded = pad(x.to(dtype), kernel_size // 2, padding_mode == "reflect")
-    taps = kernels.to(dtype).reshape(batch, groups, kernel_size, kernel_size, height, width)
-    taps = taps.transpose(3, 4)  # a row of taps beside the columns that it reads
-    rows = torch.div(torch.arange(height, device=x.device) * h, height, rounding_mode="floor")
-    columns = torch.div(torch.arange(width, device=x.device) * w, width, rounding_mode="floor")
+    taps = kernels.to(dtype).reshape(batch, groups, -1, kernel_size, *fine)  # by rows
+    *centres, columns = (
+        torch.div(torch.arange(side, device=x.device) * length, side, rounding_mode="floor")
+        for side, length in zip(fine, coarse, strict=True)
+    )
     columns = (columns + torch.arange(kernel_size, device=x.device)[:, None]).flatten()
-    out = torch.zeros(batch, groups, channels // groups, height, width, dtype=dtype, device=x.device)
-    for dy in range(kernel_size):
-        values = padded.index_select(2, rows + dy).index_select(3, columns)
-        values = values.reshape(batch, groups, channels // groups, height, kernel_size, width)
-        out = out + (values * taps[:, :, None, dy]).sum(dim=4)
-    return out.reshape(batch, channels, height, width).to(x.dtype)
+    out = torch.zeros(batch, groups, channels // groups, *fine, dtype=dtype, device=x.device)
+    for row, places in enumerate(product(range(kernel_size), repeat=len(centres))):
+        values = padded
+        for axis, (centre, place) in enumerate(zip(centres, places, strict=True), 2):
+            values = values.index_select(axis, centre + place)
+        values = values.index_select(-1, columns)
+        values = values.reshape(batch, groups, channels // groups, *fine[:-1], kernel_size, fine[-1])
+        out = out + (values * taps[:, :, None, row].movedim(3, -2)).sum(dim=-2)  # beside the columns it reads
+    return out.reshape(batch, channels, *fine).to(x.dtype)

@@ -1,5 +1,6 @@
 """Public function of the reassembly, its registered operators and their derivatives."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -46,21 +47,21 @@ OPERATORS["carafe"] = Operator(
 
 
 def _reaching(
-    kernels: Tensor, kernel_size: int, groups: int, reflect: bool, h: int, w: int
+    kernels: Tensor, kernel_size: int, groups: int, reflect: bool, size: Sequence[int]
 ) -> tuple[Tensor, int]:
     """The kernels without the taps that lie outside the map wherever the window is, and their side."""
-    inner = kernel_size if reflect else reachable(kernel_size, 1, h, w)[0]
+    inner = kernel_size if reflect else reachable(kernel_size, 1, *size)[0]
     if inner == kernel_size:
         return kernels, inner
-    taps = kernels.unflatten(1, (groups, kernel_size * kernel_size))
-    return taps.index_select(2, middle(inner, kernel_size, kernels.device)).flatten(1, 2), inner
+    taps = kernels.unflatten(1, (groups, kernel_size ** len(size)))
+    return taps.index_select(2, middle(inner, kernel_size, kernels.device, len(size))).flatten(1, 2), inner
 
 
 @custom_op("freqfusion::carafe", mutates_args=())
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
-    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, x.shape[2:])
     return kernels_for(backend).carafe(x, kernels, inner, groups, reflect)
 
 
@@ -68,17 +69,16 @@ def _carafe(
 def _carafe_backward_x(
     kernels: Tensor,
     grad: Tensor,
-    h: int,
-    w: int,
+    size: Sequence[int],
     kernel_size: int,
     groups: int,
     reflect: bool,
     backend: str = "torch",
 ) -> Tensor:
-    if reflect and backend == "native" and kernel_size // 2 >= max(h, w):
+    if reflect and backend == "native" and kernel_size // 2 >= max(size):
         backend = "torch"  # the native kernel's working memory would grow with the fourth power of the side
-    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, h, w)
-    return kernels_for(backend).carafe_backward_x(kernels, grad, h, w, inner, groups, reflect)
+    kernels, inner = _reaching(kernels, kernel_size, groups, reflect, size)
+    return kernels_for(backend).carafe_backward_x(kernels, grad, size, inner, groups, reflect)
 
 
 @custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
@@ -92,7 +92,7 @@ def carafe_backward_kernels(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     dtype = dtype or accumulation_dtype(x, grad)
-    inner = kernel_size if reflect else reachable(kernel_size, 1, *x.shape[-2:])[0]
+    inner = kernel_size if reflect else reachable(kernel_size, 1, *x.shape[2:])[0]
     if backend == "triton":
         taps = kernels_for("triton").carafe_backward_kernels(x, grad, inner, groups, reflect, dtype)
         return _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(grad))
@@ -104,7 +104,9 @@ def _all_taps(taps: Tensor, inner: int, kernel_size: int, groups: int) -> Tensor
     """The gradient of :func:`_reaching` kernels as that of all."""
     if inner == kernel_size:
         return taps
-    return spread(taps.unflatten(1, (groups, inner * inner)), inner, kernel_size, axis=2).flatten(1, 2)
+    dims = taps.ndim - 2
+    taps = taps.unflatten(1, (groups, inner**dims))
+    return spread(taps, inner, kernel_size, axis=2, dims=dims).flatten(1, 2)
 
 
 @custom_op("freqfusion::carafe_backward", mutates_args=())
@@ -117,20 +119,20 @@ def _carafe_backward(
     reflect: bool,
 ) -> tuple[Tensor, Tensor]:
     """Both derivatives at once; only Triton has a kernel for that."""
-    reaching, inner = _reaching(kernels, kernel_size, groups, reflect, *x.shape[-2:])
+    reaching, inner = _reaching(kernels, kernel_size, groups, reflect, x.shape[2:])
     grad_x, taps = kernels_for("triton").carafe_backward(x, reaching, grad, inner, groups, reflect)
     return grad_x, _all_taps(taps, inner, kernel_size, groups).contiguous(memory_format=layout(kernels))
 
 
 @_carafe.register_fake
 def _(x: Tensor, kernels: Tensor, *rest: Any) -> Tensor:
-    shape = (*x.shape[:2], *kernels.shape[-2:])
+    shape = (*x.shape[:2], *kernels.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @_carafe_backward_x.register_fake
-def _(kernels: Tensor, grad: Tensor, h: int, w: int, *rest: Any) -> Tensor:
-    shape = (*grad.shape[:2], h, w)
+def _(kernels: Tensor, grad: Tensor, size: Sequence[int], *rest: Any) -> Tensor:
+    shape = (*grad.shape[:2], *size)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
 
@@ -144,7 +146,7 @@ def _(
     backend: str = "torch",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    shape = (x.shape[0], groups * kernel_size * kernel_size, *grad.shape[-2:])
+    shape = (x.shape[0], groups * kernel_size ** (grad.ndim - 2), *grad.shape[2:])
     memory_format = layout(grad) if backend == "triton" else torch.contiguous_format
     dtype = dtype or accumulation_dtype(x, grad)
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=memory_format)
@@ -172,7 +174,7 @@ def _carafe_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.rest[-1] == "triton" and need_x and need_kernels:
         return *_carafe_backward(x, kernels, grad, *ctx.rest[:-1]), *(None for _ in ctx.rest)
     return (
-        _carafe_backward_x(kernels, grad, *x.shape[-2:], *ctx.rest) if need_x else None,
+        _carafe_backward_x(kernels, grad, x.shape[2:], *ctx.rest) if need_x else None,
         carafe_backward_kernels(x, grad, *ctx.rest, kernels.dtype) if need_kernels else None,
         *(None for _ in ctx.rest),
     )
@@ -191,7 +193,7 @@ def _both_derivative(ctx: Any, to_x: Tensor, to_kernels: Tensor) -> tuple[Tensor
     if need_incoming:
         in_incoming = _carafe(to_x, kernels, *rest) + _carafe(x, to_kernels, *rest).to(to_x.dtype)
     return (
-        _carafe_backward_x(to_kernels, incoming, *x.shape[-2:], *rest).to(x.dtype) if need_x else None,
+        _carafe_backward_x(to_kernels, incoming, x.shape[2:], *rest).to(x.dtype) if need_x else None,
         carafe_backward_kernels(to_x, incoming, *rest, kernels.dtype) if need_kernels else None,
         in_incoming,
         *(None for _ in ctx.rest),
@@ -200,7 +202,7 @@ def _both_derivative(ctx: Any, to_x: Tensor, to_kernels: Tensor) -> tuple[Tensor
 
 def _backward_x_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     kernels, incoming = ctx.saved_tensors
-    rest = ctx.rest[2:]
+    rest = ctx.rest[1:]
     need_kernels, need_incoming = ctx.needs_input_grad[:2]
     return (
         carafe_backward_kernels(grad, incoming, *rest, kernels.dtype) if need_kernels else None,
@@ -214,7 +216,7 @@ def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
     rest = ctx.rest[:-1]  # without the dtype
     need_x, need_incoming = ctx.needs_input_grad[:2]
     return (
-        _carafe_backward_x(grad, incoming, *x.shape[-2:], *rest).to(x.dtype) if need_x else None,
+        _carafe_backward_x(grad, incoming, x.shape[2:], *rest).to(x.dtype) if need_x else None,
         _carafe(x, grad, *rest).to(incoming.dtype) if need_incoming else None,
         *(None for _ in ctx.rest),
     )
@@ -240,8 +242,11 @@ def carafe(
     ``(floor(I * h / H), floor(J * w / W))`` (integer arithmetic) with its own weights; all channels of a
     group share them. At a whole-number ratio this is CARAFE; it is defined at every other size too.
 
+    Of a volume ``(B, C, d, h, w)``, with kernels ``(B, groups * kernel_size**3, D, H, W)`` whose taps are ordered by
+    depth, row and column, likewise, at any ratio of each axis.
+
     Args:
-        x: ``(B, C, h, w)``, floating point; any memory layout, channels_last is kept.
+        x: ``(B, C, h, w)`` or ``(B, C, d, h, w)``, floating point; any memory layout, channels_last is kept.
         kernels: ``(B, groups * kernel_size**2, H, W)``, floating point; channel
             ``(group * kernel_size + row) * kernel_size + column``. Used as they are: normalise first, see
             :func:`freqfusion.ops.normalize_kernels`.
@@ -254,7 +259,7 @@ def carafe(
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
-        ``(B, C, H, W)`` of the dtype of ``x``. Half precision is accumulated in float32.
+        ``(B, C, H, W)`` or ``(B, C, D, H, W)`` of the dtype of ``x``. Half precision is accumulated in float32.
 
     Raises:
         TypeError: for integer tensors and arguments of another type, such as a float kernel size.
@@ -271,12 +276,12 @@ def carafe(
             [2., 2., 3., 3.],
             [2., 2., 3., 3.]])
     """
-    check_map("x", x)
-    check_map("kernels", kernels)
+    check_map("x", x, (2, 3))
+    check_map("kernels", kernels, (2, 3))
     check_pair("x", x, "kernels", kernels)
     kernel_size = check_kernel_size("kernel_size", kernel_size)
     groups = check_groups("x", x.shape[1], groups)
-    check_taps("kernels", kernels.shape[1], kernel_size, groups)
+    check_taps("kernels", kernels.shape[1], kernel_size, groups, x.ndim - 2)
     reflect = check_padding_mode(padding_mode)
     check_filled("x", x)
     chosen = choose("carafe", backend, x, kernels)

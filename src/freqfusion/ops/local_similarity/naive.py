@@ -1,10 +1,13 @@
 """Reference of the similarities."""
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.ops._checks import accumulation_dtype
+from freqfusion.ops._windows import part
 
 EPSILON = 1e-8
 """Floor of each vector's norm, as in :func:`torch.nn.functional.cosine_similarity`."""
@@ -12,15 +15,14 @@ EPSILON = 1e-8
 
 def local_similarity_naive(x: Tensor, window: int = 3, dilation: int = 2) -> Tensor:
     """One cosine a neighbour with torch's own function: the oracle; nothing is checked."""
-    height, width = x.shape[-2:]
-    dilation = min(dilation, max(height, width))  # from there on nothing lies
+    size = x.shape[2:]
+    dilation = min(dilation, max(size))  # from there on nothing lies
     features = x.to(accumulation_dtype(x))
-    padded = F.pad(features, [window // 2 * dilation] * 4)
+    padded = F.pad(features, [window // 2 * dilation] * 2 * len(size))
     similarities = []
-    for tap in range(window * window):
-        if tap == window * window // 2:
+    for tap in product(range(window), repeat=len(size)):
+        if set(tap) == {window // 2}:
             continue
-        top, left = (place * dilation for place in divmod(tap, window))
-        neighbour = padded[:, :, top : top + height, left : left + width]
+        neighbour = part(padded, [place * dilation for place in tap], size)
         similarities.append(F.cosine_similarity(features, neighbour, dim=1, eps=EPSILON))
     return torch.stack(similarities, dim=1).to(x.dtype)

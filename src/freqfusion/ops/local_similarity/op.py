@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from freqfusion.ops._autograd import second_derivative
-from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
+from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation, needs_composite
 from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_whole, layout
 from freqfusion.ops._windows import reachable
 from freqfusion.ops.local_similarity.naive import EPSILON
@@ -30,8 +30,11 @@ OPERATORS["local_similarity"] = Operator(
 def _local_similarity(
     x: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> tuple[Tensor, Tensor]:
-    """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves."""
-    inner, dilation = reachable(window, dilation, *x.shape[-2:])
+    """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves.
+
+    torch's, which is for volumes, needs neither.
+    """
+    inner, dilation = reachable(window, dilation, *x.shape[2:])
     kernels = kernels_for(backend)
     if backend == "triton":
         similarity, saved = kernels.local_similarity(x, inner, dilation, EPSILON, _planes(window))
@@ -48,9 +51,9 @@ def _planes(window: int) -> int:
 def _local_similarity_backward(
     x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> Tensor:
-    inner, dilation = reachable(window, dilation, *x.shape[-2:])
+    inner, dilation = reachable(window, dilation, *x.shape[2:])
     if inner < window:
-        middle = neighbours(inner, window, x.device)
+        middle = neighbours(inner, window, x.device, x.ndim - 2)
         grad = grad.index_select(1, middle)
         if backend == "native":
             saved = saved.index_select(1, middle)
@@ -59,7 +62,7 @@ def _local_similarity_backward(
 
 @_local_similarity.register_fake
 def _(x: Tensor, window: int, dilation: int, backend: str = "native") -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0], window * window - 1, *x.shape[-2:])
+    shape = (x.shape[0], window ** (x.ndim - 2) - 1, *x.shape[2:])
     if backend == "triton":
         similarity = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
         return similarity, similarity.new_empty(
@@ -78,7 +81,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     similarity, saved = output
     ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, saved if ctx.rest[-1] == "triton" else similarity)
+    ctx.save_for_backward(x, similarity if ctx.rest[-1] == "native" else saved)
 
 
 def _derivative(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -113,17 +116,19 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     """Cosine similarity between each pixel's feature vector and those of its neighbours.
 
     Neighbours lie on a ``window`` x ``window`` grid with steps of ``dilation`` pixels, row by row, the centre
-    left out. Neighbours outside the map, and pixels whose vector is zero, have similarity 0.
+    left out; of a volume on a cube: 26 with the default window. Neighbours outside the map, and pixels whose vector
+    is zero, have similarity 0.
 
     Args:
-        x: ``(B, C, H, W)``, floating point.
+        x: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, floating point.
         window: odd side of the neighbourhood, at least 3.
         dilation: distance of adjacent neighbours in pixels; may exceed the map, at no cost.
         backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
-        ``(B, window**2 - 1, H, W)`` in [-1, 1], of the dtype of ``x``; half precision is computed in float32.
+        ``(B, window**2 - 1, H, W)`` or ``(B, window**3 - 1, D, H, W)`` in [-1, 1], of the dtype of ``x``; half
+        precision is computed in float32.
 
         With windows up to 5 and 256 channels, every backend's float32 similarity is within ``4 * 2**-23`` of the
         exact one. The error of a pixel's gradient is up to ``4 * 2**-23 / norm`` times the sum of the absolute
@@ -143,14 +148,14 @@ def local_similarity(x: Tensor, window: int = 3, dilation: int = 2, backend: str
     >>> local_similarity(x, window=3, dilation=1)[0, :, 0, 1]
     tensor([0., 0., 0., 1., 1., 0., 0., 0.])
     """
-    check_map("x", x)
+    check_map("x", x, (2, 3))
     window = check_kernel_size("window", window)
     dilation = check_whole("dilation", dilation)
     if window < 3 or dilation < 1:
         raise ValueError(f"window must be at least 3 and dilation at least 1, got {window} and {dilation}")
     dilation = min(dilation, MAX_DILATION)
     chosen = choose("local_similarity", backend, x)
-    if chosen == "torch":
+    if chosen == "torch" and (x.ndim == 4 or needs_composite(x)):
         similarity = mirrored(x, window, dilation)
     else:
         similarity, _ = _local_similarity(x, window, dilation, chosen)

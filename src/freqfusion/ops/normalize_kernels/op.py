@@ -80,12 +80,12 @@ def normalize_kernels(
     ``softmax(logits + log(window))``.
 
     Args:
-        logits: ``(B, groups * kernel_size**2, H, W)``, floating point.
+        logits: ``(B, groups * kernel_size**2, H, W)`` or ``(B, groups * kernel_size**3, D, H, W)``, floating point.
         kernel_size: odd side of the kernels.
         groups: kernels a pixel.
         window: ``(..., kernel_size, kernel_size)`` or any shape with ``kernel_size**2`` positive entries (for
-            example a Hamming window), or None for the plain softmax. With a window that requires a gradient,
-            torch computes.
+            example a Hamming window), of a volume ``kernel_size**3``; or None for the plain softmax. With a window
+            that requires a gradient, torch computes.
 
     Returns:
         Kernels of the shape and dtype of ``logits``; half precision is normalised in float32.
@@ -101,16 +101,17 @@ def normalize_kernels(
     >>> round(float(kernels[0, 4, 0, 0]), 4)
     0.1111
     """
-    check_map("logits", logits)
+    check_map("logits", logits, (2, 3))
     kernel_size = check_kernel_size("kernel_size", kernel_size)
     groups = check_count("groups", groups)
-    check_taps("logits", logits.shape[1], kernel_size, groups)
-    taps = kernel_size * kernel_size
+    dims = logits.ndim - 2
+    check_taps("logits", logits.shape[1], kernel_size, groups, dims)
+    taps = kernel_size**dims
     if window is not None:
         check_tensor("window", window)
         if window.numel() != taps:
             raise ValueError(
-                f"window must have kernel_size**2 = {taps} entries, got shape {tuple(window.shape)}"
+                f"window must have kernel_size**{dims} = {taps} entries, got shape {tuple(window.shape)}"
             )
         if window.device != logits.device:
             raise ValueError(

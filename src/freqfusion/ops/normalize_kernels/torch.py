@@ -9,8 +9,7 @@ from freqfusion.ops._checks import accumulation_dtype
 def normalize_kernels(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
     """As :func:`freqfusion.ops.normalize_kernels`; ``taps`` of each group."""
     dtype = accumulation_dtype(logits)
-    batch, channels, height, width = logits.shape
-    scores = logits.to(dtype).reshape(batch, channels // taps, taps, height, width)
+    scores = logits.to(dtype).unflatten(1, (-1, taps))
     if window is not None:
-        scores = scores + window.to(dtype).log().reshape(1, 1, -1, 1, 1)
+        scores = scores + window.to(dtype).log().reshape(-1, *[1] * (logits.ndim - 2))
     return torch.softmax(scores, dim=2).reshape(logits.shape).to(logits.dtype)

@@ -1,5 +1,9 @@
 """Reference of the sampling."""
 
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -8,36 +12,36 @@ from freqfusion.ops._sampling import one_unless
 
 
 def resample_naive(
-    x: Tensor, offsets: Tensor, groups: int = 1, unit_size: tuple[int, int] | None = None
+    x: Tensor, offsets: Tensor, groups: int = 1, unit_size: Sequence[int] | None = None
 ) -> Tensor:
-    """The four neighbours gathered and weighted by hand: the oracle; nothing is checked."""
-    (batch, channels, in_height, in_width), (height, width) = x.shape, offsets.shape[-2:]
-    unit_height, unit_width = unit_size or (in_height, in_width)
+    """The four (of a volume eight) neighbours gathered and weighted by hand: the oracle; nothing is checked."""
+    (batch, channels, *size), out_size = x.shape, offsets.shape[2:]
+    dims = len(size)
     dtype = accumulation_dtype(x, offsets)
-    dx, dy = offsets.to(dtype).reshape(batch, 2, groups, height, width).unbind(1)
-    columns = (torch.arange(width, dtype=dtype, device=x.device) + 0.5) * unit_width / width
-    rows = (torch.arange(height, dtype=dtype, device=x.device) + 0.5) * unit_height / height
-    # positions in pixels of x, whose first centre is 0; clamped to the centres of the border pixels
-    column = (columns + dx) * in_width / unit_width - 0.5
-    row = (rows[:, None] + dy) * in_height / unit_height - 0.5
-    unknown = (column.isnan() | row.isnan()).unsqueeze(2)
-    column, row = _clamped(column, in_width - 1), _clamped(row, in_height - 1)
-    left, top = column.detach().floor().long(), row.detach().floor().long()
-    right, bottom = (left + 1).clamp_max(in_width - 1), (top + 1).clamp_max(in_height - 1)
-    weight_x, weight_y = (column - left).unsqueeze(2), (row - top).unsqueeze(2)
-    flat = x.to(dtype).reshape(batch, groups, channels // groups, in_height * in_width)
-
-    def at(rows: Tensor, columns: Tensor) -> Tensor:
-        index = (
-            (rows * in_width + columns).reshape(batch, groups, 1, -1).expand(-1, -1, channels // groups, -1)
-        )
-        return flat.gather(3, index).reshape(batch, groups, channels // groups, height, width)
-
-    upper = at(top, left) * (1 - weight_x) + at(top, right) * weight_x
-    lower = at(bottom, left) * (1 - weight_x) + at(bottom, right) * weight_x
-    out = upper * (1 - weight_y) + lower * weight_y
+    moves = offsets.to(dtype).reshape(batch, dims, groups, *out_size).unbind(1)[::-1]
+    # positions in pixels of x by axis, whose first centre is 0; clamped to the centres of the border pixels
+    positions = []
+    for axis, (move, side, unit, length) in enumerate(
+        zip(moves, out_size, unit_size or size, size, strict=True)
+    ):
+        centres = (torch.arange(side, dtype=dtype, device=x.device) + 0.5) * unit / side
+        centres = centres.reshape(-1, *[1] * (dims - 1 - axis))
+        positions.append((centres + move) * length / unit - 0.5)
+    unknown = torch.stack([position.isnan() for position in positions]).any(0).unsqueeze(2)
+    positions = [_clamped(position, length - 1) for position, length in zip(positions, size, strict=True)]
+    lows = [position.detach().floor().long() for position in positions]
+    flat = x.to(dtype).reshape(batch, groups, channels // groups, prod(size))
+    out = torch.zeros(batch, groups, channels // groups, *out_size, dtype=dtype, device=x.device)
+    for corner in product((0, 1), repeat=dims):
+        index, weight = torch.zeros_like(lows[0]), torch.ones_like(positions[0])
+        for upper, low, position, length in zip(corner, lows, positions, size, strict=True):
+            index = index * length + (low + upper).clamp_max(length - 1)
+            share = position - low
+            weight = weight * (share if upper else 1 - share)
+        places = index.reshape(batch, groups, 1, -1).expand(-1, -1, channels // groups, -1)
+        out = out + flat.gather(3, places).reshape(out.shape) * weight.unsqueeze(2)
     out = out * one_unless(unknown, dtype)
-    return out.reshape(batch, channels, height, width).to(x.dtype)
+    return out.reshape(batch, channels, *out_size).to(x.dtype)
 
 
 def _clamped(position: Tensor, last: int) -> Tensor:

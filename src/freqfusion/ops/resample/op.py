@@ -1,5 +1,6 @@
-"""Grouped bilinear sampling at displaced positions."""
+"""Grouped linear sampling at displaced positions."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -116,20 +117,22 @@ _resample_backward_offsets.register_autograd(
 )
 
 
-def _pair(unit_size: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(unit_size, (tuple, list)) or len(unit_size) != 2:
-        raise TypeError(f"unit_size must be (height, width) or None, got {unit_size!r}; pass two ints")
-    return check_count("unit_size[0]", unit_size[0]), check_count("unit_size[1]", unit_size[1])
+def _checked_unit(unit_size: Sequence[int], dims: int) -> list[int]:
+    if not isinstance(unit_size, (tuple, list)) or len(unit_size) != dims:
+        wanted = "(height, width) or None" if dims == 2 else "(depth, height, width) or None"
+        number = "two" if dims == 2 else "three"
+        raise TypeError(f"unit_size must be {wanted}, got {unit_size!r}; pass {number} ints")
+    return [check_count(f"unit_size[{axis}]", side) for axis, side in enumerate(unit_size)]
 
 
 def resample(
     x: Tensor,
     offsets: Tensor,
     groups: int = 1,
-    unit_size: tuple[int, int] | None = None,
+    unit_size: Sequence[int] | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Sample ``x`` bilinearly at the output grid's own positions plus ``offsets``.
+    """Sample ``x`` bilinearly (a volume trilinearly) at the output grid's own positions plus ``offsets``.
 
     The output grid ``(H, W)`` covers the same area as ``x``: with zero offsets the result is ``x`` itself
     where the sizes agree, and its bilinear interpolation (half-pixel centres) where they do not. Positions
@@ -137,18 +140,19 @@ def resample(
     there and those of the pixels beside the place.
 
     Args:
-        x: ``(B, C, h, w)``, floating point.
+        x: ``(B, C, h, w)`` or ``(B, C, d, h, w)``, floating point.
         offsets: ``(B, 2 * groups, H, W)``; first the ``groups`` displacements along x (columns, to the right),
-            then those along y (rows, downwards).
+            then those along y (rows, downwards). Of a volume ``(B, 3 * groups, D, H, W)``; last those along depth.
         groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
-        unit_size: ``(height, width)`` of the pixel grid in whose pixels offsets are counted; None for the
-            grid of ``x``. FreqFusion samples an already upsampled map by offsets in coarse pixels.
+        unit_size: ``(height, width)`` or ``(depth, height, width)`` of the pixel grid in whose pixels offsets are
+            counted; None for the grid of ``x``. FreqFusion samples an already upsampled map by offsets in coarse
+            pixels.
         backend: ``"native"``, ``"triton"``, ``"torch"``, or None for the best that can; see
             :func:`freqfusion.ops.use_backend`.
 
     Returns:
-        ``(B, C, H, W)`` of the dtype of ``x``. Positions and weights are at least float32: a bfloat16
-        position would miss by more than a pixel on a map of a few hundred.
+        ``(B, C, H, W)`` or ``(B, C, D, H, W)`` of the dtype of ``x``. Positions and weights are at least float32: a
+        bfloat16 position would miss by more than a pixel on a map of a few hundred.
 
     Raises:
         TypeError: for integer tensors and arguments of another type, such as a float number of groups.
@@ -163,15 +167,18 @@ def resample(
     >>> resample(x, offsets)
     tensor([[[[0.5000, 1.5000, 2.5000, 3.0000]]]])
     """
-    check_map("x", x)
-    check_map("offsets", offsets)
+    check_map("x", x, (2, 3))
+    check_map("offsets", offsets, (2, 3))
     check_pair("x", x, "offsets", offsets)
     check_filled("x", x)
     groups = check_groups("x", x.shape[1], groups)
-    if offsets.shape[1] != 2 * groups:
-        raise ValueError(f"offsets must have 2 * groups = {2 * groups} channels, got {offsets.shape[1]}")
-    unit_height, unit_width = x.shape[-2:] if unit_size is None else _pair(unit_size)
+    dims = x.ndim - 2
+    if offsets.shape[1] != dims * groups:
+        raise ValueError(
+            f"offsets must have {dims} * groups = {dims * groups} channels, got {offsets.shape[1]}"
+        )
+    unit = x.shape[2:] if unit_size is None else _checked_unit(unit_size, dims)
     chosen = choose("resample", backend, x, offsets)
     if chosen == "torch":
-        return grid_sampled(x, offsets, groups, unit_height, unit_width)
-    return _resample(x, offsets, groups, unit_height, unit_width, chosen)
+        return grid_sampled(x, offsets, groups, unit)
+    return _resample(x, offsets, groups, unit[0], unit[1], chosen)

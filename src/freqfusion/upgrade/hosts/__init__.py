@@ -7,7 +7,9 @@ from torch import nn
 from freqfusion.upgrade.base import Upgraded
 
 SUPPORTED = {
-    "monai": "BasicUNet, BasicUNetPlusPlus, FlexibleUNet, DynUNet, UNETR, SwinUNETR, SegResNet with spatial_dims=2",
+    "monai": (
+        "BasicUNet, BasicUNetPlusPlus, FlexibleUNet, UNet, DynUNet, UNETR, SwinUNETR, SegResNet, in 2D and 3D"
+    ),
     "segmentation_models_pytorch": (
         "Unet, UnetPlusPlus, MAnet, Linknet, FPN, PAN, UPerNet, Segformer, DeepLabV3Plus (whole models)"
     ),
@@ -25,6 +27,7 @@ SUPPORTED = {
 _FILES = {
     "monai.networks.blocks.dynunet_block": "monai",
     "monai.networks.blocks.unetr_block": "monai",
+    "monai.networks.layers.simplelayers": "monai",
     "monai.networks.nets.basic_unet": "monai",
     "monai.networks.nets.segresnet": "monai",
     "ultralytics.nn.modules.conv": "ultralytics",

@@ -4,7 +4,7 @@
 sums, for whatever the others cannot do. Each module says how far a bad value travels. All are deterministic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import isqrt
 from types import ModuleType
@@ -124,14 +124,14 @@ def _forward(
 def carafe_backward_x(
     kernels: Tensor,
     grad: Tensor,
-    h: int,
-    w: int,
+    size: Sequence[int],
     kernel_size: int,
     groups: int,
     reflect: bool,
     gain: int = 0,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`; of the high-pass difference with a ``gain``."""
+    h, w = size
     if grad.numel() == 0:
         return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
     chosen = for_gradient_in_x(grad, (h, w), kernel_size).kernels
@@ -184,9 +184,8 @@ def carafe_backward(
     """Derivatives of :func:`carafe` in ``x`` and ``kernels``, of the dtypes of ``grad`` and ``kernels``."""
     if grad.numel() and _is_resident(x, grad, kernel_size):
         return bands.backward_both(x, kernels, None, grad, kernel_size, groups, reflect, False, 0)
-    h, w = x.shape[-2:]
     return (
-        carafe_backward_x(kernels, grad, h, w, kernel_size, groups, reflect),
+        carafe_backward_x(kernels, grad, x.shape[2:], kernel_size, groups, reflect),
         carafe_backward_kernels(x, grad, kernel_size, groups, reflect, kernels.dtype, layout(kernels)),
     )
 
@@ -211,8 +210,7 @@ def carafe_from_logits_backward(
         _backward_kernels(x, grad, logits, window, grad_logits, applied, kernel_size, groups, reflect, gain)
     else:
         grad_logits.zero_()
-    h, w = x.shape[-2:]
-    return carafe_backward_x(applied, grad, h, w, kernel_size, groups, reflect, gain), grad_logits
+    return carafe_backward_x(applied, grad, x.shape[2:], kernel_size, groups, reflect, gain), grad_logits
 
 
 _CASES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int], int, int | None, bool]] = {
