@@ -38,7 +38,9 @@ def carafe_naive(
     (batch, channels, *coarse), fine = x.shape, kernels.shape[2:]
     dtype = accumulation_dtype(x, kernels)
     padded = pad(x.to(dtype), kernel_size // 2, padding_mode == "reflect")
-    taps = kernels.to(dtype).reshape(batch, groups, -1, kernel_size, *fine)  # by rows
+    taps = kernels.to(dtype).reshape(
+        batch, groups, kernel_size ** (len(fine) - 1), kernel_size, *fine
+    )  # by rows
     *centres, columns = (
         torch.div(torch.arange(side, device=x.device) * length, side, rounding_mode="floor")
         for side, length in zip(fine, coarse, strict=True)
