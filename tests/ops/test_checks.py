@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from freqfusion import ops
 from freqfusion.analysis.spectra import kernel_spectrum
 from freqfusion.ops import carafe, explain, local_similarity, normalize_kernels, resample, window_similarity
 
@@ -121,3 +122,13 @@ def test_an_empty_map_cannot_be_read(backend: str) -> None:
         resample(X[:, :, :0], OFFSETS, backend=backend)
     with pytest.raises(ValueError, match="key has an empty side"):
         window_similarity(X, X[..., :0], 3)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_oracles_take_empty_batches(dims: int) -> None:
+    coarse, fine = [3] * dims, [6] * dims
+    x = torch.zeros(0, 4, *coarse)
+    assert ops.carafe_naive(x, torch.zeros(0, 3**dims, *fine), 3).shape == (0, 4, *fine)
+    assert ops.resample_naive(x, torch.zeros(0, dims, *fine)).shape == (0, 4, *fine)
+    assert ops.local_similarity_naive(x).shape == (0, 3**dims - 1, *coarse)
+    assert ops.normalize_kernels_naive(torch.zeros(0, 3**dims, *fine), 3).shape == (0, 3**dims, *fine)

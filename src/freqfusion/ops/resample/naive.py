@@ -38,7 +38,7 @@ def resample_naive(
             index = index * length + (low + upper).clamp_max(length - 1)
             share = position - low
             weight = weight * (share if upper else 1 - share)
-        places = index.reshape(batch, groups, 1, -1).expand(-1, -1, channels // groups, -1)
+        places = index.flatten(2)[:, :, None].expand(-1, -1, channels // groups, -1)
         out = out + flat.gather(3, places).reshape(out.shape) * weight.unsqueeze(2)
     out = out * one_unless(unknown, dtype)
     return out.reshape(batch, channels, *out_size).to(x.dtype)
