@@ -40,12 +40,12 @@ class _Method(NamedTuple):
 
 _METHODS: dict[str, _Method] = {
     "bilinear": _Method(BilinearFeatures, False, "interpolation", 0),
-    "naf": _Method(NAF, False, "Chambon et al., NAF, CVPR", 2026),
-    "anyup": _Method(AnyUp, False, "Wimmer et al., AnyUp, ICLR", 2026),
-    "jafar": _Method(JAFAR, True, "Couairon et al., JAFAR, NeurIPS", 2025),
     "joint_bilateral": _Method(JointBilateralFeatures, False, "Kopf et al., SIGGRAPH", 2007),
     "featup_jbu": _Method(FeatUpJBU, True, "Fu et al., FeatUp, ICLR", 2024),
+    "jafar": _Method(JAFAR, True, "Couairon et al., JAFAR, NeurIPS", 2025),
     "loftup": _Method(LoftUp, True, "Huang et al., LoftUp, ICCV", 2025),
+    "anyup": _Method(AnyUp, False, "Wimmer et al., AnyUp, ICLR", 2026),
+    "naf": _Method(NAF, False, "Chambon et al., NAF, CVPR", 2026),
     "uplift": _Method(UPLiFT, True, "UPLiFT, CVPR", 2026),
 }
 
