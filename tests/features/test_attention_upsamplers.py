@@ -102,7 +102,7 @@ def test_places_are_scaled_in_training_alone() -> None:
         plain = upsampler.eval()(features, image)
         upsampler.train()
         first, again = upsampler(features, image), upsampler(features, image)
-        assert torch.equal(first, again)
+        assert not torch.allclose(first, again, atol=1e-4)  # another factor in each pass
         assert not torch.allclose(first, plain, atol=1e-4)
         assert torch.equal(upsampler.eval()(features, image), plain)
 

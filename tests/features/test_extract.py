@@ -239,7 +239,7 @@ def test_wrong_images_and_models():
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("ViTMAEModel", r"expected at least 2 x 3 tokens .* got \(2, 2, 24\)"),  # drops most of them
+        ("ViTMAEModel", "it has mask_ratio"),  # drops most of them and shuffles the others
         ("PixtralVisionModel", r"got \(1, 12, 24\)"),  # joins the images of a batch
         ("VitDetModel", r"got \(2, 24, 2, 3\)"),
         ("Siglip2VisionModel", "expected a plain vision transformer"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion.features._rows import Rows
+from freqfusion.ops._checks import accumulation_dtype
 
 GROUPS = 8
 """Of every group norm."""
@@ -78,12 +79,18 @@ class AxisRotation(nn.Module):
 
     def turn(self, x: Tensor, lo: int, hi: int, height: int) -> Tensor:
         """Rows ``lo`` to ``hi - 1`` of a map of ``height`` rows."""
-        y = torch.arange(lo, hi, device=x.device, dtype=self.freqs.dtype) / max(height - 1, 1)
-        z = torch.arange(x.shape[3], device=x.device, dtype=self.freqs.dtype) / max(x.shape[3] - 1, 1)
-        down, across = self.freqs[..., None, None]
+        dtype = accumulation_dtype(self.freqs)  # half precision does not count the rows of a large map
+        y = torch.arange(lo, hi, device=x.device, dtype=dtype) / max(height - 1, 1)
+        z = torch.arange(x.shape[3], device=x.device, dtype=dtype) / max(x.shape[3] - 1, 1)
+        down, across = self.freqs.to(dtype)[..., None, None]
         angle = down * y[:, None] + across * z
         partner = torch.cat([-x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1)
         return x * angle.cos().to(x.dtype) + partner * angle.sin().to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Of length 1 over the channels; zeros stay zeros, in half precision too."""
+    return nn.functional.normalize(x.to(accumulation_dtype(x)), dim=1).to(x.dtype)
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:

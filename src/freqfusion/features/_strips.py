@@ -97,7 +97,7 @@ def row_weights(like: Tensor, height: int, out: int, **options: Any) -> Tensor:
 
 
 def refuse_training(module: nn.Module, chunk: int | None) -> None:
-    """Batch norm would take each strip's own statistics."""
+    """Batch norm would take each strip's own statistics, and dropout leave out other channels in each."""
     if module.training and chunk is not None:
         raise ValueError(
             f"chunk is for evaluation: call .eval() of the {type(module).__name__}, or leave chunk out"

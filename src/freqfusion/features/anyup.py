@@ -16,6 +16,7 @@ from freqfusion.features._encoders import (
     convolution,
     normalised,
     project,
+    unit,
 )
 from freqfusion.features._rows import Rows
 from freqfusion.features.base import FeatureUpsampler, Size
@@ -86,7 +87,7 @@ class AnyUp(FeatureUpsampler):
         image = image.to(self.rope.freqs.dtype)
         encoded = Rows.of(image, chunk).through(self.image_encoder).through(self.rope)
         pooled = encoded.through(self.key_encoder).pooled(coarse).whole()
-        described = Rows.of(F.normalize(features.to(image.dtype), dim=1), None)
+        described = Rows.of(unit(features.to(image.dtype)), None)
         known = described.through(self.key_features_encoder).whole()
         keys = Rows.of(torch.cat([pooled, known], 1), None).through(self.aggregation).whole()
         queries = encoded.through(self.query_encoder).pooled(size)
@@ -96,16 +97,21 @@ class AnyUp(FeatureUpsampler):
     def own_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the first form under the names of the second, where this is of the second."""
         state = dict(state)
-        attention = "cross_decode.cross_attn.attention."
-        if not self.natten or f"{attention}in_proj_weight" not in state:
+        both = "cross_decode.cross_attn."
+        if not self.natten or not any(key.startswith(f"{both}attention.") for key in state):
             return state
-        for kind, last in (("weight", (..., None, None)), ("bias", ...)):
-            parts = state.pop(f"{attention}in_proj_{kind}").chunk(3)
+        for kind, last in (
+            ("weight", (..., None, None)),
+            ("bias", ...),
+        ):  # what lacks here is found missing later
+            state.pop(f"{both}attention.out_proj.{kind}", None)
+            joined = state.pop(f"{both}attention.in_proj_{kind}", None)
+            parts = () if joined is None else torch.atleast_1d(joined).chunk(3)
             for name, part in zip(("q_proj", "k_proj"), parts, strict=False):
-                state[f"cross_decode.cross_attn.{name}.{kind}"] = part[last]
-            del state[f"{attention}out_proj.{kind}"]
+                state[f"{both}{name}.{kind}"] = part[last]
         for name in ("norm_q", "norm_k"):
-            state[f"cross_decode.{name}.weight"] = state.pop(f"cross_decode.cross_attn.{name}.weight")
+            if f"{both}{name}.weight" in state:
+                state[f"cross_decode.{name}.weight"] = state.pop(f"{both}{name}.weight")
         return state
 
     def _window(self, fine: int, coarse: int, name: str) -> Tensor:

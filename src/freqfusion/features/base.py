@@ -1,7 +1,7 @@
 """The contract of the upsamplers of frozen features: features and an image in, features at any size out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class FeatureUpsampler(NotScriptable, nn.Module, ABC):
                 f"features have {features.shape[1]} channels, this {type(self).__name__} was built for "
                 f"{self.channels}; build it with channels={features.shape[1]}"
             )
-        size = tuple(image.shape[-2:]) if size is None else tuple(size)
+        size = image.shape[-2:] if size is None else size
+        size = tuple(size) if isinstance(size, Iterable) else (size,)
         if len(size) != 2:
             raise ValueError(f"size must be (H, W), got {size}")
         size = (check_count("size", size[0]), check_count("size", size[1]))
@@ -84,12 +85,26 @@ class FeatureUpsampler(NotScriptable, nn.Module, ABC):
         if chunk is not None:
             chunk = check_count("chunk", chunk)
             if torch.is_grad_enabled() and (
-                features.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+                features.requires_grad
+                or image.requires_grad
+                or any(parameter.requires_grad for parameter in self.parameters())
             ):
                 raise ValueError(
                     "chunk is for use without gradients: call under torch.no_grad(), or leave chunk out to train"
                 )
-        with torch.no_grad():
-            mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-            image = (image - mean) / std
+        image = normalise(image, self.mean, self.std)
         return self.upsample(features, image, size, chunk).to(features.dtype)
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """``(image - mean) / std``, per colour.
+
+    Raises:
+        ValueError: unless both are of three colours and the deviations are over 0.
+    """
+    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+        raise ValueError(
+            f"mean and std must be three numbers each, one per colour, std over 0; got {mean} and {std}"
+        )
+    centre, scale = (image.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (image - centre) / scale

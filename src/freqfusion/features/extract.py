@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from freqfusion.features.base import Size
+from freqfusion.features.base import Size, normalise
 from freqfusion.ops._checks import check_filled, check_map, check_whole
 from freqfusion.ops.resize import resize
 
@@ -90,9 +90,8 @@ def extract_features(
             f"this {type(model).__name__} is in training mode, where features vary: call its .eval()"
         )
     defaults = encoder_normalisation(model)
-    values = (image.new_tensor(own or default) for own, default in zip((mean, std), defaults, strict=True))
-    centre, scale = (value[:, None, None] for value in values)
-    image = ((image - centre) / scale).to(next(model.parameters()).dtype)
+    image = normalise(image, defaults[0] if mean is None else mean, defaults[1] if std is None else std)
+    image = image.to(next(model.parameters()).dtype)
     if hasattr(model, "forward_intermediates"):
         read = _of_timm
     elif hasattr(model, "base_model") and hasattr(model, "config"):
@@ -142,6 +141,11 @@ def _of_transformers(model: Any, image: Tensor, layers: Sequence[int] | None) ->
         raise _unreadable(
             model, "expected a plain vision transformer, with one list of layers and one patch size"
         )
+    for name in ("mask_ratio", "num_detection_tokens"):  # of ViTMAE and YOLOS
+        if hasattr(config, name):
+            raise _unreadable(
+                model, f"it has {name}, so its last tokens are not those of the patches in order"
+            )
     patch = encoder_patch(model)
     image = _in_whole_patches(image, patch)
     chosen = _resolve(layers, len(blocks), model)

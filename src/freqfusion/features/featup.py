@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Stream, in_strips
+from freqfusion.features._strips import Read, Resized, Stream, in_strips, refuse_training
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.ops import carafe, window_similarity
@@ -103,6 +103,7 @@ class FeatUpJBU(FeatureUpsampler):
         return {key: value for key, value in state.items() if self.norm or not key.startswith("norm.")}
 
     def upsample(self, features: Tensor, image: Tensor, size: Size, chunk: int | None) -> Tensor:
+        refuse_training(self, chunk)
         dtype, own = features.dtype, self.up1.range_temp.dtype
         features, image = features.to(own), image.to(own)
         if self.norm is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.features._attention import attend_rows, every
@@ -15,6 +14,7 @@ from freqfusion.features._encoders import (
     convolution,
     normalised,
     project,
+    unit,
 )
 from freqfusion.features._rows import Rows
 from freqfusion.features.base import FeatureUpsampler, Size
@@ -74,7 +74,7 @@ class JAFAR(FeatureUpsampler):
         image = image.to(self.rope.freqs.dtype)
         encoded = Rows.of(image, chunk).through(self.image_encoder).through(self.rope)
         pooled = self.norm(encoded.through(self.key_encoder).pooled(coarse).whole())
-        described = Rows.of(F.normalize(features.to(image.dtype), dim=1), None)
+        described = Rows.of(unit(features.to(image.dtype)), None)
         known = described.through(self.key_features_encoder).whole()
         keys = self.sft_key["gamma"](known) * pooled + self.sft_key["beta"](known)
         queries = encoded.through(self.query_encoder).pooled(size).through(self.norm)

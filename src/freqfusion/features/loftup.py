@@ -119,6 +119,8 @@ class _Body(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
+        if width % num_heads:
+            raise ValueError(f"num_heads must divide the width of the attention, {width}, got {num_heads}")
         norm = ChannelNorm(channels, eps=1e-6)
         self.final_conv = norm if width == channels else nn.Sequential(nn.Conv2d(width, channels, 1), norm)
         self.ca_transformer = _Transformer(width, channels, num_heads, num_layers)
@@ -176,7 +178,7 @@ class LoftUp(FeatureUpsampler):
             ``"learnable"``; the width is ``channels`` then.
 
     Raises:
-        ValueError: for unknown positions.
+        ValueError: for unknown positions, or heads that do not divide the width.
 
     Source: Huang et al., "LoftUp: Learning a Coordinate-Based Feature Upsampler for Vision Foundation Models",
     ICCV 2025.

@@ -136,6 +136,9 @@ class UPLiFT(FeatureUpsampler):
                 "encoder_channels must be two numbers or more and decoder_channels two, "
                 f"got {tuple(encoder_channels)} and {tuple(decoder_channels)}"
             )
+        for name, widths in (("encoder_channels", encoder_channels), ("decoder_channels", decoder_channels)):
+            for width in widths:
+                check_count(name, width)
         self.patch_size = patch_size
         self.iters = None if iters is None else check_count("iters", iters)
         self.encoder = _Encoder(encoder_channels)

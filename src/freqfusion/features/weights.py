@@ -187,7 +187,7 @@ def _fitting(state: Mapping[str, Tensor]) -> str:
             with torch.device("meta"):
                 upsampler = create_upsampler(name, channels)
             if not match(state, upsampler.state_dict(keep_vars=True)).problems:
-                return f". The file fits {name} for {channels} channels"
+                return f". The file fits {name}" + (f" for {channels} channels" if upsampler.channels else "")
             if upsampler.channels is None:
                 break
     return ""
