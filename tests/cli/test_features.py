@@ -157,3 +157,8 @@ def test_images_that_cannot_be_told_apart_and_videos(folder, capsys):
     assert "two images would both be called a: name the folder that holds both" in capsys.readouterr().err
     assert main(["features", "clip.mp4", *options]) == 2
     assert "clip.mp4 is a video, expected images" in capsys.readouterr().err
+
+
+def test_the_image_that_an_upsampler_refuses_is_named(folder, capsys):
+    assert run(folder, "--upsampler", "naf") == 2
+    assert "error: a: naf: a window of 9 coarse rows does not fit" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from freqfusion.features import create_upsampler, extract_features, list_upsamplers
+from freqfusion.features import create_upsampler, encoder_options, extract_features, list_upsamplers
 
 SMALL: dict[str, dict[str, Any]] = {
     "naf": {"dim": 32, "kernel_size": 3},
@@ -126,3 +126,13 @@ def test_tokens_in_another_order_are_refused(name: str, options: dict[str, Any])
     )
     with pytest.raises(ValueError, match=f"it has {next(iter(options))}"):
         extract_features(kind(config).eval(), torch.rand(1, 3, 32, 32))
+
+
+def test_options_that_follow_from_the_encoder() -> None:
+    timm = pytest.importorskip("timm")
+    encoder = timm.create_model("test_vit", num_classes=0)
+    encoder.pretrained_cfg = {"mean": (0.4, 0.4, 0.4), "std": (0.3, 0.3, 0.3)}
+    uplift = create_upsampler("uplift", 8, **encoder_options("uplift", encoder))
+    assert (uplift.mean, uplift.std, uplift.patch_size) == ((0.4,) * 3, (0.3,) * 3, 16)
+    assert create_upsampler("jafar", 8, **encoder_options("jafar", encoder)).mean == (0.4,) * 3
+    assert create_upsampler("naf", **encoder_options("naf", encoder)).mean != (0.4,) * 3

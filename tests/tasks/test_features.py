@@ -359,3 +359,13 @@ def test_wrong_words(
     assert expected in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_upsamplers_see_the_image_as_the_encoder_does(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def options(name: str, encoder: torch.nn.Module) -> dict[str, Any]:
+        return {"mean": (0.4, 0.4, 0.4), "std": (0.3, 0.3, 0.3)}
+
+    monkeypatch.setattr("freqfusion.tasks.features.encoder_options", options)
+    module = tiny_module(weights, "jafar", upsampler_options={"qk_dim": 16, "std": (0.5, 0.5, 0.5)})
+    assert module.upsampler.mean == (0.4, 0.4, 0.4)
+    assert module.upsampler.std == (0.5, 0.5, 0.5)

@@ -34,8 +34,6 @@ writes into the folder OUT, for photos/street/a.jpg:
 """
 LONGER_SIDE = 512
 """Of the images, pixels, if no size is asked for."""
-OWN_IMAGES = ("jafar", "uplift")
-"""Upsamplers that see the image normalised as the encoder does."""
 
 
 def _parser() -> CommandParser:
@@ -180,14 +178,12 @@ def _read(record: "ImageRecord", size: tuple[int, int] | None) -> "torch.Tensor"
 def _upsamplers(
     args: argparse.Namespace, encoder: "torch.nn.Module", channels: int
 ) -> "dict[str, FeatureUpsampler]":
-    from freqfusion.features import create_upsampler, encoder_normalisation, encoder_patch
+    from freqfusion.features import create_upsampler, encoder_options
 
     upsamplers = {}
     for name in args.upsampler:
-        options = {"patch_size": max(encoder_patch(encoder))} if name == "uplift" else {}
+        options = encoder_options(name, encoder)
         upsampler = create_upsampler(name, channels, weights=args.files.get(name), **options)
-        if name in OWN_IMAGES:
-            upsampler.mean, upsampler.std = encoder_normalisation(encoder)
         upsamplers[name] = upsampler.to(next(encoder.parameters()).device)
     return upsamplers
 
@@ -219,8 +215,11 @@ def _maps(
 
     yield COARSE, coarse[0]
     for name, upsampler in upsamplers.items():
-        with torch.no_grad():
-            features = upsampler(coarse, image, args.size, chunk=args.chunk)
+        try:
+            with torch.no_grad():
+                features = upsampler(coarse, image, args.size, chunk=args.chunk)
+        except ValueError as error:
+            raise ValueError(f"{record.name}: {name}: {error}") from error
         if args.save:
             _save(args.out / "features" / record.name / f"{name}.{args.save}", features)
         yield name, features[0]

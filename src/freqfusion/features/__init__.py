@@ -9,7 +9,12 @@ from freqfusion.features.catalog import (
     describe_upsamplers,
     list_upsamplers,
 )
-from freqfusion.features.extract import encoder_normalisation, encoder_patch, extract_features
+from freqfusion.features.extract import (
+    encoder_normalisation,
+    encoder_options,
+    encoder_patch,
+    extract_features,
+)
 from freqfusion.features.featup import FeatUpJBU
 from freqfusion.features.jafar import JAFAR
 from freqfusion.features.joint_bilateral import JointBilateralFeatures
@@ -31,6 +36,7 @@ __all__ = [
     "create_upsampler",
     "describe_upsamplers",
     "encoder_normalisation",
+    "encoder_options",
     "encoder_patch",
     "extract_features",
     "list_upsamplers",

@@ -26,6 +26,21 @@ def encoder_normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[fl
     return tuple(config.get("mean") or IMAGENET_MEAN), tuple(config.get("std") or IMAGENET_STD)
 
 
+def encoder_options(name: str, model: nn.Module) -> dict[str, Any]:
+    """Options of :func:`~freqfusion.features.create_upsampler` that follow from the encoder.
+
+    JAFAR and UPLiFT take the image normalised as the encoder does, and UPLiFT asks for its patch.
+
+    Args:
+        name: of the upsampler.
+    """
+    if name not in ("jafar", "uplift"):
+        return {}
+    mean, std = encoder_normalisation(model)
+    patch = {"patch_size": max(encoder_patch(model))} if name == "uplift" else {}
+    return {"mean": mean, "std": std, **patch}
+
+
 def encoder_patch(model: nn.Module) -> Size:
     """Rows and columns of the image for each pixel of an encoder's features (of its last stage).
 

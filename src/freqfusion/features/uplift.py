@@ -110,12 +110,13 @@ class UPLiFT(FeatureUpsampler):
         decoder_channels: of the two blocks that predict the weights.
         iters: how often the size is doubled; by default as few times as reach the asked size, at least once. The
             authors trained with 1 to 4.
+        mean: of the images that the encoder was trained with, per colour, in [0, 1]; by default ImageNet's.
+        std: standard deviation of the same.
 
     Raises:
         ValueError: for another number of neighbours or blocks.
 
-    Source: "UPLiFT", CVPR 2026, arXiv 2601.17950; the released configuration for vision transformers. Its
-    encoders are DINO's; for others set ``mean`` and ``std`` to 0.5.
+    Source: "UPLiFT", CVPR 2026, arXiv 2601.17950; the released configuration for vision transformers, DINO's.
     """
 
     @checked_options
@@ -127,6 +128,8 @@ class UPLiFT(FeatureUpsampler):
         encoder_channels: Sequence[int] = (16, 32, 64, 128, 128),
         decoder_channels: Sequence[int] = (64, 64),
         iters: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(channels)
         if attender not in _NEIGHBOURS:
@@ -139,6 +142,8 @@ class UPLiFT(FeatureUpsampler):
         for name, widths in (("encoder_channels", encoder_channels), ("decoder_channels", decoder_channels)):
             for width in widths:
                 check_count(name, width)
+        self.mean = self.mean if mean is None else tuple(mean)
+        self.std = self.std if std is None else tuple(std)
         self.patch_size = patch_size
         self.iters = None if iters is None else check_count("iters", iters)
         self.encoder = _Encoder(encoder_channels)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from freqfusion.features import FeatureUpsampler, create_upsampler, list_upsamplers
+from freqfusion.features import FeatureUpsampler, create_upsampler, encoder_options, list_upsamplers
 from freqfusion.metrics import FeatureMetrics
 from freqfusion.tasks.base import MISFITS, TaskModule
 from freqfusion.tasks.encoders import FrozenEncoder
@@ -105,6 +105,7 @@ class FeatureModule(TaskModule):
     def _create_upsampler(self) -> FeatureUpsampler:
         settings = self.hparams
         name, options = settings["upsampler"], settings["upsampler_options"] or {}
+        options = {**encoder_options(name, self.encoder.network), **options}
         try:
             upsampler = create_upsampler(
                 name, self.encoder.channels, weights=settings["upsampler_weights"], **options
