@@ -39,6 +39,25 @@ def test_contract(name: str) -> None:
     check_fusion(partial(create_fusion, name), HR_CHANNELS, LR_CHANNELS)
 
 
+@pytest.mark.parametrize(
+    ("spatial_dims", "name"), [(dims, name) for dims in (2, 3) for name in list_fusions(dims)]
+)
+def test_gradients_of_an_empty_batch(spatial_dims: int, name: str) -> None:
+    fine, coarse = (torch.zeros(0, 8, *[side] * spatial_dims, requires_grad=True) for side in (4, 2))
+    out = create_fusion(name, 8, 8, spatial_dims=spatial_dims)(hr_feat=fine, lr_feat=coarse)
+    (out.hr_feat.sum() + out.lr_feat.sum()).backward()
+    assert coarse.grad is not None
+    assert coarse.grad.shape == coarse.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_pixel_in_norms_of_one_channel(name: str) -> None:
+    pixel = torch.rand(1, 8, 1, 1)
+    out = create_fusion(name, 8, 8).eval()(hr_feat=pixel, lr_feat=pixel).lr_feat
+    assert out.shape == pixel.shape
+    assert out.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["dysample", "dysample+", "dysample-s", "dysample-s+"])
 @pytest.mark.parametrize(("hr_size", "lr_size"), [((8, 10), (4, 5)), ((27, 33), (14, 17))])
 def test_dysample_without_offsets_is_bilinear(

@@ -205,6 +205,16 @@ GROUPS = {
 }
 """The methods that move channels in groups, with the option that counts the groups and its default."""
 
+SCALES = {
+    "pixel_shuffle": "scale_factor",
+    "carafe": "scale_factor",
+    "dysample": "scale",
+    "dysample+": "scale",
+    "dysample-s": "scale",
+    "dysample-s+": "scale",
+}
+"""The methods without a guide that predict something for each sub-pixel, with the option that tells their number."""
+
 
 def create_fitting_fusion(
     name: str, hr_channels: int, lr_channels: int, options: Mapping[str, Any], spatial_dims: int = 2
