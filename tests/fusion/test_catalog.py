@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion import Fusion, create_fusion, describe_fusions, list_fusions, register_fusion
+from freqfusion.fusion import DySample, catalog
 from freqfusion.testing import check_fusion
 from support import relative_error
 
@@ -230,3 +231,11 @@ def test_what_is_built_next_has_the_same_weights_with_every_method(name: str) ->
 def test_a_taken_name() -> None:
     with pytest.raises(ValueError, match="the fusion 'carafe' exists already"):
         register_fusion("carafe", Fusion)
+
+
+def test_a_registered_method_takes_the_type_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_METHODS", dict(catalog._METHODS))
+    register_fusion("mine", DySample)
+    register_fusion("a function", lambda hr_channels, lr_channels: DySample(hr_channels, lr_channels))
+    assert catalog.class_name("mine") == "mine"
+    assert len({catalog.class_name(name) for name in list_fusions()}) == len(METHODS) + 2
