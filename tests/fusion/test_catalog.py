@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion import Fusion, create_fusion, describe_fusions, list_fusions, register_fusion
+from freqfusion.fusion import DySample, catalog
 from freqfusion.testing import check_fusion
 from support import relative_error
 
@@ -37,6 +38,25 @@ def random_maps(hr_size: tuple[int, int], lr_size: tuple[int, int], batch: int =
 @pytest.mark.parametrize("name", METHODS)
 def test_contract(name: str) -> None:
     check_fusion(partial(create_fusion, name), HR_CHANNELS, LR_CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "name"), [(dims, name) for dims in (2, 3) for name in list_fusions(dims)]
+)
+def test_gradients_of_an_empty_batch(spatial_dims: int, name: str) -> None:
+    fine, coarse = (torch.zeros(0, 8, *[side] * spatial_dims, requires_grad=True) for side in (4, 2))
+    out = create_fusion(name, 8, 8, spatial_dims=spatial_dims)(hr_feat=fine, lr_feat=coarse)
+    (out.hr_feat.sum() + out.lr_feat.sum()).backward()
+    assert coarse.grad is not None
+    assert coarse.grad.shape == coarse.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_pixel_in_norms_of_one_channel(name: str) -> None:
+    pixel = torch.rand(1, 8, 1, 1)
+    out = create_fusion(name, 8, 8).eval()(hr_feat=pixel, lr_feat=pixel).lr_feat
+    assert out.shape == pixel.shape
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["dysample", "dysample+", "dysample-s", "dysample-s+"])
@@ -211,3 +231,11 @@ def test_what_is_built_next_has_the_same_weights_with_every_method(name: str) ->
 def test_a_taken_name() -> None:
     with pytest.raises(ValueError, match="the fusion 'carafe' exists already"):
         register_fusion("carafe", Fusion)
+
+
+def test_a_registered_method_takes_the_type_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_METHODS", dict(catalog._METHODS))
+    register_fusion("mine", DySample)
+    register_fusion("a function", lambda hr_channels, lr_channels: DySample(hr_channels, lr_channels))
+    assert catalog.class_name("mine") == "mine"
+    assert len({catalog.class_name(name) for name in list_fusions()}) == len(METHODS) + 2

@@ -40,3 +40,11 @@ def test_freqfusion_of_the_release_has_no_offsets_unless_asked() -> None:
     for one, other in zip(plain(*maps), same(*maps), strict=True):
         assert torch.equal(one, other)
     assert isinstance(plain, fusion.Fusion)
+
+
+def test_freqfusion_of_the_release_takes_its_arguments_by_place() -> None:
+    first = 1, 3, 3, 1, 3, 1, 16, False, "nearest"
+    layer = FreqFusion(8, 12, *first)
+    assert (layer.lowpass_kernel, layer.dysampler) == (3, None)
+    assert FreqFusion(8, 12, *first, True).dysampler is not None
+    assert FreqFusion(8, 12, *first, False).dysampler is None

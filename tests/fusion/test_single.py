@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from freqfusion.fusion import create_fusion, list_fusions
-from freqfusion.fusion.catalog import is_guided
+from freqfusion.fusion.catalog import SCALES, is_guided
 from freqfusion.fusion.single import SingleInput
 
 
@@ -10,13 +10,19 @@ from freqfusion.fusion.single import SingleInput
 @pytest.mark.parametrize("scale", [1, 2, 3])
 @torch.no_grad()
 def test_same_as_the_method_with_a_fine_map(name: str, scale: int) -> None:
-    layer = SingleInput(name, 8, scale).eval()
-    x = torch.randn(2, 8, 5, 3)
+    layer = SingleInput(name, 72, scale).eval()
+    x = torch.randn(2, 72, 5, 3)
     fine = torch.randn(2, 1, 5 * scale, 3 * scale)
     assert torch.equal(layer(x), layer.fusion(fine, x).lr_feat)
-    assert layer(x[:0]).shape == (0, 8, 5 * scale, 3 * scale)
+    assert layer(x[:0]).shape == (0, 72, 5 * scale, 3 * scale)
     half = layer.bfloat16()(x.bfloat16().to(memory_format=torch.channels_last))
-    assert (half.dtype, half.shape) == (torch.bfloat16, (2, 8, 5 * scale, 3 * scale))
+    assert (half.dtype, half.shape) == (torch.bfloat16, (2, 72, 5 * scale, 3 * scale))
+
+
+@pytest.mark.parametrize("name", ["pixel_shuffle", "carafe", "dysample", "dysample-s+"])
+def test_each_sub_pixel_has_a_prediction_of_its_own(name: str) -> None:
+    layer, method = SingleInput(name, 16, 4), create_fusion(name, 1, 16, **{SCALES[name]: 4})
+    layer.fusion.load_state_dict(method.state_dict())  # as wide as the authors' for this scale
 
 
 def test_options_reach_the_method() -> None:
@@ -34,3 +40,5 @@ def test_refusals() -> None:
         SingleInput("nobody", 8)
     with pytest.raises(ValueError, match="positive whole number"):
         SingleInput("carafe", 8, 0)
+    with pytest.raises(ValueError, match="x must have 4 dimensions"):
+        SingleInput("carafe", 8)(torch.rand(8, 5, 3))

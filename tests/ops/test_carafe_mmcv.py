@@ -46,5 +46,14 @@ def test_refusals() -> None:
         carafe_mmcv.carafe(features, masks, 3, 1, 2)
     with pytest.raises(ValueError, match="up_kernel"):
         CARAFEPack(4, 2, up_kernel=4)
+    with pytest.raises(ValueError, match="groups must divide"):
+        CARAFEPack(4, 2, up_group=3)
+    with pytest.raises(ValueError, match="scale_factor must be at least 1"):
+        CARAFEPack(4, 0)
+    volume = torch.rand(1, 4, 2, 5, 7)
+    with pytest.raises(ValueError, match="features must have 4 dimensions"):
+        carafe(volume, torch.rand(1, 9, 4, 10, 14), 3, 1, 2)
+    with pytest.raises(ValueError, match="x must have 4 dimensions"):
+        CARAFEPack(4, 2)(volume)
     with pytest.raises(RuntimeError, match=r"freqfusion\.export"):
         torch.jit.trace(CARAFEPack(4, 2), features)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "parse_model", tasks.parse_model)
     host.register()
     host.register()
+
+
+def test_another_package_may_wrap_the_parser_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = wraps(tasks.parse_model.__wrapped__)(lambda *args, **options: None)
+    monkeypatch.setattr(tasks, "parse_model", theirs)
+    host.register()
+    assert tasks.parse_model.__wrapped__ is theirs
 
 
 def described(upper: list[Any] | None = None) -> dict[str, Any]:

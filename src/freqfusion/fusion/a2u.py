@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.fusion._norms import GroupNorm
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import check_kernel_size, checked_options, is_exporting
-from freqfusion.ops.resize import crop
+from freqfusion.ops.resize import crop, shuffle
 
 
 class AdaptivePool(nn.AdaptiveAvgPool2d):
@@ -48,10 +49,9 @@ class AffinityKernels(nn.Module):
         super().__init__()
         self.encode_kernel = encode_kernel
         filters = 1 if share else channels
-        norm_groups = math.gcd(32, channels)  # 32 in the paper, whose channels are multiples of it
 
         def norm() -> nn.Sequential:
-            return nn.Sequential(nn.GroupNorm(norm_groups, channels), nn.LeakyReLU())
+            return nn.Sequential(GroupNorm(channels), nn.LeakyReLU())
 
         def pooled(size: int, out_channels: int) -> nn.Sequential:
             return nn.Sequential(AdaptivePool(size), nn.Conv2d(channels, out_channels, 1))
@@ -69,7 +69,7 @@ class AffinityKernels(nn.Module):
         affinity = self.bnu(self._filter(even, self.bconv_U(guide)))
         affinity = affinity * self.bnv(self._filter(even, self.bconv_V(guide)))
         affinity = affinity.sum(dim=1, keepdim=True) / math.sqrt(guide.shape[1])
-        return F.pixel_shuffle(self.bconv_UP(guide) * affinity, 2).sigmoid()
+        return shuffle(self.bconv_UP(guide) * affinity, 2).sigmoid()
 
     def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Convolve each image ``(C, H, W)`` with its own filters ``(1 or C, k, k)``, stride 2, zero padding."""

@@ -66,6 +66,7 @@ _METHODS: dict[str, _Method] = {
     "resfu": _Method(ReSFU, True, "Zhou et al., A Refreshed Similarity-based Upsampler, arXiv", 2024),
     "freqfusion": _Method(FreqFusion, True, "Chen et al., Frequency-aware Feature Fusion, TPAMI", 2024),
 }
+_OURS = frozenset(_METHODS)
 
 
 _VOLUMES: dict[str, Callable[..., Fusion]] = {
@@ -144,12 +145,14 @@ def is_guided(name: str) -> bool:
 
 
 def class_name(name: str) -> str:
-    """The name of a method's class, with what tells its variants apart.
+    """The name of a method's class, with what tells its variants apart; a registered method's own name.
 
     >>> class_name("carafe"), class_name("dysample-s+")
     ('CARAFE', 'DySample-S+')
     """
     build = _method(name).build
+    if name not in _OURS:
+        return name
     if not isinstance(build, partial):
         return build.__name__
     stem: str = build.func.__name__
@@ -204,6 +207,16 @@ GROUPS = {
     "lda_aqu": ("n_groups", 2),
 }
 """The methods that move channels in groups, with the option that counts the groups and its default."""
+
+SCALES = {
+    "pixel_shuffle": "scale_factor",
+    "carafe": "scale_factor",
+    "dysample": "scale",
+    "dysample+": "scale",
+    "dysample-s": "scale",
+    "dysample-s+": "scale",
+}
+"""The methods without a guide that predict something for each sub-pixel, with the option that tells their number."""
 
 
 def create_fitting_fusion(

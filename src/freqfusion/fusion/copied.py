@@ -20,11 +20,16 @@ class FreqFusion(freqfusion.FreqFusion):
         hr_channels: channels of the fine map.
         lr_channels: channels of the coarse map.
         scale_factor: only 1.
-        options: see :class:`freqfusion.fusion.FreqFusion`.
+        more: see :class:`freqfusion.fusion.FreqFusion`.
+        options: likewise.
     """
 
-    def __init__(self, hr_channels: int, lr_channels: int, scale_factor: int = 1, **options: Any) -> None:
-        super().__init__(hr_channels, lr_channels, scale_factor, **{"feature_resample": False, **options})
+    def __init__(
+        self, hr_channels: int, lr_channels: int, scale_factor: int = 1, *more: Any, **options: Any
+    ) -> None:
+        if len(more) < 9:  # else feature_resample is among them
+            options = {"feature_resample": False, **options}
+        super().__init__(hr_channels, lr_channels, scale_factor, *more, **options)
 
 
 class DySample(dysample.DySample):

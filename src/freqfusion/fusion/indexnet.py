@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops._checks import checked_options
-from freqfusion.ops.resize import crop, resize
+from freqfusion.ops.resize import crop, resize, shuffle
 
 Kind = Literal["holistic", "depthwise_o2o", "depthwise_m2o"]
 
@@ -80,5 +80,5 @@ class IndexNet(Fusion):
         else:
             maps = [self.get_submodule(f"indexnet{number}")(guide) for number in range(1, 5)]
             index = torch.stack(maps, dim=2).flatten(1, 2)
-        index = crop(F.pixel_shuffle(index.sigmoid(), 2), (height, width))
+        index = crop(shuffle(index.sigmoid(), 2), (height, width))
         return FusedFeatures(None, hr_feat, index * resize(lr_feat, (height, width), "nearest"))

@@ -1,11 +1,10 @@
 """Sub-pixel convolution."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops._checks import check_kernel_size, checked_options
-from freqfusion.ops.resize import fit
+from freqfusion.ops.resize import fit, shuffle
 
 
 class PixelShuffle(Fusion):
@@ -39,5 +38,5 @@ class PixelShuffle(Fusion):
             nn.init.zeros_(self.upsample_conv.bias)
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
-        upsampled = F.pixel_shuffle(self.upsample_conv(lr_feat), self.scale_factor)
+        upsampled = shuffle(self.upsample_conv(lr_feat), self.scale_factor)
         return FusedFeatures(None, hr_feat, fit(upsampled, hr_feat.shape[-2:]))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.fusion._norms import GroupNorm
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops import carafe, normalize_kernels
 from freqfusion.ops._checks import accumulation_dtype, check_groups, check_kernel_size, checked_options
@@ -159,7 +160,7 @@ class ReSFU(Fusion):
         self.scale_factor = scale_factor
 
         def normalisation(channels: int, wanted: bool) -> nn.Module:
-            return nn.GroupNorm(math.gcd(32, channels), channels) if wanted else nn.Identity()
+            return GroupNorm(channels) if wanted else nn.Identity()
 
         self.norm_x = normalisation(lr_channels, normx)
         self.norm_y = normalisation(hr_channels, normy)

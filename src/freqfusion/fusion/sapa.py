@@ -1,10 +1,10 @@
 """SAPA: kernels from the similarity of fine queries and coarse keys."""
 
-import math
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from freqfusion.fusion._norms import GroupNorm
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops import carafe, normalize_kernels, window_similarity
 from freqfusion.ops._checks import check_kernel_size, checked_options
@@ -62,7 +62,7 @@ class SAPA(Fusion):
 
         def normalisation(channels: int) -> nn.Module:
             if norm == "group":
-                return nn.GroupNorm(math.gcd(32, channels), channels)
+                return GroupNorm(channels)
             return ChannelNorm(channels) if norm == "layer" else nn.Identity()
 
         self.norm_y = normalisation(hr_channels)

@@ -1,15 +1,13 @@
 """SAPA-D: similarity to a few points of the coarse map that move freely."""
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.fusion._norms import GroupNorm
 from freqfusion.fusion._points import attend
 from freqfusion.fusion.base import FusedFeatures, Fusion
 from freqfusion.ops._checks import accumulation_dtype, check_groups, checked_options
-from freqfusion.ops.resize import resize
+from freqfusion.ops.resize import resize, shuffle
 
 
 class SAPAD(Fusion):
@@ -57,7 +55,7 @@ class SAPAD(Fusion):
         self.groups = groups
 
         def normalisation(channels: int) -> nn.Module:
-            return nn.GroupNorm(math.gcd(32, channels), channels) if norm else nn.Identity()
+            return GroupNorm(channels) if norm else nn.Identity()
 
         self.norm_y = normalisation(hr_channels)
         self.norm_x = normalisation(lr_channels)
@@ -71,7 +69,7 @@ class SAPAD(Fusion):
 
     def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
         x, size = self.norm_x(lr_feat), hr_feat.shape[-2:]
-        offsets = resize(F.pixel_shuffle(self.offset(x), self.up_factor), size, "nearest")
+        offsets = resize(shuffle(self.offset(x), self.up_factor), size, "nearest")
         offsets = offsets.to(accumulation_dtype(offsets)).unflatten(1, (self.groups, self.num_point, 2))
         right, down = offsets.transpose(1, 2).unbind(3)
         row, column = (

@@ -3,12 +3,19 @@
 Source: Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019; arguments and keys of mmcv.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.ops._checks import NotScriptable, check_kernel_size, refuse_torchscript
+from freqfusion.ops._checks import (
+    NotScriptable,
+    check_groups,
+    check_kernel_size,
+    check_map,
+    checked_options,
+    refuse_torchscript,
+)
 from freqfusion.ops.carafe.op import carafe as _carafe
 from freqfusion.ops.normalize_kernels.op import normalize_kernels
+from freqfusion.ops.resize import shuffle
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
@@ -29,6 +36,8 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
         RuntimeError: under TorchScript; the message says what to use.
     """
     refuse_torchscript()
+    check_map("features", features)
+    check_map("masks", masks)
     height, width = (scale_factor * side for side in features.shape[-2:])
     if masks.shape[-2:] != (height, width):
         raise ValueError(
@@ -41,6 +50,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 class CARAFE(NotScriptable, nn.Module):
     """:func:`carafe` as a module, without parameters."""
 
+    @checked_options
     def __init__(self, kernel_size: int, group_size: int, scale_factor: int) -> None:
         super().__init__()
         self.kernel_size = kernel_size
@@ -69,6 +79,7 @@ class CARAFEPack(NotScriptable, nn.Module):
     (1, 8, 10, 14)
     """
 
+    @checked_options
     def __init__(
         self,
         channels: int,
@@ -82,6 +93,7 @@ class CARAFEPack(NotScriptable, nn.Module):
         super().__init__()
         check_kernel_size("up_kernel", up_kernel)
         check_kernel_size("encoder_kernel", encoder_kernel)
+        check_groups("the map (up_group)", channels, up_group)
         self.scale_factor = scale_factor
         self.up_kernel = up_kernel
         self.up_group = up_group
@@ -106,6 +118,7 @@ class CARAFEPack(NotScriptable, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` to ``(B, channels, scale_factor * H, scale_factor * W)``."""
         refuse_torchscript()
-        logits = F.pixel_shuffle(self.content_encoder(self.channel_compressor(x)), self.scale_factor)
+        check_map("x", x)
+        logits = shuffle(self.content_encoder(self.channel_compressor(x)), self.scale_factor)
         kernels = normalize_kernels(logits, self.up_kernel, self.up_group)
         return carafe(x, kernels, self.up_kernel, self.up_group, self.scale_factor)

@@ -74,7 +74,7 @@ def register() -> None:
 
     The names of ultralytics itself come first. Calling this again changes nothing.
     """
-    if not hasattr(tasks.parse_model, "__wrapped__"):
+    if not hasattr(tasks.parse_model, "takes_fusions"):  # another package may have wrapped it too
         tasks.parse_model = _with_our_layers(tasks.parse_model)
 
 
@@ -107,6 +107,7 @@ def _with_our_layers(parse: Callable[..., Any]) -> Callable[..., Any]:
                 LOGGER.info(f"{layer.i:>3}{layer.f!s:>20}{layer.np:>10}  {layer.type}")
         return model, save
 
+    parse_model.takes_fusions = True  # type: ignore[attr-defined]
     return parse_model
 
 
