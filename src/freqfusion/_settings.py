@@ -102,13 +102,14 @@ _WINDOW = _SIZE._replace(alone=True)
 _SCALES = Bound(0.01, 16, counts=range(1, 101))
 _FACTORS = Bound(0, 100, above=True, counts=PAIR)
 _MANY = range(101)
+_LAYERS = _whole(-1000, 1000, counts=range(1, 101))
 
 _MODEL = {
     "backbone_lr_factor": Bound(0, 1e6, above=True),
     "betas": Bound(0, 1, below=True, counts=PAIR),
     "boundary_width": Bound(0, SIDE, above=True, share=True),
     "class_weights": Bound(0, counts=range(1, 65537)),
-    "encoder_layers": _whole(-1000, 1000, counts=range(1, 101)),
+    "encoder_layers": _LAYERS,
     "factors": Bound(1, 64, above=True, counts=range(1, 101)),
     "gamma": Bound(0, 1, above=True),
     "guide_size": _SIDE,
@@ -180,14 +181,22 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     },
     "analyze": {"limit": _whole(1), "pictures": _whole(1), "resize": _SIZE},
     "benchmark": {
+        "chunk": _whole(1),
         "minutes": Bound(0, above=True),
         "rounds": _whole(1, 1_000_000),
         "shrink": _whole(1, 64),
+        "sides": _SIDES,
         "threads": _whole(1, 1024),
     },
     "compare": {"jobs": _whole(1, 1024), "leaders": _whole(1), "seeds": _whole(1, 1000)},
     "export": {"channels": _whole(1, 65536), "dynamic": _whole(0, SIDE), "size": _SIZE},
-    "feature pictures": {"chunk": _whole(1), "pictures": _whole(1), "resize": _SIZE, "size": _SIZE},
+    "feature pictures": {
+        "chunk": _whole(1),
+        "layers": _LAYERS,
+        "pictures": _whole(1),
+        "resize": _SIZE,
+        "size": _SIZE,
+    },
     "predict": {
         "scales": _SCALES,
         "score": Bound(0, 1),

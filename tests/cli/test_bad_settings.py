@@ -240,4 +240,4 @@ def test_every_number_of_the_other_commands_has_bounds(monkeypatch, command):
     assert main([command]) == 0
     for action in parsers[0]._actions:
         if action.type in (int, float, whole_number) and not action.choices:
-            assert action.dest in BOUNDS[command]
+            assert action.dest in BOUNDS[parsers[0].group]

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 import freqfusion.data
 from freqfusion.data import (
     Category,
+    Kind,
     ObjectDataset,
     SegmentationDataset,
     create_dataset,
@@ -48,8 +49,9 @@ def test_missing_root_and_split_name_the_layout(tmp_path: Path, name: str) -> No
         create_dataset(name, tmp_path, "train")
 
 
-def test_the_two_kinds_make_up_all() -> None:
-    assert sorted(list_datasets("semantic") + list_datasets("objects")) == list_datasets()
+def test_the_kinds_make_up_all() -> None:
+    kinds = [name for kind in get_args(Kind) for name in list_datasets(kind)]
+    assert sorted(kinds) == list_datasets()
     for kind, base in (("semantic", SegmentationDataset), ("objects", ObjectDataset)):
         for name in list_datasets(kind):
             assert issubclass(getattr(freqfusion.data, freqfusion.data._DATASETS[name][1]), base)
