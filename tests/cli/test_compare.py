@@ -190,7 +190,7 @@ def test_ctrl_c_ends_the_runs_and_the_line_goes_on(tmp_path):
     command = [sys.executable, "-m", "freqfusion", *words, "--out", str(tmp_path / "race")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = tmp_path / "race" / "bilinear" / "seed_0" / "log.txt"
-    while not log.exists():
+    while not (log.exists() and log.stat().st_size):  # the run has begun to speak, so it listens too
         assert process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
