@@ -23,6 +23,13 @@ def test_same_as_the_method_with_a_fine_map(name: str, scale: int) -> None:
 def test_each_sub_pixel_has_a_prediction_of_its_own(name: str) -> None:
     layer, method = SingleInput(name, 16, 4), create_fusion(name, 1, 16, **{SCALES[name]: 4})
     layer.fusion.load_state_dict(method.state_dict())  # as wide as the authors' for this scale
+    x = torch.randn(1, 16, 5, 3)
+    with torch.no_grad():
+        upsampled = layer(x)
+        assert torch.equal(upsampled, method(torch.zeros(1, 1, 20, 12), x).lr_feat)
+    assert (
+        len(upsampled[0, 0, 8:12, 4:8].unique()) > 4
+    )  # a coarse pixel's sub-pixels, which x2 would give in pairs
 
 
 def test_options_reach_the_method() -> None:

@@ -96,7 +96,7 @@ def test_a_volume_constant_in_depth_is_an_image(options: dict) -> None:
 
 
 def test_slices_turn_with_the_volume() -> None:
-    """No axis is special but for the order of the offsets: weights with two axes exchanged, maps likewise."""
+    """No axis is special but for the order of the offsets: weights and maps with two axes exchanged."""
     torch.manual_seed(0)
     fusion = FreqFusion3d(4, 4, compressed_channels=8, feature_resample=False).double()
     turned = FreqFusion3d(4, 4, compressed_channels=8, feature_resample=False).double()

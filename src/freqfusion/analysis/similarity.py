@@ -91,7 +91,7 @@ class SimilarityResult:
     intra_histogram: dict[str, list[int]]
     """Pixels by IntraSim in each region, in bins between ``intra_edges``. Empty with ``protocol="official"``."""
     margin_histogram: dict[str, list[int]]
-    """Likewise by SimMargin, between ``margin_edges``."""
+    """The same by SimMargin, between ``margin_edges``."""
     images: int
     protocol: Protocol
     centres: Centres

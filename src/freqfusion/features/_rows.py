@@ -137,7 +137,9 @@ class Rows:
         side = (module.kernel_size[1] - 1) * module.dilation[1] // 2
         reflect = module.padding_mode == "reflect"
         if module.padding_mode not in ("zeros", "reflect") or module.stride != (1, 1):
-            raise NotImplementedError(f"{module} cannot be computed by strips")
+            raise ValueError(
+                f"{module} cannot be computed by strips: expected stride 1 and borders of zeros or mirrored"
+            )
 
         def read(lo: int, hi: int) -> Tensor:
             first, last = max(0, lo - reach), min(self.height, hi + reach)

@@ -13,6 +13,11 @@ Read = Callable[[int, int], Tensor]
 """``(first, last)`` to rows ``first`` to ``last - 1`` of a map, ``(B, C, last - first, W)``."""
 
 
+def rows_of(x: Tensor) -> Read:
+    """Rows of a map that is there, ``(B, C, H, W)``."""
+    return lambda first, last: x[:, :, first:last]
+
+
 class Stream:
     """A map that is computed from the top as its rows are asked for; rows that all readers have passed are forgotten.
 

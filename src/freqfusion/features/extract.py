@@ -86,7 +86,7 @@ def extract_features(
             channels, in this order; negative ones count from the last. Each is followed by the encoder's final norm,
             as in DINOv2's linear probes. By default the last alone.
         mean: per colour, in [0, 1]; by default :func:`encoder_normalisation`.
-        std: likewise.
+        std: per colour, in [0, 1]; by default of the same.
 
     Returns:
         ``(B, C, ceil(H / P), ceil(W / P))`` with patches of P pixels, of the dtype of the model.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freqfusion.features._strips import Read, Resized, Stream, in_strips, refuse_training
+from freqfusion.features._strips import Read, Resized, Stream, in_strips, refuse_training, rows_of
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.fusion.sapa import ChannelNorm
 from freqfusion.ops import carafe, window_similarity
@@ -109,7 +109,7 @@ class FeatUpJBU(FeatureUpsampler):
         if self.norm is not None:
             features = self.norm(features)
         height, width = features.shape[-2:]
-        read: Read = lambda first, last: features[:, :, first:last]  # noqa: E731
+        read = rows_of(features)
         for stage in (self.up1, self.up2, self.up3, self.up4):
             guidance = F.adaptive_avg_pool2d(image, (2 * height, 2 * width))
             read = Stream(partial(stage.rows, read, height, guidance))

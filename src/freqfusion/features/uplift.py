@@ -15,6 +15,7 @@ from freqfusion.features._strips import (
     interpolate,
     refuse_training,
     row_weights,
+    rows_of,
 )
 from freqfusion.features.base import FeatureUpsampler, Size
 from freqfusion.ops import carafe
@@ -165,7 +166,7 @@ class UPLiFT(FeatureUpsampler):
         iters = self.iters or max(1, (ratio - 1).bit_length())
         full = (image.shape[2], image.shape[3])
         encoded = Stream(partial(self._encode, image), readers=2 * iters)
-        read: Read = lambda first, last: features[:, :, first:last]  # noqa: E731
+        read = rows_of(features)
         for i in range(iters):
             deep = _Samples(encoded, slice(self._shallow, None), full, (height, width), 2 * i)
             size_after = (2 * height, 2 * width)

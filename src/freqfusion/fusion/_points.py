@@ -33,7 +33,7 @@ def attend(
         value: ``(B, C, h, w)``.
         rows: ``(B, P, groups, H, W)`` where to sample, in coarse pixels, 0 at the centre of the first; at least
             float32. Key and value are cut into ``groups`` of channels with points of their own.
-        columns: likewise.
+        columns: the same along the other axis.
         heads: parts that the channels are cut into for the products and weights.
         scale: of the products.
         bias: ``(B, P, heads, H, W)``, added to the products.

@@ -21,7 +21,7 @@ class FreqFusion(freqfusion.FreqFusion):
         lr_channels: channels of the coarse map.
         scale_factor: only 1.
         more: see :class:`freqfusion.fusion.FreqFusion`.
-        options: likewise.
+        options: the same, by name.
     """
 
     def __init__(

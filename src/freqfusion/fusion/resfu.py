@@ -117,7 +117,7 @@ class ReSFU(Fusion):
         embedding_dim: channels of queries and keys.
         qkv_bias: whether their projections have a bias.
         normx: normalise the coarse map (32 groups, or as many as divide the channels) before its projection.
-        normy: likewise the fine map.
+        normy: normalise the fine map in the same way.
         gn_dim: groups of the norms of the scores; must divide ``embedding_dim`` and 128.
         radius: of the guided filter that aligns queries to keys, in fine pixels.
         eps: smoothness of that filter.

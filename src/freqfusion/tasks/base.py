@@ -203,7 +203,7 @@ class ClassTask(TaskModule):
                     backbone_weights=settings["backbone_weights"],
                     **options,
                 )
-            if settings.get("freeze_backbone"):  # checkpoints of before have no such setting
+            if settings["freeze_backbone"]:
                 freeze_backbone_(found)
             return found
         except MISFITS as error:

@@ -20,7 +20,7 @@ class FrozenEncoder:
 
     Args:
         name: as :func:`~freqfusion.zoo.encoders.load_encoder` takes it.
-        weights: likewise; None for fresh ones.
+        weights: as that takes them; None for fresh ones.
         layers: whose features are taken, see :func:`~freqfusion.features.extract.extract_features`.
 
     Attributes:

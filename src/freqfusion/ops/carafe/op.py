@@ -243,7 +243,7 @@ def carafe(
     group share them. At a whole-number ratio this is CARAFE; it is defined at every other size too.
 
     Of a volume ``(B, C, d, h, w)``, with kernels ``(B, groups * kernel_size**3, D, H, W)`` whose taps are ordered by
-    depth, row and column, likewise, at any ratio of each axis.
+    depth, row and column, the same holds at any ratio of each axis.
 
     Args:
         x: ``(B, C, h, w)`` or ``(B, C, d, h, w)``, floating point; any memory layout, channels_last is kept.
