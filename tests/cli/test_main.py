@@ -26,7 +26,7 @@ def test_unknown_command(capsys):
     assert capsys.readouterr().err == "freqfusion: error: there is no command 'fot'; did you mean 'fit'?\n"
     assert main(["xyzzy"]) == 2
     assert (
-        "choose one of analyze, benchmark, compare, convert, export, features, fit, "
+        "choose one of analyze, benchmark, compare, convert, doctor, export, features, fit, "
         in capsys.readouterr().err
     )
 

@@ -43,12 +43,12 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     matrix = torch.ones(side, side, device=device, dtype=torch.promote_types(dtype, torch.float32))
     product = torch.empty_like(matrix)
     return Limits(
-        2 * COPY_BYTES / _best_seconds(lambda: target.copy_(source), device),
-        2 * side**3 / _best_seconds(lambda: torch.mm(matrix, matrix, out=product), device),
+        2 * COPY_BYTES / best_seconds(lambda: target.copy_(source), device),
+        2 * side**3 / best_seconds(lambda: torch.mm(matrix, matrix, out=product), device),
     )
 
 
-def _best_seconds(call: Callable[[], object], device: torch.device) -> float:
+def best_seconds(call: Callable[[], object], device: torch.device) -> float:
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
