@@ -209,3 +209,11 @@ def test_volumes(fusion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     for name in ("vessel", "blob"):
         assert 0 <= scores[f"{name}_dice"] <= 100
         assert 0 <= scores[f"{name}_unmeasured"] <= 2
+
+
+def test_torch_hub():
+    root = str(EXAMPLES.parent)
+    module = torch.hub.load(root, "freqfusion", 16, 32, source="local")
+    assert module(torch.rand(1, 16, 9, 7), torch.rand(1, 32, 5, 4)).lr_feat.shape == (1, 32, 9, 7)
+    network = torch.hub.load(root, "create_model", "fpn_resnet18", num_classes=3, source="local")
+    assert network.eval()(torch.rand(1, 3, 32, 40)).shape[:2] == (1, 3)

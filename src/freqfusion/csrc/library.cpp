@@ -1,6 +1,7 @@
 // Entry points for ctypes, the threads, and the choice of the instruction set.
 #include <atomic>
 #include <cstdlib>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -52,13 +53,14 @@ bool drive(const void* operation, Run run, int64_t items, size_t scratch_bytes, 
   std::atomic<int64_t> next{0};
   std::atomic<bool> enough_memory{true};
   auto work = [&] {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 64, scratch_bytes + 64) != 0) {
+    constexpr std::align_val_t line{64};
+    char* memory = static_cast<char*>(::operator new(scratch_bytes + 64, line, std::nothrow));
+    if (memory == nullptr) {
       enough_memory = false;
       return;
     }
-    for (int64_t item; (item = next.fetch_add(1)) < items;) run(operation, item, static_cast<char*>(memory));
-    std::free(memory);
+    for (int64_t item; (item = next.fetch_add(1)) < items;) run(operation, item, memory);
+    ::operator delete(memory, line);
   };
   std::vector<std::thread> helpers;
   try {
