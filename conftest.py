@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 HOSTS = {
+    "dynamic_network_architectures": "nnunet.py",
     "monai": "monai.py",
     "segmentation_models_pytorch": "smp.py",
     "torchvision": "torchvision.py",
@@ -15,6 +16,8 @@ if find_spec("ultralytics") is None:
     collect_ignore.append("src/freqfusion/upgrade/hosts/ultralytics_yaml.py")
 if find_spec("mmcv") is None or find_spec("mmengine") is None:
     collect_ignore.append("src/freqfusion/upgrade/hosts/mm.py")
+if find_spec("nnunetv2") is None:
+    collect_ignore.append("src/freqfusion/upgrade/hosts/nnunet_trainers")
 collect_ignore += [f"tests/host_cases/{file}" for file in absent]
 if find_spec("triton") is None:
     collect_ignore_glob = ["src/freqfusion/ops/*triton*"]

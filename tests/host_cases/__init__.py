@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 HOSTS = {
     "monai": "monai",
+    "nnunet": "dynamic_network_architectures",
     "smp": "segmentation_models_pytorch",
     "torchvision": "torchvision",
     "transformers": "transformers",

@@ -7,6 +7,7 @@ from torch import nn
 from freqfusion.upgrade.base import Upgraded
 
 SUPPORTED = {
+    "dynamic_network_architectures": "the U-Nets of nnU-Net v2 (PlainConvUNet, ResidualEncoderUNet), in 2D and 3D",
     "monai": (
         "BasicUNet, BasicUNetPlusPlus, FlexibleUNet, UNet, DynUNet, UNETR, SwinUNETR, SegResNet, in 2D and 3D"
     ),
@@ -25,6 +26,8 @@ SUPPORTED = {
 # Our file for each file of a host that has classes we know. It is imported when such a class is met, so that
 # nothing imports a host that the user has not imported.
 _FILES = {
+    "dynamic_network_architectures.building_blocks.unet_decoder": "nnunet",
+    "dynamic_network_architectures.building_blocks.unet_residual_decoder": "nnunet",
     "monai.networks.blocks.dynunet_block": "monai",
     "monai.networks.blocks.unetr_block": "monai",
     "monai.networks.layers.simplelayers": "monai",
