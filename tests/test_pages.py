@@ -101,10 +101,9 @@ def test_plugs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_plug_has_its_lines() -> None:
-    rows = (DOCS / "plugs.md").read_text(encoding="utf-8").count(
-        "\n| "
-    ) - 2  # the title and the line below it
-    assert len(PLUGS) == rows == 12
+    page = (DOCS / "plugs.md").read_text(encoding="utf-8")
+    rows = page.count("\n| ") - 2  # without the title and the line below it
+    assert len(PLUGS) == rows - page.count("| in a shell: ") >= 12
     assert all(len(re.findall("`.*?`", code)) == 2 for code in PLUGS)
 
 
