@@ -217,3 +217,50 @@ def test_torch_hub():
     assert module(torch.rand(1, 16, 9, 7), torch.rand(1, 32, 5, 4)).lr_feat.shape == (1, 32, 9, 7)
     network = torch.hub.load(root, "create_model", "fpn_resnet18", num_classes=3, source="local")
     assert network.eval()(torch.rand(1, 3, 32, 40)).shape[:2] == (1, 3)
+
+
+def test_smp_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    monkeypatch.chdir(tmp_path)
+    check_saved(run("smp_unet.py", monkeypatch), tmp_path / "smp_unet", (65, 99))
+
+
+@pytest.mark.openvino
+def test_export_openvino(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("openvino", "segmentation_models_pytorch", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    error = run("export_openvino.py", monkeypatch)["error"]
+    assert 0 < error < 1e-4
+    print(capsys.readouterr().out)
+
+
+@pytest.mark.terratorch
+@pytest.mark.parametrize("backbone", ["timm_resnet18", "prithvi_eo_tiny"])
+def test_terratorch_decoder(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("terratorch")
+    from terratorch.models import EncoderDecoderFactory
+    from terratorch.registry import DECODER_REGISTRY
+
+    decoder = run("terratorch_decoder.py", monkeypatch)["FreqFusionUNet"]
+    assert DECODER_REGISTRY.find_class("FreqFusionUNet") is decoder
+    options = {
+        "backbone_pretrained": False,
+        "decoder": "FreqFusionUNet",
+        "decoder_channels": 16,
+        "num_classes": 3,
+    }
+    if (
+        backbone != "timm_resnet18"
+    ):  # a transformer of tokens, brought to four strides by a neck of terratorch
+        names = "ReshapeTokensToImage", "LearnedInterpolateToPyramidal"
+        necks = [{"name": "SelectIndices", "indices": [0, 1, 2, 3]}, *({"name": name} for name in names)]
+        options |= {"necks": necks, "backbone_num_frames": 1}
+    model = EncoderDecoderFactory().build_model("segmentation", backbone, **options)
+    image = torch.rand(2, 3 if backbone == "timm_resnet18" else 6, 64, 96)
+    output = model(image).output
+    assert output.shape == (2, 3, 64, 96)
+    output.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())

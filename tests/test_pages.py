@@ -43,6 +43,70 @@ def test_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert names[name].shape == (1, 64, 32, 32), name
 
 
+PLUGS = re.findall(
+    r"^\|[^|]*\|[^|]*\| (`.*`) \|", (DOCS / "plugs.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+"""The two lines of every row."""
+CHECKS = (
+    ("_, fine, coarse", "torch", "coarse.shape[2:] == fine.shape[2:]"),
+    ("CARAFEPack(", "torch", "coarse.shape == fine.shape"),
+    ("create_model(", "timm", "scores.shape == (1, 19, 64, 96)"),
+    (
+        "save_pretrained(",
+        "safetensors",
+        "freqfusion.from_pretrained('my_model').freqfusion_upgrade is not None",
+    ),
+    ("upgrade_(yolo", "ultralytics", "yolo.model.freqfusion_upgrade.fusion == 'freqfusion'"),
+    ("YOLO(", "ultralytics", "yolo.model.model[12].type == 'FreqFusionUp'"),
+    (
+        "upsample_cfg",
+        "mmcv",
+        "upsample_cfg['type'] in __import__(*custom_imports['imports'], fromlist=['TYPES']).TYPES",
+    ),
+    ("terratorch", "terratorch", "decoder in terratorch_decoder.TERRATORCH_DECODER_REGISTRY"),
+    ("upsampler(", "torch", "sharp.shape == (1, 384, 64, 96)"),
+    ("export_onnx(", "onnxscript", "__import__('onnx').load('model.onnx').opset_import[0].version == 20"),
+)
+"""What is in a row, what it needs, and what holds afterwards."""
+
+
+@pytest.mark.parametrize("code", PLUGS)
+def test_plugs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, package, holds = next(check for check in CHECKS if check[0] in code)
+    pytest.importorskip(package)
+    torch.manual_seed(0)
+    has: dict[str, Any] = {
+        "freqfusion": freqfusion,
+        "fine": torch.rand(1, 64, 16, 12),
+        "coarse": torch.rand(1, 64, 8, 6),
+        "fine_volume": torch.rand(1, 16, 4, 8, 6),
+        "coarse_volume": torch.rand(1, 32, 4, 4, 3),
+        "image": torch.rand(1, 3, 64, 96),
+        "features": torch.rand(1, 384, 4, 6),
+    }
+    if "(model" in code:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        has["model"] = smp.Unet("resnet18", encoder_weights=None)
+    if package == "ultralytics":
+        from ultralytics import YOLO
+        from ultralytics.nn import tasks
+
+        monkeypatch.setattr(tasks, "parse_model", tasks.parse_model)
+        has |= {"YOLO": YOLO, "yolo": YOLO("yolo11n.yaml")}
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    exec("\n".join(re.findall("`(.*?)`", code)), has)
+    assert eval(holds, has)
+
+
+def test_every_plug_has_its_lines() -> None:
+    page = (DOCS / "plugs.md").read_text(encoding="utf-8")
+    rows = page.count("\n| ") - 2  # without the title and the line below it
+    assert len(PLUGS) == rows - page.count("| in a shell: ") >= 12
+    assert all(len(re.findall("`.*?`", code)) == 2 for code in PLUGS)
+
+
 def test_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("scipy")
     names = run_page("similarity.md", tmp_path, monkeypatch)

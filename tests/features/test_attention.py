@@ -55,6 +55,13 @@ def test_tiles_equal_one_matrix(rule, mean, budget, sizes, monkeypatch) -> None:
         assert_close("without gradients", attend(queries, keys, values, *rest), results[1][0], 1e-12)
 
 
+def test_windows_that_are_the_map_only_together() -> None:
+    queries, keys, values = torch.randn(3, 1, 4, 2, 3, dtype=torch.float64).unbind()
+    call = queries, keys, values, around(2, 2, 0.1), around(3, 3, 0.1), 2, False
+    assert_close("out", attend(*call), _dense(*call), 1e-12)
+    assert_close("each pixel sees its own alone", attend(*call), values, 1e-12)
+
+
 def test_the_window_is_that_of_neighbourhood_attention() -> None:
     # 13 rows from 5: dilation 2; row 0 sees rows 0, 2, 4 of 13, which copy coarse rows 0, 0, 1
     counts = neighbourhood(13, 5, 3, "rows")

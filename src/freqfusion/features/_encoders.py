@@ -66,8 +66,9 @@ class AxisRotation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         quarter = channels // 4
-        steps = torch.arange(quarter, dtype=torch.float64) / max(quarter - 1, 1)
-        ones = (2 * math.pi * 100.0**-steps).to(torch.get_default_dtype())
+        # on the CPU: not every device has doubles
+        steps = torch.arange(quarter, dtype=torch.float64, device="cpu") / max(quarter - 1, 1)
+        ones = (2 * math.pi * 100.0**-steps).to(torch.get_default_device(), torch.get_default_dtype())
         none = torch.zeros_like(ones)
         self.freqs = nn.Parameter(
             torch.stack([torch.cat([ones, ones, none, none]), torch.cat([none, none, ones, ones])])

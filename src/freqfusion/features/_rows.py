@@ -102,13 +102,12 @@ class Rows:
     def norm(self, module: nn.GroupNorm) -> "Rows":
         """After a group norm, whose statistics are of the whole map."""
         count = 0
-        mean = spread = torch.zeros(
-            (), dtype=torch.float64
-        )  # spread: sum of squared differences from the mean
+        mean = spread = torch.zeros(())  # spread: sum of squared differences from the mean
         for lo, hi in self.strips():
             x = self(lo, hi).unflatten(1, (module.num_groups, -1)).flatten(2)
             more = x.shape[2]
-            variance, middle = (y.double() for y in torch.var_mean(x, 2, correction=0))
+            dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+            variance, middle = (y.to(dtype) for y in torch.var_mean(x, 2, correction=0))
             step = middle - mean
             mean = mean + step * (more / (count + more))
             spread = spread + variance * more + step.square() * (count * more / (count + more))

@@ -76,8 +76,8 @@ class JointBilateralFeatures(FeatureUpsampler):
 
     def _distances(self, few: int, many: int) -> Tensor:
         """Logits ``(kernel_size, many)`` along an axis; far below all others for taps outside it."""
-        index = torch.arange(many)
-        taps = index * few // many + torch.arange(-self.radius, self.radius + 1)[:, None]
+        index = torch.arange(many, device="cpu")  # not every device has doubles
+        taps = index * few // many + torch.arange(-self.radius, self.radius + 1, device="cpu")[:, None]
         distance = taps - ((index + 0.5) * few / many - 0.5)
         logits = -(distance.double() ** 2) / (2 * self.sigma_spatial**2)
         return logits.masked_fill((taps < 0) | (taps >= few), -1e9)

@@ -250,5 +250,5 @@ class _Samples:
 
 def _nearest(many: int, few: int) -> list[int]:
     """Which of ``many`` rows each of ``few`` takes; torch's own rule, which rounds in float32."""
-    rows = torch.arange(many, dtype=torch.float64)[None, None]
+    rows = torch.arange(many, dtype=torch.float64, device="cpu")[None, None]
     return F.interpolate(rows, few, mode="nearest")[0, 0].long().tolist()

@@ -461,11 +461,12 @@ def _window(kernel_size: int, hamming: bool, dims: int) -> Tensor:
     """Hamming window ``(1, 1, k, k)`` as stored in the official checkpoints, or the ``(1,)`` one of "no window"."""
     if not hamming:
         return torch.ones(1)
-    line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64)
+    # on the CPU: not every device has doubles
+    line = torch.hamming_window(kernel_size, periodic=False, dtype=torch.float64, device="cpu")
     window = line
     for _ in range(dims - 1):
         window = window[..., None] * line
-    return window.float()[None, None]
+    return window.float()[None, None].to(torch.get_default_device())
 
 
 def _compress(layer: Convolution, x: Tensor) -> Tensor:

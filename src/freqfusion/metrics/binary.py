@@ -77,12 +77,12 @@ class BinaryMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """``dice``, ``sensitivity``, ``specificity`` and ``auc``; NaN where there is nothing to be found."""
         rates = self.counts.diagonal() / self.counts.sum(1)
-        negatives, positives = self.histogram.double()
+        negatives, positives = self.histogram.cpu().double()  # not every device has doubles
         below = negatives.cumsum(0) - negatives / 2  # a tie counts half
         auc = (positives * below).sum() / (positives.sum() * negatives.sum())
         return {
             "dice": self.dice / self.images,
             "sensitivity": rates[1],
             "specificity": rates[0],
-            "auc": auc.float(),
+            "auc": auc.float().to(self.histogram.device),
         }

@@ -31,8 +31,10 @@ class FeatureMetrics(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # the sums move to the device that evaluates, and MPS has no float64
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
         for name in ("error", "power", "cosine", "pixels"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, features: Tensor, target: Tensor) -> None:
         """Add images.

@@ -107,12 +107,14 @@ def enlarged_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     rows = max(1, _BAND_VALUES // (classes * width))
     result = torch.empty(size, dtype=torch.int64, device=logits.device)
     for top in range(0, height, rows):
-        lines = torch.arange(top, min(top + rows, height), device=logits.device, dtype=torch.float64)
+        lines = torch.arange(
+            top, min(top + rows, height), dtype=torch.float64
+        )  # not every device has doubles
         # Pixel centres to pixel centres, clamped at the border: the rule of align_corners=False.
         position = ((lines + 0.5) * (source_height / height) - 0.5).clamp(0, source_height - 1)
-        upper = position.floor().long()
+        weight = (position - position.floor()).to(logits)[:, None]
+        upper = position.long().to(logits.device)
         lower = (upper + 1).clamp(max=source_height - 1)
-        weight = (position - upper).to(logits)[:, None]
         band = torch.lerp(logits[:, upper], logits[:, lower], weight.expand(-1, logits.shape[2]))
         band = F.interpolate(band[None], size=(len(lines), width), mode="bilinear", align_corners=False)
         result[top : top + len(lines)] = band[0].argmax(0)
