@@ -72,7 +72,7 @@ def create_model(
             on the hub; for a model of torchvision ``torchvision:TAG``. The classifier of another number of classes
             is left out, with a warning; everything else must fit. A saved upgrade must be the one asked for.
         backbone_weights: ImageNet weights for the backbone: a file, an address, ``torchvision:TAG``, ``timm:TAG`` or
-            ``timm``; see :func:`~freqfusion.weights.load_backbone_`.
+            ``timm``, ``package:efficientnet_lite0``; see :func:`~freqfusion.weights.load_backbone_`.
         init: of the upgrade of a library's model, see :func:`freqfusion.upgrade_`. By default ``"paper"``, but
             ``"identity"`` with ``weights`` of a model that is not upgraded, so that it starts from what it was.
         upgrade_options: further arguments of :func:`freqfusion.upgrade_` there.

@@ -14,7 +14,7 @@ from freqfusion._untrusted import check_arguments, check_plain, read_json
 from freqfusion.fusion import FreqFusion
 from freqfusion.models.base import Model
 from freqfusion.models.encoders import RESNETS, TimmEncoder
-from freqfusion.models.library import UNUSED, LibraryModel, backbone_path, host_name
+from freqfusion.models.library import UNUSED, LibraryModel, backbone_path, host_name, timm_name
 from freqfusion.upgrade import Upgrade, Upgraded, upgrade_
 from freqfusion.upgrade.core import upgrade_again_
 from freqfusion.weights.backbones import load_backbone_
@@ -185,6 +185,8 @@ def load_backbone_of_(model: nn.Module, source: str | Path) -> None:
         names, backbone = {"timm": backbone.name}, backbone.network
     elif getattr(backbone, "name", None) in RESNETS.values():
         names = {"torchvision": str(backbone.name), "timm": str(backbone.name)}
+    elif (name := timm_name(model)) is not None:
+        names = {"timm": name}
     load_backbone_(backbone, source, title, names)
 
 
