@@ -21,8 +21,10 @@ from freqfusion._settings import check_settings
 from freqfusion._text import readable
 from freqfusion.data import BadSampleError, Kind, create_dataset, list_datasets
 from freqfusion.data.base import FileDataset, SampleFiles
+from freqfusion.data.normalisation import IMAGENET, Normalisation
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
+from freqfusion.models.base import normalisation_of
 from freqfusion.tasks.rng import cpu_seed, derive_seed
 
 Sample = dict[str, Any]
@@ -330,6 +332,13 @@ class ImageData(L.LightningDataModule):
         return self._datasets[split]
 
     @property
+    def normalisation(self) -> Normalisation:
+        """That of the network which is trained or judged on the data; ImageNet's where there is none."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        network = getattr(module, "network", None)
+        return IMAGENET if network is None else normalisation_of(network)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes."""
         return tuple(self.dataset(self.hparams["val_split"]).classes)
@@ -446,7 +455,7 @@ class SegmentationData(ImageData):
     def transform(self, stage: str) -> Callable[[Sample], Sample]:
         options = self.hparams
         if stage == "eval":
-            then = eval_transform()
+            then = eval_transform(self.normalisation)
         else:
             then = train_transform(
                 crop_size=options["crop_size"],
@@ -457,6 +466,7 @@ class SegmentationData(ImageData):
                 cat_max_ratio=options["cat_max_ratio"],
                 short_sides=options["short_sides"],
                 max_size=options["max_size"],
+                normalisation=self.normalisation,
             )
         return v2.Compose([partial(_resized, size=options["resize"]), then])
 

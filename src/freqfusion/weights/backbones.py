@@ -115,10 +115,16 @@ def _published(source: str, names: Mapping[str, str], title: str) -> dict[str, T
                 f"torchvision has no weights {tag!r} of {name}; it has {', '.join(kinds.__members__)}"
             )
         return dict(kinds[tag].get_state_dict(progress=True, check_hash=True))
-    timm = require("timm", "vision")
-    full = tag if not tag or timm.is_model(tag) else f"{name.partition('.')[0]}.{tag}"
-    network: nn.Module = timm.create_model(full or name, pretrained=True)
+    network: nn.Module = require("timm", "vision").create_model(name_in_timm(source, name), pretrained=True)
     return network.state_dict()
+
+
+def name_in_timm(source: str, network: str) -> str:
+    """The name, with its tag, of the weights that ``timm`` or ``timm:TAG`` stands for."""
+    tag = source.partition(":")[2]
+    if not tag or require("timm", "vision").is_model(tag):
+        return tag or network
+    return f"{network.partition('.')[0]}.{tag}"
 
 
 def _names_of(backbone: nn.Module) -> dict[str, str]:
