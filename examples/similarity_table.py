@@ -35,6 +35,7 @@ print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
 rows = {}
 for path in args.checkpoints:
     network = load_checkpoint(path)[0].network.eval()
+    normalise = eval_transform(network.normalisation)
     data = SegmentationData(**{**read_checkpoint(path)["datamodule_hyper_parameters"], "root": args.data})
     classes, count = len(data.classes), min(args.limit or 10**9, len(data.dataset("val")))
     similarity, distance = FeatureSimilarity(classes), BoundaryDistance(classes)
@@ -43,7 +44,7 @@ for path in args.checkpoints:
         sample = data.sample("val", index)
         labels = torch.as_tensor(sample["mask"])[None].long()
         with torch.inference_mode(), record_features(network, [args.module]) as recorded:
-            predicted = network(eval_transform()(sample)["image"][None]).argmax(1)
+            predicted = network(normalise(sample)["image"][None]).argmax(1)
         similarity.update(recorded[args.module].inputs[0], labels)
         distance.update(predicted, labels)
         metrics.update(predicted, labels)

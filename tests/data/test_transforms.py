@@ -8,9 +8,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from freqfusion.data import SyntheticScenes
+from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from freqfusion.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     BalancedRandomCrop,
     PhotometricDistortion,
     RandomRescale,

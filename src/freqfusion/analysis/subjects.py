@@ -14,6 +14,7 @@ from freqfusion.analysis.record import Recorded, fusion_sites, record_features
 from freqfusion.analysis.spectra import fusion_internals, kernel_spectrum
 from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import FreqFusion
+from freqfusion.models.base import normalisation_of
 from freqfusion.ops.resize import resize
 from freqfusion.tasks.image_data import SegmentationData
 from freqfusion.tasks.rng import fixed_randomness
@@ -136,12 +137,13 @@ def observe(
     for index in indices:
         sample = data.sample(split, index)
         labels = sample["mask"].as_subclass(Tensor).long()
-        images = eval_transform()(sample)["image"].as_subclass(Tensor)[None].to(device)
         maps: dict[str, dict[str, Tensor]] = {site: {} for site in subjects[0].sites}
         internals: dict[str, dict[str, Internals | None]] = {site: {} for site in subjects[0].sites}
         predictions = {}
         for subject in subjects:
             prefix = f"{subject.name} " if len(subjects) > 1 else ""
+            transform = eval_transform(normalisation_of(subject.network))
+            images = transform(sample)["image"].as_subclass(Tensor)[None].to(device)
             with record_features(subject.network, subject.sites) as recorded:
                 output = _run(subject, images, sample["name"])
                 modules = [subject.network.get_submodule(site) for site in subject.sites]

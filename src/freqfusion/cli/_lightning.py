@@ -273,7 +273,7 @@ _OF_JUDGING = (
     *("boundary_width", "flip_test", "max_detections", "num_classes", "scales", "stride", "test_max_size"),
     *("test_size", "things", "window"),
 )
-_OF_LOADING = ("eval_batch_size", "root", "skip_bad", "test_split", "val_split", "workers")
+_OF_LOADING = ("cache", "eval_batch_size", "root", "skip_bad", "test_split", "val_split", "workers")
 """What may change when a run goes on."""
 
 

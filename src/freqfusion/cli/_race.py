@@ -1,10 +1,14 @@
 """The race of ``freqfusion compare`` and ``quickstart``: checks, runs with a live table, and what came out."""
 
+import os
 import shlex
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -18,9 +22,11 @@ from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_erro
 from freqfusion.comparison import page, race
 from freqfusion.comparison.race import Job, Slot
 from freqfusion.comparison.runs import Comparison, compare_runs, is_complete
-from freqfusion.tasks.image_data import available_cores
+from freqfusion.tasks.image_data import CACHE_VARIABLE, available_cores
 
 SETTINGS = "settings.txt"
+CACHE = ".cache"
+"""A folder of the race, while it runs, with the decoded data set, which all runs map into memory."""
 _OF_LEADERS = (
     "All methods ran with the first seed; the best {} then ran with the others too, so their lead over the rest is "
     "partly the luck of that seed."
@@ -65,7 +71,8 @@ def run_race(
         # What is wrong with the recipe, the data or a method is found here, before the first run.
         for method in methods:
             check = [*fit_words, *race.job_words(race.job_of(out, method, seeds[0])), "--resume"]
-            CommandLine("fit", "", check).datamodule.setup("fit")
+            data = CommandLine("fit", "", check).datamodule
+            data.setup("fit")
     except UsageError as error:
         return report_usage_error(command.split()[1], error)
     write_atomically(out / SETTINGS, settings.encode())
@@ -81,13 +88,14 @@ def run_race(
     )
     if leaders is None:
         runs += rest
-    _run_shown(runs, runs, slots, fit_words, console)
-    done = [job.folder for job in runs if job.state == "done"]
-    if leaders is not None and done:
-        best = {str(m.runs[0].settings["model.fusion"]) for m in compare_runs(done).methods[:leaders]}
-        more = [job for job in rest if job.method in best]
-        runs += more
-        _run_shown(more, runs, slots, fit_words, console)
+    with _decoded_once(data, out / CACHE, any(not job.is_done() for job in (*runs, *rest))):
+        _run_shown(runs, runs, slots, fit_words, console)
+        done = [job.folder for job in runs if job.state == "done"]
+        if leaders is not None and done:
+            best = {str(m.runs[0].settings["model.fusion"]) for m in compare_runs(done).methods[:leaders]}
+            more = [job for job in rest if job.method in best]
+            runs += more
+            _run_shown(more, runs, slots, fit_words, console)
 
     failed = [job for job in runs if job.state == "failed"]
     for job in failed:
@@ -129,6 +137,23 @@ def _check_settings(path: Path, settings: str) -> None:
             f"{path.parent} holds a race with other settings (see {path}): choose another folder with --out, "
             "give the same recipe and options, or delete that file if what differs does not matter"
         )
+
+
+@contextmanager
+def _decoded_once(data: Any, folder: Path, needed: bool) -> Iterator[None]:
+    """Decode the data set for all runs that are started inside, if it is to be cached."""
+    if not (needed and data.hparams["cache"]):
+        yield
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a race that was killed
+    folder.mkdir(parents=True)
+    try:
+        data.share(folder)
+        os.environ[CACHE_VARIABLE] = str(folder.resolve())
+        yield
+    finally:
+        os.environ.pop(CACHE_VARIABLE, None)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_shown(

@@ -14,6 +14,7 @@ from freqfusion.data.transforms import eval_transform
 from freqfusion.drawing.detections import colour_segments, draw_objects
 from freqfusion.drawing.figures import Picture, colour_mask, draw_box, error_map
 from freqfusion.drawing.page_parts import Strip, Swatches, Text
+from freqfusion.models.base import normalisation_of
 from freqfusion.tasks.names import find_task
 from freqfusion.tasks.semantic import IGNORE_INDEX
 from freqfusion.training.checkpoints import LAST, load_checkpoint, read_checkpoint, task_of
@@ -108,9 +109,8 @@ def _truth(data: Any, sample: dict[str, Any], images: bool) -> dict[str, list[Pi
 def _prediction(module: Any, data: Any, sample: dict[str, Any], images: bool) -> list[Picture]:
     """A column of the same pictures."""
     if "mask" in sample:
-        labels = (
-            module.predict(eval_transform()(sample)["image"].as_subclass(Tensor)[None]).argmax(1)[0].numpy()
-        )
+        transform = eval_transform(normalisation_of(module.network))
+        labels = module.predict(transform(sample)["image"].as_subclass(Tensor)[None]).argmax(1)[0].numpy()
         ground = _bytes(sample["image"]) if images else None
         truth = sample["mask"].as_subclass(Tensor).numpy()
         return [colour_mask(labels, data.palette), error_map(labels, truth, image=ground)]

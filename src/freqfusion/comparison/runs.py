@@ -30,7 +30,7 @@ LABELS = {
 _FIRST = {"iou": "miou"}
 """The mean of a metric that classes have, where it has another name."""
 _ELSEWHERE = {
-    *("data.root", "data.seed", "data.workers", "data.eval_batch_size"),
+    *("data.root", "data.cache", "data.seed", "data.workers", "data.eval_batch_size"),
     *("model.num_classes", "model.things", "data.test_split", "trainer.limit_test_batches"),
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "default_root_dir")),
     *(f"trainer.{name}" for name in ("logger", "callbacks", "plugins", "profiler", "log_every_n_steps")),

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from freqfusion.data.base import Sample
-from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.data.normalisation import IMAGENET, Normalisation
 
 _IGNORE = 255
 _CROP_TRIES = 10
@@ -225,20 +225,23 @@ class PadToSize(v2.Transform):
         return F.pad(inpt, **params, fill=fill)
 
 
-def eval_transform() -> Callable[[Sample], Sample]:
+def eval_transform(normalisation: Normalisation = IMAGENET) -> Callable[[Sample], Sample]:
     """Normalisation alone, for scoring and prediction.
+
+    Args:
+        normalisation: what the network wants, see :func:`freqfusion.models.base.normalisation_of`.
 
     Returns:
         A function from a sample (see :class:`~freqfusion.data.base.SegmentationDataset`) to one with plain
-        tensors: ``image`` ``(3, H, W)`` float32, normalised with :data:`IMAGENET_MEAN` and
-        :data:`IMAGENET_STD`; ``mask``, if there is one, ``(H, W)`` int64. Other entries pass.
+        tensors: ``image`` ``(3, H, W)`` float32, normalised; ``mask``, if there is one, ``(H, W)`` int64. Other
+        entries pass.
 
     Example:
         >>> grey = tv_tensors.Image(torch.full((3, 2, 2), 255, dtype=torch.uint8))
         >>> [round(value, 3) for value in eval_transform()({"image": grey})["image"][:, 0, 0].tolist()]
         [2.249, 2.429, 2.64]
     """
-    return v2.Compose([*_normalisation(), v2.ToPureTensor()])
+    return v2.Compose([*_normalise(normalisation), v2.ToPureTensor()])
 
 
 def train_transform(
@@ -250,6 +253,7 @@ def train_transform(
     cat_max_ratio: float = 0.75,
     short_sides: Sequence[int] | None = None,
     max_size: int = 2560,
+    normalisation: Normalisation = IMAGENET,
 ) -> Callable[[Sample], Sample]:
     """The usual augmentation of semantic segmentation: rescale, crop, flip, distort colours, normalise, pad.
 
@@ -263,6 +267,7 @@ def train_transform(
         short_sides: lengths of the shorter side in pixels, one drawn for each picture, in place of the random
             rescaling; see :class:`RandomShortSide`.
         max_size: limit of the longer side then.
+        normalisation: see :func:`eval_transform`.
 
     Returns:
         A function from a sample to one with plain tensors of the crop's size, as :func:`eval_transform` makes
@@ -287,9 +292,9 @@ def train_transform(
     ]
     if photometric:
         steps.append(PhotometricDistortion())
-    return v2.Compose([*steps, *_normalisation(), PadToSize(crop_size), v2.ToPureTensor()])
+    return v2.Compose([*steps, *_normalise(normalisation), PadToSize(crop_size), v2.ToPureTensor()])
 
 
-def _normalisation() -> list[v2.Transform]:
+def _normalise(normalisation: Normalisation) -> list[v2.Transform]:
     dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    return [v2.ToDtype(dtypes, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return [v2.ToDtype(dtypes, scale=True), v2.Normalize(*normalisation)]

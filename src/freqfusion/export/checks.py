@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from freqfusion.data.normalisation import Normalisation
+
 
 class SizeCheck(NamedTuple):
     """The file's results beside torch's at one size."""
@@ -30,14 +32,25 @@ class ExportReport:
     nodes: int
     """Operators in the graph."""
     checks: tuple[SizeCheck, ...]
+    normalisation: Normalisation | None = None
+    """Of the images, which are the caller's to normalise; None for a part of a model."""
 
     def __str__(self) -> str:
         lines = [
             f"{self.path}: {self.format}, {self.precision}, {self.nodes} operators, {self.sizes}",
             f"inputs {', '.join(self.inputs)}; outputs {', '.join(self.outputs)}",
+            *_told(self.normalisation),
             "",
             f"{'size':>11}  {'max abs error':>13}  {'largest value':>13}",
         ]
         for (height, width), error, largest in self.checks:
             lines.append(f"{f'{height}x{width}':>11}  {error:>13.1e}  {largest:>13.4g}")
         return "\n".join(lines)
+
+
+def _told(normalisation: Normalisation | None) -> list[str]:
+    """What has to be done to images, in one line if there is something."""
+    if normalisation is None:
+        return []
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in normalisation)
+    return [f"images in [0, 1], minus the mean {mean}, divided by the deviation {std}"]

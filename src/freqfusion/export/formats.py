@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
+from freqfusion.data.normalisation import Normalisation
 from freqfusion.export.checks import ExportReport, SizeCheck
 from freqfusion.export.tracing import (
     Inputs,
@@ -27,6 +28,8 @@ from freqfusion.export.tracing import (
     seeded,
     trace,
 )
+from freqfusion.fusion import Fusion
+from freqfusion.models.base import normalisation_of
 from freqfusion.zoo.spec import ModelSpec, spec_of
 
 OPSETS = (20, 18)
@@ -41,7 +44,7 @@ In float16, if it is more: twice the difference that torch itself has there."""
 
 SPEC = "freqfusion.spec"
 """Under which ONNX and ``torch.export`` files say how the model is made, as JSON: a property of the one, an extra
-file of the other."""
+file of the other. Of a network it also has ``normalisation``, ``mean`` and ``std`` of the images per colour."""
 
 Runner = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
 
@@ -188,8 +191,14 @@ class _Job:
         self.sizes = check_sizes(size, self.dynamic)
         self.inputs = seeded(inputs or default_inputs(model))
         self.dtype = torch.float16 if half else torch.float32
-        spec = getattr(model, "spec", None)
-        self.properties = {SPEC: json.dumps(spec_of(model).to_json())} if isinstance(spec, ModelSpec) else {}
+        self.properties = {}
+        self.normalisation: Normalisation | None = None
+        if isinstance(getattr(model, "spec", None), ModelSpec):  # a whole model, and not a part
+            made = spec_of(model).to_json()
+            if not isinstance(model, Fusion):
+                self.normalisation = normalisation_of(model)
+                made |= {"normalisation": self.normalisation._asdict()}
+            self.properties[SPEC] = json.dumps(made)
         reference = inference_copy(model)
         self.exported = inference_copy(model).half() if half else reference
         # half-precision inputs are what both sides get
@@ -271,6 +280,7 @@ class _Job:
             "float16" if self.dtype == torch.float16 else "float32",
             nodes,
             checks,
+            self.normalisation,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion.data.normalisation import IMAGENET, Normalisation
 from freqfusion.models.inference import AS_SET, ObjectInference
 from freqfusion.ops._checks import NotScriptable, refuse_torchscript
 
@@ -41,6 +42,15 @@ class Model(nn.Module):
     frozen: Sequence[nn.Module] = ()
     """Parts that training leaves as they are; see :meth:`freeze_`."""
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and deviation of the images that it is made for; see :func:`normalisation_of`."""
+        return normalisation_of(self)
+
+    @normalisation.setter
+    def normalisation(self, value: Normalisation) -> None:
+        set_normalisation_(self, value)
+
     def is_backbone(self, parameter: str) -> bool:
         """Whether a parameter, by its name in ``named_parameters()``, belongs to the backbone."""
         return parameter.partition(".")[0] == "backbone"
@@ -67,6 +77,39 @@ class Model(nn.Module):
         return False
 
 
+def normalisation_of(model: nn.Module) -> Normalisation:
+    """Mean and deviation of the images that a network is made for.
+
+    They are a property of the network, which :func:`freqfusion.create_model` takes from its backbone's configuration
+    and checkpoints and saved folders keep; ImageNet's where nothing else was ever said. Detectors that are called as
+    torchvision's normalise their images themselves; theirs are what their ``transform`` has.
+
+    Args:
+        model: of this package, or a model of another library, wrapped or not.
+    """
+    host = _host(model)
+    transform: Any = getattr(host, "transform", None)
+    if hasattr(transform, "image_mean"):
+        return Normalisation.of(transform.image_mean, transform.image_std)
+    return getattr(host, "freqfusion_normalisation", IMAGENET)
+
+
+def set_normalisation_(model: nn.Module, value: Normalisation) -> None:
+    """Say what images a network is made for; see :func:`normalisation_of`. In place."""
+    host = _host(model)
+    transform: Any = getattr(host, "transform", None)
+    if hasattr(transform, "image_mean"):
+        transform.image_mean, transform.image_std = list(value.mean), list(value.std)
+    else:
+        host.freqfusion_normalisation = value  # type: ignore[assignment]
+
+
+def _host(model: nn.Module) -> nn.Module:
+    """The model that a wrapper holds, else itself."""
+    host: nn.Module = getattr(model, "host", model) if isinstance(model, Model) else model
+    return host
+
+
 class PixelModel(Model, ABC):
     """Gives scores for every pixel."""
 
@@ -75,7 +118,7 @@ class PixelModel(Model, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores ``(B, K, H, W)`` of normalised images ``(B, 3, H, W)``."""
+        """Class scores ``(B, K, H, W)`` of images ``(B, 3, H, W)`` with the network's :attr:`normalisation`."""
 
     def loss(self, images: Tensor, mask: Tensor, criterion: Criterion = pixel_cross_entropy) -> Tensor:
         """What is to be minimised, a scalar.
@@ -160,6 +203,6 @@ class Segmenter(NotScriptable, PixelModel):
         if not image.is_floating_point():
             raise TypeError(
                 f"image must be floating point, got {image.dtype}; convert it and normalise it with the mean "
-                "and standard deviation used in training"
+                "and standard deviation used in training, model.normalisation"
             )
         return F.interpolate(self.decode(image), size=image.shape[-2:], mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freqfusion._optional import require
 from freqfusion.models.base import Criterion, Model, PixelModel, pixel_cross_entropy
 from freqfusion.ops.resize import resize
 from freqfusion.upgrade import Upgraded
@@ -215,6 +216,15 @@ def backbone_path(host: nn.Module) -> str:
     paths = (*BACKBONES, getattr(host, "base_model_prefix", ""))
     names = [name for name, _ in host.named_modules() if name]
     return next((path for path in paths if path in names), "")
+
+
+def timm_name(host: nn.Module) -> str | None:
+    """What timm calls the encoder of a model of segmentation_models_pytorch; None for those of other origin."""
+    config: Any = getattr(host, "config", None)
+    encoder = str(config.get("encoder_name")) if isinstance(config, Mapping) else ""
+    prefix = next((prefix for prefix in ("tu-", "timm-") if encoder.startswith(prefix)), None)
+    name = encoder.removeprefix(prefix or "")
+    return name if prefix and require("timm", "vision").is_model(name) else None
 
 
 def _sides(host: nn.Module) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderLayer,
 )
 
-from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.data.normalisation import Normalisation
 from freqfusion.models.base import Criterion, ObjectModel, PixelModel, pixel_cross_entropy
 from freqfusion.models.inference import AS_SET, ObjectInference, fitting_size
 from freqfusion.models.library import LibraryModel, check_images
@@ -392,7 +392,9 @@ class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
                 "a mask classifier finds objects in one pass: give one size and no mirrored pass"
             )
         size = inference.sizes[0] if inference.sizes else None
-        resized = [_normalise(_at_size(image, size, inference.max_size)) for image in images]
+        resized = [
+            _normalise(_at_size(image, size, inference.max_size), self.normalisation) for image in images
+        ]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         with torch.no_grad():
             results = predict_queries(self.host, resized, sizes)
@@ -421,7 +423,7 @@ class MaskClassifier(LibraryModel, PixelModel, ObjectModel):
         if isinstance(target, Tensor):
             targets = semantic_targets(target)
         else:
-            images = [_normalise(image) for image in images]
+            images = [_normalise(image, self.normalisation) for image in images]
             samples = target if self.finds == "segments" else [self._things_of(x) for x in target]
             targets = object_targets(samples)
         return torch.stack(list(set_losses(self.host, images, *targets).values())).sum()
@@ -441,8 +443,8 @@ def _at_size(image: Tensor, size: int | None, max_size: int | None) -> Tensor:
     return F.interpolate(image[None], fitting, mode="bilinear", antialias=True)[0]
 
 
-def _normalise(image: Tensor) -> Tensor:
-    mean, deviation = (image.new_tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+def _normalise(image: Tensor, normalisation: Normalisation) -> Tensor:
+    mean, deviation = (image.new_tensor(x)[:, None, None] for x in normalisation)
     return (image - mean) / deviation
 
 

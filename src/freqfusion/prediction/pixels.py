@@ -1,14 +1,13 @@
 """Class maps for image files of any size, in bounded memory."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from freqfusion.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from freqfusion.models.base import normalisation_of
 from freqfusion.models.inference import predict_logits
 from freqfusion.tasks.rng import fixed_randomness
 
@@ -40,7 +39,7 @@ def predict_mask(
     network's work is bounded anyway.
 
     Args:
-        network: a segmentation network in eval mode, on the device to use.
+        network: a segmentation network in eval mode, on the device to use; it says how images are normalised.
         image: ``(3, H, W)`` uint8.
         resize: height and width that the network works at; its logits are enlarged to the image's size.
             None: the image's own size.
@@ -49,19 +48,31 @@ def predict_mask(
     Returns:
         ``(H, W)`` on the CPU, uint8 up to 256 classes, else int32.
     """
-    predict = partial(predict_logits, network, window=window, stride=stride, scales=scales, flip=flip)
     device = next(network.parameters()).device
+    mean, std = map(list, normalisation_of(network))
+
+    def predict(seen: Tensor) -> Tensor:
+        scaled = TF.to_dtype(seen.to(device), torch.float32, scale=True)
+        with fixed_randomness(device):
+            return predict_logits(
+                network,
+                TF.normalize(scaled, mean, std)[None],
+                window=window,
+                stride=stride,
+                scales=scales,
+                flip=flip,
+            )[0]
+
     height, width = image.shape[-2:]
     if resize is not None:
         image = TF.resize(image, list(resize), antialias=True)
     if resize is None and height * width > LARGE_PIXELS:
-        return _predict_tiles(predict, image, device)
-    with fixed_randomness(device):
-        logits = predict(_normalise(image, device))[0]
+        return _predict_tiles(predict, image)
+    logits = predict(image)
     return _narrow(enlarged_argmax(logits, (height, width)), logits.shape[0])
 
 
-def _predict_tiles(predict: Callable[[Tensor], Tensor], image: Tensor, device: torch.device) -> Tensor:
+def _predict_tiles(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     result: Tensor | None = None
     for top in range(0, height, TILE):
@@ -69,8 +80,7 @@ def _predict_tiles(predict: Callable[[Tensor], Tensor], image: Tensor, device: t
             above, before = min(MARGIN, top), min(MARGIN, left)
             bottom, right = min(top + TILE, height), min(left + TILE, width)
             seen = image[:, top - above : bottom + MARGIN, left - before : right + MARGIN]
-            with fixed_randomness(device):
-                logits = predict(_normalise(seen, device))[0]
+            logits = predict(seen)
             inner = logits[:, above : above + bottom - top, before : before + right - left]
             classes = _narrow(inner.argmax(0), logits.shape[0])
             if result is None:
@@ -78,12 +88,6 @@ def _predict_tiles(predict: Callable[[Tensor], Tensor], image: Tensor, device: t
             result[top:bottom, left:right] = classes
     assert result is not None  # an image has at least one pixel
     return result
-
-
-def _normalise(image: Tensor, device: torch.device) -> Tensor:
-    """``(3, H, W)`` uint8 to the ``(1, 3, H, W)`` float32 that the networks are trained on."""
-    scaled = TF.to_dtype(image.to(device), torch.float32, scale=True)
-    return TF.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))[None]
 
 
 def _narrow(classes: Tensor, num_classes: int) -> Tensor:

@@ -16,7 +16,8 @@ from freqfusion.tasks.sharding import shard
 from freqfusion.weights.fill import match
 from freqfusion.zoo import ModelSpec, create_model
 from freqfusion.zoo.create import wrap
-from freqfusion.zoo.pretrained import describe_model, is_saved, rebuild_model
+from freqfusion.zoo.normalisation import take_normalisation_
+from freqfusion.zoo.pretrained import describe_model, is_saved, rebuild_model, with_normalisation
 from freqfusion.zoo.spec import spec_of
 from freqfusion.zoo.start import freeze_backbone_
 
@@ -233,7 +234,9 @@ class ClassTask(TaskModule):
     def _describe(self) -> dict[str, Any]:
         """How the network is made, for its checkpoints."""
         network = _bare(self.network)
-        return describe_model(network) if self._is_shaped_by_weights else {"spec": spec_of(network).to_json()}
+        if self._is_shaped_by_weights:
+            return describe_model(network)
+        return with_normalisation({"spec": spec_of(network).to_json()}, network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         settings = checkpoint["hyper_parameters"]
@@ -250,6 +253,10 @@ class ClassTask(TaskModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         compare_classes(checkpoint["classes"], self.classes)
         super().on_load_checkpoint(checkpoint)
+        network = _bare(self.network)
+        take_normalisation_(network, checkpoint["hyper_parameters"]["network"], str(self.trainer.ckpt_path))
+        if self._description is not None:
+            self._description = with_normalisation(self._description, network)
 
     def on_fit_start(self) -> None:
         """Refuse to start with frozen norms whose statistics are of no data; warn of such a backbone."""

@@ -24,7 +24,8 @@ class DetectionModule(ObjectTask):
         things: For each class whether it is a thing; on the command line it comes from the data.
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
-        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`,
+            `package:efficientnet_lite0`.
         freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         optimizer: sgd or adamw.
         lr: Peak learning rate for a batch of lr_batch_size images.

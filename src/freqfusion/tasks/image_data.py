@@ -4,13 +4,16 @@ Order and augmentation depend on ``(seed, epoch, index)`` alone: not on the numb
 and not on what was drawn before. So a run can start again in the middle of an epoch and go on exactly.
 """
 
+import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,13 +24,18 @@ from freqfusion._settings import check_settings
 from freqfusion._text import readable
 from freqfusion.data import BadSampleError, Kind, create_dataset, list_datasets
 from freqfusion.data.base import FileDataset, SampleFiles
+from freqfusion.data.cache import SampleCache, decode_all
+from freqfusion.data.normalisation import IMAGENET, Normalisation
 from freqfusion.data.object_transforms import group_by_aspect
 from freqfusion.data.transforms import eval_transform, train_transform
+from freqfusion.models.base import normalisation_of
 from freqfusion.tasks.rng import cpu_seed, derive_seed
 
 Sample = dict[str, Any]
 
 _log = logging.getLogger(__name__)
+CACHE_VARIABLE = "FREQFUSION_CACHE"
+"""The environment variable that names the folder of decoded data sets that the runs of a race share."""
 _LOOKING_SECONDS = 30.0
 """How long the truth of a split is searched for its classes."""
 _TRUTH: dict[Kind, str] = {
@@ -261,6 +269,8 @@ class ImageData(L.LightningDataModule):
         batch_size: Images per optimiser step, over all processes together, before accumulation.
         eval_batch_size: Images judged at once per process; for the task semantic of one size.
         workers: Loading processes per training process; chosen by the number of cores if not given.
+        cache: In training, decode every image once, before the first step, and keep all in memory: `ram`; or on the
+            accelerator, `device`, where augmentation then runs too, without loading processes.
         seed: Decides order and augmentation.
         skip_bad: Leave out unreadable samples with a warning where the default is an error.
 
@@ -279,6 +289,7 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 1,
         workers: int | None = None,
+        cache: Literal["ram", "device"] | None = None,
         seed: int = 0,
         skip_bad: bool = False,
     ) -> None:
@@ -288,6 +299,7 @@ class ImageData(L.LightningDataModule):
         self.transform("train")  # it knows which options go together
         self._datasets: dict[str, Any] = {}
         self._checked: set[str] = set()
+        self._caches: dict[str, SampleCache] = {}
 
     def open(self, split: str) -> Any:
         """Open the data set of one split.
@@ -314,6 +326,10 @@ class ImageData(L.LightningDataModule):
         """What is done to a sample, and drawn at random, for ``"train"`` or ``"eval"``."""
         raise NotImplementedError
 
+    def prepare(self, sample: Sample) -> Sample:
+        """What is done to every sample alike, before it is cached; :meth:`transform` does it to others."""
+        return sample
+
     kind: Kind | None
     """The kind of truth that its data sets have; None for any, which is then not used."""
     collate: Callable[[list[Sample]], Sample]
@@ -328,6 +344,13 @@ class ImageData(L.LightningDataModule):
         if split not in self._datasets:
             self._datasets[split] = self.open(split)
         return self._datasets[split]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """That of the network which is trained or judged on the data; ImageNet's where there is none."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        network = getattr(module, "network", None)
+        return IMAGENET if network is None else normalisation_of(network)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -381,18 +404,50 @@ class ImageData(L.LightningDataModule):
         return _EvalBatches(self._loader(split, "eval", order))
 
     def _loader(self, split: str, stage: str, order: Sampler[list[tuple[int, int]]]) -> DataLoader[Sample]:
-        workers = self.hparams["workers"]
+        workers, kept = self.hparams["workers"], self.hparams["cache"]
         workers = default_workers(available_cores()) if workers is None else workers
+        dataset, on_device = self.dataset(split), False
+        if (
+            kept and self.trainer is not None and self.trainer.state.fn == "fit"
+        ):  # else each image is read once
+            dataset, on_device = self.cached(split), kept == "device"
+            if on_device:
+                dataset, workers = dataset.to(self.trainer.strategy.root_device), 0
         return DataLoader(
-            _Samples(self.dataset(split), self.transform(stage), self.hparams["seed"]),
+            _Samples(dataset, self.transform(stage), self.hparams["seed"]),
             batch_sampler=order,
             collate_fn=self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not on_device,
             # without its own generator a loader draws from the global one whenever it is iterated
             generator=torch.Generator(),
         )
+
+    def cached(self, split: str) -> SampleCache:
+        """The decoded samples of one split, from the file that :meth:`share` wrote if there is one."""
+        if split not in self._caches:
+            path = Path(os.environ.get(CACHE_VARIABLE, "."), self._cache_name(split))
+            if CACHE_VARIABLE in os.environ and path.exists():
+                self._caches[split] = SampleCache.load(path)
+            else:
+                title = f"{self.hparams['dataset']}, split {split!r}"
+                self._caches[split] = decode_all(
+                    self.dataset(split), self.prepare, title, min(available_cores(), 16)
+                )
+        return self._caches[split]
+
+    def share(self, folder: Path) -> None:
+        """Write what ``fit`` would cache to a folder, which other processes find by :data:`CACHE_VARIABLE`."""
+        for split in {self.hparams["train_split"], self.hparams["val_split"]}:
+            self.cached(split).save(folder / self._cache_name(split))
+            del self._caches[split]
+
+    def _cache_name(self, split: str) -> str:
+        """A file's name by all that the decoded samples depend on."""
+        names = ("dataset", "root", "dataset_options", "train_options", "resize", "skip_bad")
+        key = [split, split == self.hparams["train_split"], *(self.hparams.get(name) for name in names)]
+        return hashlib.sha256(json.dumps(key, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
     def _require_trainer(self) -> L.Trainer:
         if self.trainer is None:
@@ -441,12 +496,15 @@ class SegmentationData(ImageData):
 
     def sample(self, split: str, index: int) -> Sample:
         """One image and its mask at the size they are judged at, without augmentation or normalisation."""
-        return _resized(self.dataset(split)[index], self.hparams["resize"])
+        return self.prepare(self.dataset(split)[index])
+
+    def prepare(self, sample: Sample) -> Sample:
+        return _resized(sample, self.hparams["resize"])
 
     def transform(self, stage: str) -> Callable[[Sample], Sample]:
         options = self.hparams
         if stage == "eval":
-            then = eval_transform()
+            then = eval_transform(self.normalisation)
         else:
             then = train_transform(
                 crop_size=options["crop_size"],
@@ -457,10 +515,13 @@ class SegmentationData(ImageData):
                 cat_max_ratio=options["cat_max_ratio"],
                 short_sides=options["short_sides"],
                 max_size=options["max_size"],
+                normalisation=self.normalisation,
             )
         return v2.Compose([partial(_resized, size=options["resize"]), then])
 
 
 def _resized(sample: Sample, size: tuple[int, int] | None) -> Sample:
     # tv_tensors: images are interpolated, masks take the nearest label
-    return sample if size is None else v2.Resize(size, antialias=True)(sample)
+    if size is None or tuple(sample["image"].shape[-2:]) == tuple(size):
+        return sample
+    return v2.Resize(size, antialias=True)(sample)

@@ -24,7 +24,8 @@ class MaskClassificationModule(ObjectTask):
         output: What is wanted and judged: panoptic segments or instances.
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
-        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`,
+            `package:efficientnet_lite0`.
         freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         lr: Peak learning rate of all but the backbone.
         backbone_lr_factor: The backbone's learning rate relative to that.

@@ -36,7 +36,8 @@ class SegmentationModule(ClassTask):
         num_classes: Number of classes; on the command line it comes from the data.
         network_options: Further arguments of `freqfusion.create_model`.
         weights: What the network starts from: a file, a folder of `save_pretrained`, a name on the hub.
-        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`.
+        backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`,
+            `package:efficientnet_lite0`.
         freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         class_weights: One weight per class in the loss.
         lr: Peak learning rate of all but the backbone.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from freqfusion._optional import require
 from freqfusion.weights.files import read_state_dict
 from freqfusion.weights.fill import OwnKeys, Reasons, Renaming, fill_, reason_for
+from freqfusion.weights.packages import read_package
 
 Rows = dict[str, str | tuple[str, ...]]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -63,13 +64,14 @@ def load_backbone_(
         backbone: the module to fill, such as ``MSCAN("t")``.
         source: a file or an address, see :func:`~freqfusion.weights.read_state_dict`; or ``torchvision:TAG``, such as
             ``torchvision:IMAGENET1K_V1``, or ``timm:TAG``, such as ``timm:a1_in1k`` (``timm`` for its default),
-            which that library downloads once.
+            which that library downloads once; or ``package:NAME``, an installed package with weights, see
+            :func:`~freqfusion.weights.packages.read_package`.
         title: what the backbone is, for messages.
         names: of the backbone in torchvision and timm, for the tags.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ImportError: if safetensors, torchvision or timm is needed and absent.
+        ImportError: if safetensors, torchvision, timm or a package with weights is needed and absent.
         OSError: if a download fails.
         ValueError: if the file cannot be read or does not fit, or the library has no such weights.
     """
@@ -97,8 +99,10 @@ def load_backbone_(
 
 
 def _published(source: str, names: Mapping[str, str], title: str) -> dict[str, Tensor] | None:
-    """The weights that torchvision or timm publishes for a network; None for a file."""
+    """The weights that torchvision, timm or a package publishes for a network; None for a file."""
     library, colon, tag = source.partition(":")
+    if library == "package" and colon:
+        return read_package(tag, names.get("timm"), title)
     if library not in ("timm", "torchvision") or not (colon or library == "timm"):
         return None
     name = names.get(library)
@@ -111,10 +115,16 @@ def _published(source: str, names: Mapping[str, str], title: str) -> dict[str, T
                 f"torchvision has no weights {tag!r} of {name}; it has {', '.join(kinds.__members__)}"
             )
         return dict(kinds[tag].get_state_dict(progress=True, check_hash=True))
-    timm = require("timm", "vision")
-    full = tag if not tag or timm.is_model(tag) else f"{name.partition('.')[0]}.{tag}"
-    network: nn.Module = timm.create_model(full or name, pretrained=True)
+    network: nn.Module = require("timm", "vision").create_model(name_in_timm(source, name), pretrained=True)
     return network.state_dict()
+
+
+def name_in_timm(source: str, network: str) -> str:
+    """The name, with its tag, of the weights that ``timm`` or ``timm:TAG`` stands for."""
+    tag = source.partition(":")[2]
+    if not tag or require("timm", "vision").is_model(tag):
+        return tag or network
+    return f"{network.partition('.')[0]}.{tag}"
 
 
 def _names_of(backbone: nn.Module) -> dict[str, str]:

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from freqfusion._untrusted import check_arguments
+from freqfusion.data.normalisation import Normalisation
+from freqfusion.models.base import set_normalisation_
 
 FROZEN = "frozen_norms"
 ATTRIBUTES = "attributes"
+NORMALISATION = "normalisation"
 _OF_TRAINING = re.compile(
     r"training|_?gradient_checkpointing|use_checkpoint|grad_checkpointing|_skip_resize|warnings_issued|config"
     r"|(default|pretrained)_cfg|name_or_path|spec|freqfusion_\w+|_is_\w+|_ddp\w+|num_batches_tracked"
@@ -81,10 +84,14 @@ def find_attributes(model: nn.Module, made: nn.Module, maker: str) -> dict[str, 
 def restore_settings(model: nn.Module, settings: Mapping[str, Any], source: str) -> None:
     """Set a model that was made anew as :func:`freeze_as` and :func:`find_attributes` found it. In place.
 
+    Without a normalisation in the settings what was made keeps its own: ImageNet's, but for detectors of libraries.
+
     Raises:
         ValueError: for settings that do not fit the model, or that are not plain values.
     """
     frozen, attributes = settings.get(FROZEN, []), settings.get(ATTRIBUTES, {})
+    if NORMALISATION in settings:
+        set_normalisation_(model, Normalisation.from_json(settings[NORMALISATION], source))
     try:
         _freeze(model, frozen)
         places = dict(_places(model))

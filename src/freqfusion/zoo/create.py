@@ -19,6 +19,7 @@ from freqfusion.models.library import (
 from freqfusion.upgrade import Upgrade, find_sites, upgrade_
 from freqfusion.upgrade.core import Init
 from freqfusion.zoo.build import NO_OBJECTS, build, build_own
+from freqfusion.zoo.normalisation import take_own_normalisation_
 from freqfusion.zoo.pretrained import from_pretrained, is_saved
 from freqfusion.zoo.published import PUBLISHED
 from freqfusion.zoo.spec import ModelSpec, spec_of
@@ -72,7 +73,7 @@ def create_model(
             on the hub; for a model of torchvision ``torchvision:TAG``. The classifier of another number of classes
             is left out, with a warning; everything else must fit. A saved upgrade must be the one asked for.
         backbone_weights: ImageNet weights for the backbone: a file, an address, ``torchvision:TAG``, ``timm:TAG`` or
-            ``timm``; see :func:`~freqfusion.weights.load_backbone_`.
+            ``timm``, ``package:efficientnet_lite0``; see :func:`~freqfusion.weights.load_backbone_`.
         init: of the upgrade of a library's model, see :func:`freqfusion.upgrade_`. By default ``"paper"``, but
             ``"identity"`` with ``weights`` of a model that is not upgraded, so that it starts from what it was.
         upgrade_options: further arguments of :func:`freqfusion.upgrade_` there.
@@ -89,8 +90,9 @@ def create_model(
 
     Returns:
         A :class:`~freqfusion.models.PixelModel` or an :class:`~freqfusion.models.ObjectModel`, in training mode, on
-        the CPU in float32; its ``spec`` says how it is made. Of a library's model it is a wrapper, with that model
-        as ``host``.
+        the CPU in float32; its ``spec`` says how it is made, and its ``normalisation`` what mean and deviation its
+        images have: those of the weights it starts from, else of its backbone's configuration in timm or smp, else
+        ImageNet's. Of a library's model it is a wrapper, with that model as ``host``.
 
     Raises:
         FileNotFoundError: if weights are not there.
@@ -140,6 +142,7 @@ def create_model(
                     f"{name!r} says another number of classes than {num_classes}; leave it out of the name"
                 )
             model = build_own({"num_classes": num_classes, "fusion": fusion} | spec.options, spec.name)
+            take_own_normalisation_(model)
             if weights is not None:
                 take_weights_(model, weights)
             if backbone_weights is not None:
@@ -221,6 +224,7 @@ def _upgraded(
         )
     host = build(spec)
     host.spec = spec.without_outside()  # type: ignore[assignment]
+    take_own_normalisation_(host)
     plain, done = _is_plain(host, fusion), False
     if weights is None and host_name(host) == MASK2FORMER:
         from freqfusion.models.mask2former import reset_parameters_

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from freqfusion._optional import require
-from freqfusion._untrusted import read_json
 from freqfusion.weights.files import read_state_dict
 from freqfusion.weights.fill import fill_
 from freqfusion.zoo.libraries import build_library
+from freqfusion.zoo.normalisation import read_processor
 from freqfusion.zoo.spec import ModelSpec
 from freqfusion.zoo.start import load_transformers
 
@@ -55,7 +55,7 @@ def load_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
                     f"{weights} is a file; of a model of transformers give the folder that it wrote, with config.json"
                 )
             model = load_transformers(model, str(weights), spec, POOLED)
-            model.pretrained_cfg = _processor(Path(weights))  # type: ignore[assignment]
+            model.pretrained_cfg = read_processor(Path(weights))  # type: ignore[assignment]
     elif spec.library:
         raise ValueError(
             f"{name!r} is no encoder that can be read: name a network of timm, such as vit_small_patch14_dinov2, or "
@@ -98,10 +98,3 @@ def _of_timm(spec: ModelSpec, weights: str | Path | None) -> nn.Module:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{weights} cannot be loaded; is it of another encoder? {reason}") from error
     return model
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    """Mean and deviation of the images, of a folder of transformers that says them."""
-    path = folder / "preprocessor_config.json"
-    content = read_json(path) if path.is_file() else {}
-    return {name: content.get(f"image_{name}") for name in ("mean", "std")}

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from freqfusion._files import write_atomically
 from freqfusion._optional import IMPORT_VARIABLE, require
 from freqfusion._untrusted import building, check_plain, read_json
-from freqfusion.models.base import Model
+from freqfusion.data.normalisation import IMAGENET, Normalisation
+from freqfusion.models.base import Model, normalisation_of, set_normalisation_
 from freqfusion.upgrade.core import upgrade_again_
 from freqfusion.weights.fill import match
 from freqfusion.zoo.attributes import (
     ATTRIBUTES,
     FROZEN,
+    NORMALISATION,
     find_attributes,
     freeze_as,
     restore_settings,
@@ -50,7 +52,8 @@ def save_pretrained(
     """Write a model, upgraded or not, to a folder: ``model.safetensors`` and ``freqfusion.json``.
 
     The JSON names the constructor with its arguments, the upgrade, what was set afterwards (thresholds, image sizes,
-    frozen norms) and the versions; nothing is pickled. Weights that the constructor would start from are left out.
+    frozen norms), the mean and deviation of the images, and the versions; nothing is pickled. Weights that the
+    constructor would start from are left out.
     Both files are written beside their place and moved there.
 
     Args:
@@ -171,12 +174,22 @@ def describe_model(
     maker = f"{spec.name} with these options"
     with torch.random.fork_rng(devices=[]):  # code of the user's too: it made the model that is saved
         made = build(spec)
+    set_normalisation_(made, normalisation_of(model))
     settings: dict[str, Any] = {FROZEN: freeze_as(model, made)}
     _check_fit(model.state_dict(), made, "the saved model", maker)
     settings[ATTRIBUTES] = find_attributes(model, made, maker)
     restore_settings(made, {ATTRIBUTES: settings[ATTRIBUTES]}, maker)
     settings = {name: value for name, value in settings.items() if value}
-    return {"spec": spec.to_json(), "settings": settings}
+    return with_normalisation({"spec": spec.to_json(), "settings": settings}, model)
+
+
+def with_normalisation(description: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A description that says, in its settings, what images a model is made for; nothing of ImageNet's."""
+    found, settings = normalisation_of(model), dict(description.get("settings", {}))
+    settings.pop(NORMALISATION, None)
+    if found != IMAGENET:
+        settings[NORMALISATION] = {"mean": list(found.mean), "std": list(found.std)}
+    return {**description, "settings": settings} if settings or "settings" in description else {**description}
 
 
 def rebuild_model(
@@ -241,12 +254,14 @@ def read_description(description: Any, source: str) -> tuple[ModelSpec, dict[str
     parts = description if isinstance(description, Mapping) else {}
     spec = ModelSpec.from_json(parts.get("spec"), source)
     settings = parts.get("settings") or {}
-    kinds: dict[str, type] = {FROZEN: list, ATTRIBUTES: dict}
+    kinds: dict[str, type] = {FROZEN: list, ATTRIBUTES: dict, NORMALISATION: dict}
     if not isinstance(settings, dict) or any(
         not isinstance(settings.get(name, kind()), kind) for name, kind in kinds.items()
     ):
         raise ValueError(f"{source} was changed: settings is {settings!r:.80}. Copy it again")
     check_plain(settings, source)
+    if NORMALISATION in settings:
+        Normalisation.from_json(settings[NORMALISATION], source)
     return spec, settings
 
 
@@ -369,13 +384,15 @@ def _model_card(repo_id: str, model: nn.Module, config: dict[str, Any]) -> str:
         made += f", upgraded with `{upgrade['fusion']}` at {len(upgrade['sites'])} sites (init `{upgrade['init']}`)"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in normalisation_of(model))
     data = hub.ModelCardData(library_name="freqfusion", tags=["freqfusion"])
     return f"""---
 {data.to_yaml()}
 ---
 # {repo_id}
 
-{made}. {parameters:,} parameters. Written with {versions}.
+{made}. {parameters:,} parameters. Written with {versions}. Images in [0, 1] are normalised with the mean
+{mean} and the deviation {std}.
 
 ```python
 import freqfusion

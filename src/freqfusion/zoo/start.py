@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from freqfusion._optional import require
 from freqfusion._untrusted import check_arguments, check_plain, read_json
 from freqfusion.fusion import FreqFusion
-from freqfusion.models.base import Model
+from freqfusion.models.base import Model, normalisation_of, set_normalisation_
 from freqfusion.models.encoders import RESNETS, TimmEncoder
-from freqfusion.models.library import UNUSED, LibraryModel, backbone_path, host_name
+from freqfusion.models.library import UNUSED, LibraryModel, backbone_path, host_name, timm_name
 from freqfusion.upgrade import Upgrade, Upgraded, upgrade_
 from freqfusion.upgrade.core import upgrade_again_
-from freqfusion.weights.backbones import load_backbone_
+from freqfusion.weights.backbones import load_backbone_, name_in_timm
 from freqfusion.weights.files import read_state_dict
 from freqfusion.weights.fill import fill_, list_problems
+from freqfusion.zoo.normalisation import (
+    normalisation_in_timm,
+    take_normalisation_of_file_,
+    take_normalisation_of_processor_,
+)
 from freqfusion.zoo.official import find_family, read_official
 from freqfusion.zoo.pretrained import CONFIG, from_pretrained, is_saved
 from freqfusion.zoo.published import PUBLISHED
@@ -44,6 +49,7 @@ def take_weights_of_library(
     elif is_transformers:
         host = load_transformers(host, str(weights), None if spec.name in PUBLISHED else spec)
         host.spec = replace(spec.without_outside(), options=_options_of(host, spec))  # type: ignore[assignment]
+        take_normalisation_of_processor_(host, Path(weights))
         return host, False
     else:
         raise _no_weights(host, weights)
@@ -70,6 +76,7 @@ def take_weights_of_library(
             )
         upgrade_again_(host, upgrade)
     _take_state_(host, state, weights)
+    _take_normalisation_(host, saved, weights)
     return host, getattr(host, "freqfusion_upgrade", None) is not None
 
 
@@ -81,13 +88,22 @@ def _options_of(host: Any, spec: ModelSpec) -> dict[str, Any]:
 def take_weights_(model: nn.Module, weights: str | Path) -> None:
     """Fill a network of this package."""
     if is_saved(weights):
-        state = from_pretrained(weights).state_dict()
+        saved: nn.Module | None = from_pretrained(weights)
     elif Path(weights).is_file():
         saved = _read_official(Path(weights))
-        state = _own_entries(read_state_dict(weights)) if saved is None else saved.state_dict()
     else:
         raise _no_weights(model, weights)
+    state = _own_entries(read_state_dict(weights)) if saved is None else saved.state_dict()
     _take_state_(model, state, weights)
+    _take_normalisation_(model, saved, weights)
+
+
+def _take_normalisation_(model: nn.Module, saved: nn.Module | None, weights: str | Path) -> None:
+    """That of a model whose weights were taken, or of the file that held them."""
+    if saved is None:
+        take_normalisation_of_file_(model, Path(weights))
+    else:
+        set_normalisation_(model, normalisation_of(saved))
 
 
 def _no_weights(model: nn.Module, weights: str | Path) -> Exception:
@@ -185,7 +201,13 @@ def load_backbone_of_(model: nn.Module, source: str | Path) -> None:
         names, backbone = {"timm": backbone.name}, backbone.network
     elif getattr(backbone, "name", None) in RESNETS.values():
         names = {"torchvision": str(backbone.name), "timm": str(backbone.name)}
+    elif (name := timm_name(model)) is not None:
+        names = {"timm": name}
     load_backbone_(backbone, source, title, names)
+    if str(source).partition(":")[0] == "timm":
+        published = normalisation_in_timm(name_in_timm(str(source), names["timm"]))
+        if published is not None:
+            set_normalisation_(model, published)
 
 
 def load_transformers(
