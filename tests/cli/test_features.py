@@ -155,8 +155,12 @@ def test_images_that_cannot_be_told_apart_and_videos(folder, capsys):
     options = ["--model", ENCODER, "--upsampler", "bilinear", "--out", str(folder / "out")]
     assert main(["features", str(folder / "photos/a.png"), str(same), *options]) == 2
     assert "two images would both be called a: name the folder that holds both" in capsys.readouterr().err
-    assert main(["features", "clip.mp4", *options]) == 2
+    clip = folder / "clip.mp4"
+    clip.touch()
+    assert main(["features", str(clip), *options]) == 2
     assert "clip.mp4 is a video, expected images" in capsys.readouterr().err
+    assert main(["features", "nowhere", *options]) == 2
+    assert "nowhere does not exist; give an image, a folder or a pattern" in capsys.readouterr().err
 
 
 def test_the_image_that_an_upsampler_refuses_is_named(folder, capsys):

@@ -10,6 +10,7 @@ from support import assert_close
 
 RULES = {
     "neighbourhood": lambda fine, coarse: neighbourhood(fine, coarse, 3, "rows"),
+    "parent": lambda fine, coarse: neighbourhood(fine, coarse, 1, "rows"),  # all windows together: the map
     "around": lambda fine, coarse: around(fine, coarse, 0.15),
     "every": every,
 }

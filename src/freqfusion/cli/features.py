@@ -149,13 +149,11 @@ def _features(args: argparse.Namespace) -> None:
 
 
 def _records(args: argparse.Namespace) -> "list[ImageRecord]":
-    from freqfusion.prediction.inputs import VIDEO_SUFFIXES, open_source
+    from freqfusion.prediction.inputs import open_source
 
     records: list[ImageRecord] = []
     for source in args.images:
-        if Path(source).suffix.lower() in VIDEO_SUFFIXES:
-            raise ValueError(f"{source} is a video, expected images: save the frames to look at as images")
-        records += open_source(source, args.out).pictures
+        records += open_source(source, args.out, videos=False).pictures
     names = [record.name.as_posix().lower() for record in records]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

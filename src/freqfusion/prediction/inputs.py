@@ -43,7 +43,7 @@ class Source:
     pictures: Iterator[ImageRecord]
 
 
-def open_source(source: str | Path, out: Path) -> Source:
+def open_source(source: str | Path, out: Path, videos: bool = True) -> Source:
     """The images at ``source``, each with the name of its results.
 
     A folder is searched through all its subfolders in sorted order; ``out`` is left out where it lies inside.
@@ -53,17 +53,23 @@ def open_source(source: str | Path, out: Path) -> Source:
     Args:
         source: an image, a video, a folder of images, or a pattern such as ``photos/**/*.jpg``.
         out: folder of the results.
+        videos: whether ``source`` may be a video.
 
     Raises:
         FileNotFoundError: if nothing is there.
         ImportError: for a video, if neither PyAV nor OpenCV is installed.
-        ValueError: if ``source`` is empty or a folder within ``out``.
+        ValueError: if ``source`` is empty, a folder within ``out``, or a video that may not be one.
     """
+    wanted = f"give an image, {'a video, ' if videos else ''}a folder or a pattern"
     if not str(source).strip():  # would be the working directory
-        raise ValueError("no source is named: give an image, a video, a folder or a pattern")
+        raise ValueError(f"no source is named: {wanted}")
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:
+            if not videos:
+                raise ValueError(
+                    f"{source} is a video, expected images: save the frames to look at as images"
+                )
             return _open_video(path)
         return Source(1, iter([_picture(path, path.parent, Path(path.stem))]))
     if path.is_dir():
@@ -77,7 +83,7 @@ def open_source(source: str | Path, out: Path) -> Source:
         top = None
         nothing = f"no image fits the pattern {source}"
     else:
-        raise FileNotFoundError(f"{source} does not exist; give an image, a video, a folder or a pattern")
+        raise FileNotFoundError(f"{source} does not exist; {wanted}")
     results = out.resolve()
     files = [
         file
