@@ -101,7 +101,9 @@ def test_train_go_on_and_predict(folder, monkeypatch, configuration, trainer) ->
     own = folder / f"own_{configuration}_{trainer}"
     own.mkdir()
     monkeypatch.setenv("nnUNet_extTrainer", str(own))
-    results = folder / "results" / "Dataset001_Vessels" / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
+    results = (
+        folder / "results" / "Dataset001_Vessels" / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
+    )
     for epochs in (1, 2):  # the second call goes on from the first one's checkpoint
         (own / "own.py").write_text(OWN.replace("EPOCHS", str(epochs)))
         out = folder / f"predicted_{configuration}_{trainer}_{epochs}"

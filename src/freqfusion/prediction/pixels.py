@@ -111,9 +111,8 @@ def enlarged_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     rows = max(1, _BAND_VALUES // (classes * width))
     result = torch.empty(size, dtype=torch.int64, device=logits.device)
     for top in range(0, height, rows):
-        lines = torch.arange(
-            top, min(top + rows, height), dtype=torch.float64
-        )  # not every device has doubles
+        # on the CPU: not every device has doubles
+        lines = torch.arange(top, min(top + rows, height), dtype=torch.float64)
         # Pixel centres to pixel centres, clamped at the border: the rule of align_corners=False.
         position = ((lines + 0.5) * (source_height / height) - 0.5).clamp(0, source_height - 1)
         weight = (position - position.floor()).to(logits)[:, None]

@@ -64,7 +64,7 @@ def _forward(module: Any, skips: list[Tensor]) -> Tensor | list[Tensor]:
 
 @register_host
 class UpgradedUNetDecoder(Upgraded, UNetDecoder):
-    """``fusions.i`` joins what ``transpconvs[i]`` upsamples with the encoder's map, in PlainConvUNet and ResidualEncoderUNet."""
+    """``fusions.i`` joins what ``transpconvs[i]`` upsamples with the encoder's map, in PlainConvUNet and others."""
 
     points = staticmethod(_points)
     example = staticmethod(_example)

@@ -6,7 +6,7 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-import freqfusion
+from freqfusion.upgrade import upgrade_
 
 
 class nnUNetTrainerFreqFusion(nnUNetTrainer):
@@ -35,6 +35,10 @@ class nnUNetTrainerFreqFusion(nnUNetTrainer):
     ) -> nn.Module:
         """nnU-Net's network by the plans, upgraded; for training and for inference."""
         network: nn.Module = super().build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
         )
-        return freqfusion.upgrade_(network, cls.fusion, **cls.upgrade_options)
+        return upgrade_(network, cls.fusion, **cls.upgrade_options)
