@@ -1,0 +1,236 @@
+"""Fusion methods on the maps of a frozen backbone with ImageNet weights, which are computed once for all runs.
+
+example:
+  python benchmarks/frozen.py camvid --root CAMVID --resize 180 240 --seeds 3 --minutes 60
+
+Only the decoder is trained, so a run takes minutes on a CPU, and every method can have several seeds. The maps are
+those of the images and of their mirror images; nothing else is drawn but the order. Seeds are gone through one after
+the other, in each the methods in the order of --methods. Every finished run goes into the JSON file, with its curve,
+and into a folder of save_pretrained; runs in the file are not done again, so the race goes on where it stopped.
+`freqfusion test --checkpoint FOLDER` with the same data judges one again.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import freqfusion
+from freqfusion._files import write_atomically
+from freqfusion.data.transforms import eval_transform
+from freqfusion.fusion import list_fusions
+from freqfusion.tasks.image_data import SegmentationData
+from freqfusion.tasks.semantic import SegmentationModule
+
+FIRST = ("bilinear", "freqfusion", "carafe", "dysample+")
+WEIGHTS = {
+    "camvid": [0.51, 0.43, 2.14, 0.38, 0.95, 0.62, 3.11, 1.36, 0.83, 2.50, 2.71]
+}  # of the recipe camvid/segnext
+Maps = dict[str, Any]
+
+
+class Kept(nn.Module):
+    """Stands for the backbone: gives the maps that it was given."""
+
+    def __init__(self, out_channels: list[int]) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.maps: list[Tensor] = []
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.maps
+
+
+def module_of(args: argparse.Namespace, data_classes: int, method: str) -> SegmentationModule:
+    return SegmentationModule(
+        args.network,
+        method,
+        data_classes,
+        backbone_weights=args.backbone_weights,
+        freeze_backbone=True,
+        class_weights=WEIGHTS.get(args.dataset),
+        boundary_width=args.boundary_width,
+        lr=args.lr,
+        warmup_steps=50,
+        poly_power=1.0,
+    )
+
+
+@torch.no_grad()
+def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, Maps]:
+    """Maps, masks and mirrored maps of both splits, in shared memory."""
+    module = module_of(args, data.num_classes, "nearest").eval()
+    transform = eval_transform(module.network.normalisation)
+    splits: dict[str, Maps] = {}
+    for split in (args.train_split, args.val_split):
+        images, masks, names = [], [], []
+        for index in range(len(data.dataset(split))):
+            sample = transform(data.sample(split, index))
+            images.append(sample["image"].as_subclass(Tensor))
+            masks.append(sample["mask"].as_subclass(Tensor).long())
+            names.append(sample["name"])
+        views = [images, [image.flip(-1) for image in images]] if split == args.train_split else [images]
+        maps = [[module.network.backbone(image[None]) for image in view] for view in views]
+        splits[split] = {
+            "maps": [
+                [torch.cat(level).share_memory_() for level in zip(*view, strict=True)] for view in maps
+            ],
+            "masks": torch.stack(masks).share_memory_(),
+            "names": names,
+        }
+    return splits
+
+
+def judge(module: SegmentationModule, kept: Kept, part: Maps, batch: int = 4) -> dict[str, Any]:
+    """The figures that ``freqfusion test`` prints, in percent."""
+    module.eval()
+    masks, (maps,) = part["masks"], part["maps"][:1]
+    with torch.no_grad():
+        for start in range(0, len(masks), batch):
+            kept.maps = [level[start : start + batch] for level in maps]
+            mask = masks[start : start + batch]
+            image = torch.empty(len(mask), 3, *mask.shape[1:])
+            module.metrics.update(module.network(image).argmax(1), mask)
+    found = module.metrics.compute()
+    module.metrics.reset()
+    module.train()
+    names = "miou", "boundary_iou", "iou", "boundary_iou_per_class"
+    return {name: (100 * found[name].double()).round(decimals=3).tolist() for name in names}
+
+
+def train(job: tuple[str, int]) -> dict[str, Any]:
+    """One run."""
+    method, seed = job
+    args, splits, classes = _given["args"], _given["splits"], _given["classes"]
+    torch.manual_seed(seed)
+    module = module_of(args, classes, method).train()
+    backbone = module.network.backbone
+    kept = module.network.backbone = Kept(backbone.out_channels)
+    part, val = splits[args.train_split], splits[args.val_split]
+    count = len(part["masks"])
+    steps = args.epochs * (count // args.batch)
+    optimizer = torch.optim.AdamW(module.network.parameters(), lr=args.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
+    order = torch.Generator().manual_seed(seed)
+    curve, losses, seconds, step = [], [], 0.0, 0
+    for epoch in range(1, args.epochs + 1):
+        since = time.perf_counter()
+        for indices in torch.randperm(count, generator=order).split(args.batch):
+            if len(indices) < args.batch:
+                break
+            mirrored = torch.rand(len(indices), generator=order) < 0.5
+            kept.maps = [
+                torch.stack([pair[int(flip)][index] for index, flip in zip(indices, mirrored, strict=True)])
+                for pair in zip(*part["maps"], strict=True)
+            ]
+            mask = part["masks"][indices]
+            mask = torch.where(mirrored[:, None, None], mask.flip(-1), mask)
+            loss = module.network.loss(torch.empty(len(mask), 3, *mask.shape[1:]), mask, module.loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            step += 1
+        seconds += time.perf_counter() - since
+        if epoch % max(1, args.epochs // 5) == 0:
+            found = judge(module, kept, val)
+            curve.append([step, found["miou"], found["boundary_iou"]])
+    row = {
+        "method": method,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+        "steps": steps,
+        "step_seconds": round(seconds / steps, 4),
+        "last_losses": round(sum(losses[-steps // 10 :]) / len(losses[-steps // 10 :]), 4),
+        "curve": curve,
+        **judge(module, kept, val),
+    }
+    module.network.backbone = backbone
+    freqfusion.save_pretrained(module.network, args.out / f"{method}-{seed}")
+    return row
+
+
+_given: dict[str, Any] = {}
+
+
+def start_worker(args: argparse.Namespace, splits: dict[str, Maps], classes: int) -> None:
+    torch.set_num_threads(1)
+    _given.update(args=args, splits=splits, classes=classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", help="a semantic data set, as in --data.dataset of freqfusion fit")
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--dataset-options", type=json.loads, default={}, metavar="JSON")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-split", default="val", help="judged; choose settings on another")
+    parser.add_argument("--resize", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), required=True)
+    parser.add_argument("--network", default="fpn_tf_efficientnet_lite0?channels=64")
+    parser.add_argument("--backbone-weights", default="package:efficientnet_lite0")
+    parser.add_argument(
+        "--methods", nargs="+", default=[*FIRST, *(m for m in list_fusions() if m not in FIRST)]
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="so many, from 0 on [1]")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--boundary-width", type=float, default=2)
+    parser.add_argument(
+        "--workers", type=int, default=max(1, len(os.sched_getaffinity(0))), help="runs at once"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/frozen"), help="folder of the trained networks"
+    )
+    parser.add_argument("--results", type=Path, required=True, help="JSON file that is gone on with")
+    args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+
+    ignored = {"methods", "seeds", "workers", "minutes", "out", "results", "root"}
+    settings = {name: value for name, value in vars(args).items() if name not in ignored}
+    content: dict[str, Any] = {"settings": settings, "runs": []}
+    if args.results.is_file():
+        content = json.loads(args.results.read_text(encoding="utf-8"))
+        if content["settings"] != settings:
+            raise SystemExit(f"{args.results} has runs of other settings: {content['settings']}")
+    done = {(run["method"], run["seed"]) for run in content["runs"]}
+    jobs = [(m, s) for s in range(args.seeds) for m in args.methods if (m, s) not in done]
+    data = SegmentationData(
+        args.dataset, root=args.root, dataset_options=args.dataset_options, resize=args.resize
+    )
+    given = args, compute_maps(args, data), data.num_classes
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    waiting = iter(jobs)
+    with mp.get_context("spawn").Pool(args.workers, start_worker, given) as pool:
+        running = [pool.apply_async(train, (job,)) for job in islice(waiting, args.workers)]
+        while running:
+            ready = [result for result in running if result.ready()]
+            for result in ready:
+                row = {**result.get(), "date": str(datetime.date.today())}
+                content["runs"].append(row)
+                write_atomically(args.results, (json.dumps(content, indent=1) + "\n").encode())
+                said = {
+                    name: row[name] for name in ("method", "seed", "miou", "boundary_iou", "step_seconds")
+                }
+                print(said, [point[1] for point in row["curve"]], flush=True)
+                running.remove(result)
+                job = next(waiting, None) if time.monotonic() < end else None
+                if job is not None:
+                    running.append(pool.apply_async(train, (job,)))
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()
