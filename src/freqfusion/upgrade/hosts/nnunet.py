@@ -39,7 +39,8 @@ def _points(module: Any) -> list[FusionPoint]:
 
 
 def _example(module: Any) -> tuple[list[Tensor]]:
-    sizes = [torch.full((len(module.transpconvs[0].stride),), 4)]
+    sizes = [torch.ones(len(module.transpconvs[0].stride), dtype=torch.int64)]  # plans enlarge 32 to 128 times
+    sizes[0][-1] = 2
     for conv in module.transpconvs:
         sizes.append(sizes[-1] * torch.tensor(conv.stride))
     channels = [module.transpconvs[0].in_channels, *(conv.out_channels for conv in module.transpconvs)]
