@@ -71,7 +71,8 @@ class FusionSlot(nn.Module):
         gated = fusion is not None and init == "identity" and point.gated
         dims = point.spatial_dims
         self.lr_gate = Gate(point.lr_channels, dims) if gated else None
-        refines = fusion is not None and fusion.refines_hr
+        # a map of the image only guides: the host takes nothing of it
+        refines = fusion is not None and fusion.refines_hr and not point.stride
         self.hr_gate = Gate(point.hr_channels, dims) if gated and refines else None
 
     def forward(
