@@ -145,7 +145,7 @@ def attend(
         x = stripes.starts[stripe:stripe_stop, None] + torch.arange(stripes.window, device=queries.device)
         seen = (y[:, None, :, None] * w + x[None, :, None, :]).flatten()
         tiles = down * across
-        if bands.window * stripes.window == keys.shape[1]:  # every tile sees the whole map
+        if tiles == 1 and len(seen) == keys.shape[1]:  # the whole map
             k, v = keys[:, None], values[:, None]
         else:
             k, v = (z.index_select(1, seen).unflatten(1, (tiles, -1)) for z in (keys, values))
