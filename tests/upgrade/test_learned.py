@@ -13,6 +13,8 @@ def test_averaging_undoes_copied_pixels() -> None:
 
 def test_a_map_takes_the_size_of_the_fine_map() -> None:
     x = torch.randn(1, 2, 6, 10)
-    assert torch.equal(fitted(x, (6, 10)), x)
+    fitting = fitted(x, (6, 10))
+    assert torch.equal(fitting, x)
+    assert fitting.data_ptr() == x.data_ptr(), "copied for nothing"
     assert torch.equal(fitted(x, (5, 9)), x[..., :5, :9])
     assert torch.equal(fitted(x, (7, 9)), torch.cat((x, x[..., -1:, :]), dim=2)[..., :9])

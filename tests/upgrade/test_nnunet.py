@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -152,3 +153,28 @@ def test_the_network_starts_as_the_plain_one(folder, configuration) -> None:
     plain.decoder.deep_supervision = ours.decoder.deep_supervision = False
     torch.testing.assert_close(ours(x), plain(x))
     assert ours(x).shape == (2, 3, *PATCHES[configuration])
+
+
+@torch.no_grad()
+def test_a_plain_checkpoint_goes_on(folder) -> None:
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from freqfusion.upgrade.hosts.nnunet_trainers.nnUNetTrainerFreqFusion import nnUNetTrainerFreqFusion
+
+    raw, preprocessed = (folder / name / "Dataset001_Vessels" for name in ("raw", "preprocessed"))
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    about = json.loads((raw / "dataset.json").read_text())
+    trainer = nnUNetTrainer(plans, "3d_fullres", 0, about, torch.device("cpu"))
+    trainer.initialize()
+    trainer.save_checkpoint(str(folder / "plain.pth"))
+    run(sys.executable, EXAMPLE.with_name("nnunet_pretrained.py"), folder / "plain.pth", folder / "more.pth")
+
+    call = trainer.plans_manager, trainer.configuration_manager, 1, 3
+    ours = nnUNetTrainerFreqFusion.build_network_architecture(*call)
+    load_pretrained_weights(ours, str(folder / "more.pth"))  # what -pretrained_weights calls
+    outputs = trainer.network.decoder.seg_layers  # which it leaves out
+    ours.decoder.seg_layers.load_state_dict(outputs.state_dict())
+    x = torch.randn(2, 1, *PATCHES["3d_fullres"])
+    for one, other in zip(ours(x), trainer.network(x), strict=True):
+        torch.testing.assert_close(one, other)

@@ -27,4 +27,6 @@ def fitted(enlarged: Tensor, size: Sequence[int]) -> Tensor:
     missing = []
     for side, fine in zip(enlarged.shape[:1:-1], size[::-1], strict=True):  # the last axis first
         missing += [0, max(fine - side, 0)]
-    return part(F.pad(enlarged, missing, "replicate"), [0] * len(size), size)
+    if any(missing):  # a padding by nothing copies, and loses the layout that a compiler has chosen
+        enlarged = F.pad(enlarged, missing, "replicate")
+    return part(enlarged, [0] * len(size), size)

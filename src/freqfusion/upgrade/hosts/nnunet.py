@@ -39,8 +39,8 @@ def _points(module: Any) -> list[FusionPoint]:
 
 
 def _example(module: Any) -> tuple[list[Tensor]]:
-    sizes = [torch.ones(len(module.transpconvs[0].stride), dtype=torch.int64)]  # plans enlarge 32 to 128 times
-    sizes[0][-1] = 2
+    dims = len(module.transpconvs[0].stride)
+    sizes = [torch.tensor([1] * (dims - 1) + [2])]  # as small as norms take: plans enlarge up to 128 times
     for conv in module.transpconvs:
         sizes.append(sizes[-1] * torch.tensor(conv.stride))
     channels = [module.transpconvs[0].in_channels, *(conv.out_channels for conv in module.transpconvs)]
