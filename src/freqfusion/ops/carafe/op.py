@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ kernels_for = partial(implementation, "carafe")
 def cannot(backend: str, x: Tensor, kernels: Tensor) -> str:
     """Why the kernels of a backend cannot reassemble ``x`` to the sides of ``kernels``, or ``""``."""
     (h, w), (height, width) = x.shape[-2:], kernels.shape[-2:]
-    if backend == "native" and -(-height // h) * -(-width // w) > 256:
+    ratios = (-(-fine // coarse) for coarse, fine in zip(x.shape[2:], kernels.shape[2:], strict=True))
+    if backend == "native" and prod(ratios) > 256:
         return "more than 256 fine pixels lie in one coarse pixel"
     if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
         return f"a fine side times the coarse one is {MAX_SIDES} or more"
