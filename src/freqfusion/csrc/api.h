@@ -38,6 +38,10 @@ struct Sampling {
   int64_t groups, unit_height, unit_width;
 };
 
+struct VolumeSampling {
+  int64_t groups, unit_depth, unit_height, unit_width;
+};
+
 struct Neighbourhood {
   int64_t window, dilation;
 };
@@ -66,6 +70,16 @@ struct Kernels {
                                    int64_t threads, Driver);
   bool (*volume_carafe_backward_kernels)(const Volume& x, const Volume& grad, const Volume& out, Reassembly,
                                          int64_t threads, Driver);
+  bool (*volume_similarity)(const Volume& x, const Volume& inverse_norms, const Volume& out, Neighbourhood,
+                            int64_t threads, Driver);
+  bool (*volume_similarity_weights)(const Volume& similarity, const Volume& grad, const Volume& inverse_norms,
+                                    const Volume& out, Neighbourhood, int64_t threads, Driver);
+  bool (*volume_resample)(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling, int64_t threads,
+                          Driver);
+  bool (*volume_resample_backward_x)(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling,
+                                     int64_t threads, Driver);
+  bool (*volume_resample_backward_offsets)(const Volume& x, const Volume& offsets, const Volume& grad,
+                                           const Volume& out, VolumeSampling, int64_t threads, Driver);
 };
 
 }  // namespace freqfusion

@@ -141,6 +141,47 @@ bool volume_carafe_backward_kernels(const Volume& x, const Volume& grad, const V
   });
 }
 
+bool volume_similarity(const Volume& x, const Volume& inverse, const Volume& out, Neighbourhood options, i64 threads,
+                       Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return with_kernel_size(options.window, [&](auto k) {
+      using Operation = VolumeSimilarity<decltype(arithmetic), k.value>;
+      return drive(Operation(x, inverse, out, options, threads), threads, driver);
+    });
+  });
+}
+
+bool volume_similarity_weights(const Volume& similarity, const Volume& grad, const Volume& inverse, const Volume& out,
+                               Neighbourhood options, i64 threads, Driver driver) {
+  return with_arithmetic(out, [&](auto arithmetic) {
+    using Operation = VolumeSimilarityWeights<decltype(arithmetic)>;
+    return drive(Operation{similarity, grad, inverse, out, options}, threads, driver);
+  });
+}
+
+bool volume_resample(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling options, i64 threads,
+                     Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return drive(VolumeResample<decltype(arithmetic)>(x, offsets, out, options), threads, driver);
+  });
+}
+
+bool volume_resample_backward_x(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling options,
+                                i64 threads, Driver driver) {
+  return with_arithmetic(out, [&](auto arithmetic) {
+    using Operation = VolumeResampleGradient<decltype(arithmetic)>;
+    return drive(Operation(offsets, grad, out, options, threads), threads, driver);
+  });
+}
+
+bool volume_resample_backward_offsets(const Volume& x, const Volume& offsets, const Volume& grad, const Volume& out,
+                                      VolumeSampling options, i64 threads, Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    using Operation = VolumeResampleOffsetGradient<decltype(arithmetic)>;
+    return drive(Operation(x, offsets, grad, out, options), threads, driver);
+  });
+}
+
 }  // namespace
 
 #define FREQFUSION_TEXT_(text) #text
@@ -164,5 +205,10 @@ const freqfusion::Kernels FREQFUSION_JOIN(freqfusion_kernels_, FREQFUSION_LEVEL)
     volume_carafe,
     volume_carafe_backward_x,
     volume_carafe_backward_kernels,
+    volume_similarity,
+    volume_similarity_weights,
+    volume_resample,
+    volume_resample_backward_x,
+    volume_resample_backward_offsets,
 };
 }

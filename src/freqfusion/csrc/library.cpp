@@ -160,3 +160,30 @@ EXPORT freqfusion_volume_carafe_backward_kernels(const Volume* x, const Volume* 
   want_huge_pages(*out);
   return kernels().volume_carafe_backward_kernels(*x, *grad, *out, *options, threads, drive);
 }
+EXPORT freqfusion_volume_local_similarity(const Volume* x, const Volume* inverse_norms, const Volume* out,
+                                          const Neighbourhood* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_similarity(*x, *inverse_norms, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_local_similarity_weights(const Volume* similarity, const Volume* grad,
+                                                  const Volume* inverse_norms, const Volume* out,
+                                                  const Neighbourhood* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_similarity_weights(*similarity, *grad, *inverse_norms, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_resample(const Volume* x, const Volume* offsets, const Volume* out,
+                                  const VolumeSampling* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample(*x, *offsets, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_resample_backward_x(const Volume* offsets, const Volume* grad, const Volume* out,
+                                             const VolumeSampling* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample_backward_x(*offsets, *grad, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_resample_backward_offsets(const Volume* x, const Volume* offsets, const Volume* grad,
+                                                   const Volume* out, const VolumeSampling* options,
+                                                   int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample_backward_offsets(*x, *offsets, *grad, *out, *options, threads, drive);
+}

@@ -7,11 +7,13 @@
 #pragma once
 
 #include "carafe.h"
+#include "resample.h"
 #include "similarity.h"
 
 namespace {
 
 using freqfusion::Volume;
+using freqfusion::VolumeSampling;
 
 // One slice of a volume, as a map.
 INLINE Map slice(const Volume& volume, i64 z) {
@@ -421,6 +423,340 @@ struct VolumeGradient : VolumeTiling<A> {
         for (i64 i = top; i < bottom; ++i)
           store_row(map, b, channel + c, i, 0, out_scratch + c * area + (i - top) * pitch, out.width);
     }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Local similarity: the kernels' derivative for x and x itself, of unit length, without the centre
+
+template <class A, int K>
+struct VolumeSimilarity : VolumeTiling<A> {
+  static constexpr i64 kChannels = 8;
+  Volume x, inverse, out;
+  Windows<A> windows;
+
+  VolumeSimilarity(const Volume& x, const Volume& inverse, const Volume& out, Neighbourhood options, i64 threads)
+      : VolumeTiling<A>(x, x, x.channels, {options.window, 1, 0, options.dilation},
+                        options.window / 2 * options.dilation * 2, threads),
+        x(x),
+        inverse(inverse),
+        out(out),
+        windows(*this) {}
+
+  i64 items() const { return x.batch * x.depth * this->tiles; }
+  i64 scratch() const {
+    return scratch_bytes<i64>(this->taps) + scratch_bytes<A>(this->taps * this->area) + windows.bytes(1) +
+           windows.bytes(kChannels);
+  }
+
+  void run(i64 item, Scratch scratch) const {
+    const auto [b, g, z, top, bottom] = this->place(item, x.depth, x.height);
+    constexpr int E = K == 3 ? 9 : K ? K : 1;
+    const i64 taps = this->taps, area = this->area, n = (bottom - top - 1) * this->pitch + x.width;
+    i64* const offsets = scratch.take<i64>(taps);
+    A* const sums = scratch.take<A>(taps * area);
+    A* const scales = scratch.take<A>(windows.channel + kLanes<A>);
+    A* const units = scratch.take<A>(kChannels * windows.channel + kLanes<A>);
+    windows.find_taps(offsets, this->options.dilation);
+    windows.load(scales, *this, inverse, b, 0, z, top, bottom);
+    fill(sums, taps * area, A(0));
+    for (i64 c0 = 0; c0 < x.channels; c0 += kChannels) {
+      const i64 channels = least(kChannels, x.channels - c0);
+      for (i64 c = 0; c < channels; ++c) {
+        A* const unit = units + c * windows.channel;
+        windows.load(unit, *this, x, b, c0 + c, z, top, bottom);
+        for (i64 i = 0; i < windows.channel; ++i) unit[i] *= scales[i];
+      }
+      for (i64 t = 0; t < taps; t += E)
+        correlate_volume<A, E, 1>(units, windows.channel, offsets + t, units + offsets[taps / 2], windows.channel,
+                                  channels, sums + t * area, area, 0, n);
+    }
+    const Map map = slice(out, z);
+    for (i64 t = 0; t < taps; ++t)
+      for (i64 i = top; t != taps / 2 && i < bottom; ++i)
+        store_row(map, b, t - (t > taps / 2), i, 0, sums + t * area + (i - top) * this->pitch, x.width);
+  }
+};
+
+// As SimilarityWeights, of a row of a volume.
+template <class A>
+struct VolumeSimilarityWeights {
+  Volume similarity, grad, inverse, out;
+  Neighbourhood options;
+
+  i64 items() const { return grad.batch * grad.depth * grad.height; }
+  i64 scratch() const { return 6 * scratch_bytes<A>(grad.width); }
+
+  void run(i64 item, Scratch scratch) const {
+    const i64 y = item % grad.height, z = item / grad.height % grad.depth, b = item / grad.height / grad.depth;
+    const i64 k = options.window, taps = k * k * k, centre = taps / 2, w = grad.width;
+    A* const own = scratch.take<A>(w);
+    A* const other = scratch.take<A>(w);
+    A* const weights = scratch.take<A>(w);
+    A* const mirrored = scratch.take<A>(w);
+    A* const similarities = scratch.take<A>(w);
+    A* const sums = scratch.take<A>(w);
+    const Map to = slice(out, z);
+    load_row(own, slice(inverse, z), b, 0, y, 0, w);
+    fill(sums, w, A(0));
+    for (i64 t = 0; t < taps; ++t) {
+      if (t == centre) continue;
+      const i64 there = z + (t / (k * k) - k / 2) * options.dilation, row = y + (t / k % k - k / 2) * options.dilation;
+      const i64 dx = (t % k - k / 2) * options.dilation;
+      const i64 channel = t < centre ? t : t - 1, opposite = taps - 2 - channel;
+      const i64 begin = least(most(-dx, 0), w), end = most(least(w - dx, w), begin);
+      fill(weights, w, A(0));
+      if (there >= 0 && there < grad.depth && row >= 0 && row < grad.height && begin < end) {
+        load_row(weights + begin, slice(grad, z), b, channel, y, begin, end - begin);
+        load_row(mirrored + begin, slice(grad, there), b, opposite, row, begin + dx, end - begin);
+        load_row(similarities + begin, slice(similarity, z), b, channel, y, begin, end - begin);
+        load_row(other + begin, slice(inverse, there), b, 0, row, begin + dx, end - begin);
+        for (i64 j = begin; j < end; ++j) {
+          const A weight = weights[j] + mirrored[j];
+          sums[j] += weight * similarities[j];
+          weights[j] = weight * own[j] * other[j];
+        }
+      }
+      store_row(to, b, t, y, 0, weights, w);
+    }
+    for (i64 j = 0; j < w; ++j) weights[j] = own[j] < A(1 / kEpsilon) ? -sums[j] * own[j] * own[j] : A(0);
+    store_row(to, b, centre, y, 0, weights, w);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Trilinear sampling: a voxel's channels at a time. The volume that is read, or whose derivative is summed, has
+// channels innermost and the type of the arithmetic; the others are taken row by row.
+
+// n voxels of a row of a map, from ones with channels innermost
+template <class A>
+void store_voxels(const Map& map, i64 b, i64 c, i64 channels, i64 row, const A* from, i64 n) {
+  if (map.channel_stride == 1) {
+    for (i64 j = 0; j < n; ++j)
+      typed<A>(map, b, c, row, j, [&](auto* to) { store_strided(to, 1, from + j * channels, channels); });
+    return;
+  }
+  for (i64 i = 0; i < channels; ++i)
+    typed<A>(map, b, c + i, row, 0, [&](auto* to) {
+      for (i64 j = 0; j < n; ++j) narrow(from[j * channels + i], to + j * map.column_stride);
+    });
+}
+template <class A>
+void load_voxels(A* to, const Map& map, i64 b, i64 c, i64 channels, i64 row, i64 n) {
+  if (map.channel_stride == 1) {
+    for (i64 j = 0; j < n; ++j)
+      typed<A>(map, b, c, row, j, [&](auto* from) { load_strided(to + j * channels, from, 1, channels); });
+    return;
+  }
+  for (i64 i = 0; i < channels; ++i)
+    typed<A>(map, b, c + i, row, 0, [&](auto* from) {
+      for (i64 j = 0; j < n; ++j) to[j * channels + i] = A(widen(from[j * map.column_stride]));
+    });
+}
+
+// Where the output voxels of a row read: the first of eight corners, the way to the others, and how far between them.
+template <class A>
+struct VolumePositions {
+  i64 *place, *right, *down, *back;
+  A *weight_x, *weight_y, *weight_z, *slope_x, *slope_y, *slope_z;
+
+  static i64 bytes(i64 n) { return 4 * scratch_bytes<i64>(n) + 6 * scratch_bytes<A>(n); }
+
+  VolumePositions(Scratch& scratch, i64 n)
+      : place(scratch.take<i64>(n)),
+        right(scratch.take<i64>(n)),
+        down(scratch.take<i64>(n)),
+        back(scratch.take<i64>(n)),
+        weight_x(scratch.take<A>(n)),
+        weight_y(scratch.take<A>(n)),
+        weight_z(scratch.take<A>(n)),
+        slope_x(scratch.take<A>(n)),
+        slope_y(scratch.take<A>(n)),
+        slope_z(scratch.take<A>(n)) {}
+
+  // Calls body(corner, weight) for the eight corners of voxel j, whose weights sum to one.
+  template <class P, class Body>
+  INLINE void corners(P* origin, i64 j, Body body) const {
+    P* corner = origin + place[j];
+    for (int z = 0; z < 2; ++z, corner += back[j]) {
+      const A wz = z ? weight_z[j] : 1 - weight_z[j];
+      P* line = corner;
+      for (int y = 0; y < 2; ++y, line += down[j]) {
+        const A wy = (y ? weight_y[j] : 1 - weight_y[j]) * wz;
+        body(line, wy * (1 - weight_x[j]));
+        body(line + right[j], wy * weight_x[j]);
+      }
+    }
+  }
+};
+
+template <class A>
+struct VolumeSampler {
+  Volume x, offsets;
+  VolumeSampling options;
+  i64 channels, width;
+
+  VolumeSampler(const Volume& x, const Volume& offsets, VolumeSampling options)
+      : x(x), offsets(offsets), options(options), channels(x.channels / options.groups), width(offsets.width) {}
+
+  i64 rows() const { return offsets.depth * offsets.height; }
+  i64 items() const { return x.batch * rows(); }
+
+  void locate_row(const VolumePositions<A>& to, i64 b, i64 g, i64 z, i64 y) const {
+    using Axis = Sampler<A, A>;
+    const A unit_x = A(options.unit_width), unit_y = A(options.unit_height), unit_z = A(options.unit_depth);
+    const Map map = slice(offsets, z);
+    load_row(to.slope_x, map, b, g, y, 0, width);
+    load_row(to.slope_y, map, b, options.groups + g, y, 0, width);
+    load_row(to.slope_z, map, b, 2 * options.groups + g, y, 0, width);
+    const A centre_y = (A(y) + A(0.5)) * unit_y / A(offsets.height);
+    const A centre_z = (A(z) + A(0.5)) * unit_z / A(offsets.depth);
+    for (i64 j = 0; j < width; ++j) {
+      const A centre_x = (A(j) + A(0.5)) * unit_x / A(width);
+      const i64 column = Axis::locate(centre_x, to.slope_x[j], unit_x, x.width, to.weight_x + j, to.slope_x + j);
+      const i64 line = Axis::locate(centre_y, to.slope_y[j], unit_y, x.height, to.weight_y + j, to.slope_y + j);
+      const i64 deep = Axis::locate(centre_z, to.slope_z[j], unit_z, x.depth, to.weight_z + j, to.slope_z + j);
+      to.place[j] = deep * x.slice_stride + line * x.row_stride + column * x.column_stride;
+      to.right[j] = column + 1 < x.width ? x.column_stride : 0;
+      to.down[j] = line + 1 < x.height ? x.row_stride : 0;
+      to.back[j] = deep + 1 < x.depth ? x.slice_stride : 0;
+    }
+  }
+
+  A* origin(i64 b, i64 c) const { return at<A>(slice(x, 0), b, c, 0, 0); }
+};
+
+// Item: one row of the output.
+template <class A>
+struct VolumeResample : VolumeSampler<A> {
+  Volume out;
+
+  VolumeResample(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling options)
+      : VolumeSampler<A>(x, offsets, options), out(out) {}
+
+  i64 scratch() const {
+    return VolumePositions<A>::bytes(this->width) + scratch_bytes<A>(this->width * this->channels);
+  }
+
+  void run(i64 item, Scratch scratch) const {
+    const i64 b = item / this->rows(), z = item % this->rows() / out.height, y = item % out.height;
+    const VolumePositions<A> positions(scratch, this->width);
+    A* const voxels = scratch.take<A>(this->width * this->channels);
+    for (i64 g = 0; g < this->options.groups; ++g) {
+      this->locate_row(positions, b, g, z, y);
+      const A* const origin = this->origin(b, g * this->channels);
+      for (i64 j = 0; j < this->width; ++j)
+        partition<A, kLanes<A>>(0, this->channels, [&](auto lanes, i64 c) {
+          constexpr int N = lanes.value;
+          Lanes<A, N> total = {};
+          positions.corners(origin + c, j, [&](const A* corner, A weight) { total += load<A, N>(corner) * weight; });
+          store<A, N>(voxels + j * this->channels + c, total);
+        });
+      store_voxels(slice(out, z), b, g * this->channels, this->channels, y, voxels, this->width);
+    }
+  }
+};
+
+// As ResampleGradient; `x` of the sampler is the result.
+template <class A>
+struct VolumeResampleGradient : VolumeSampler<A> {
+  Volume grad;
+  i64 channel_block, channel_blocks;
+
+  VolumeResampleGradient(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling options,
+                         i64 threads)
+      : VolumeSampler<A>(out, offsets, options), grad(grad) {
+    channel_block = least(most(16, ceil_div(out.batch * out.channels, 4 * threads)), this->channels);
+    channel_blocks = ceil_div(this->channels, channel_block);
+  }
+
+  i64 items() const { return grad.batch * this->options.groups * channel_blocks; }
+  i64 scratch() const {
+    return VolumePositions<A>::bytes(this->width) + scratch_bytes<A>(this->width * channel_block);
+  }
+
+  void run(i64 item, Scratch scratch) const {
+    const i64 b = item % grad.batch, first = item / grad.batch % channel_blocks * channel_block;
+    const i64 g = item / grad.batch / channel_blocks, channels = least(channel_block, this->channels - first);
+    const i64 begin = g * this->channels + first;
+    const VolumePositions<A> positions(scratch, this->width);
+    A* const voxels = scratch.take<A>(this->width * channel_block);
+    const Volume& out = this->x;
+    for (i64 z = 0; z < out.depth; ++z)
+      for (i64 y = 0; y < out.height; ++y)
+        for (i64 j = 0; j < out.width; ++j) fill(at<A>(slice(out, z), b, begin, y, j), channels, A(0));
+    for (i64 z = 0; z < grad.depth; ++z)
+      for (i64 y = 0; y < grad.height; ++y) {
+        this->locate_row(positions, b, g, z, y);
+        load_voxels(voxels, slice(grad, z), b, begin, channels, y, this->width);
+        for (i64 j = 0; j < this->width; ++j)
+          partition<A, kLanes<A>>(0, channels, [&](auto lanes, i64 c) {
+            constexpr int N = lanes.value;
+            const Lanes<A, N> incoming = load<A, N>(voxels + j * channels + c);
+            // corners may coincide at the border, so they are updated in turn
+            positions.corners(this->origin(b, begin + c), j, [&](A* corner, A weight) {
+              store<A, N>(corner, load<A, N>(corner) + incoming * weight);
+            });
+          });
+      }
+  }
+};
+
+// Item: one row of the output voxels.
+template <class A>
+struct VolumeResampleOffsetGradient : VolumeSampler<A> {
+  Volume grad, out;
+
+  VolumeResampleOffsetGradient(const Volume& x, const Volume& offsets, const Volume& grad, const Volume& out,
+                               VolumeSampling options)
+      : VolumeSampler<A>(x, offsets, options), grad(grad), out(out) {}
+
+  i64 scratch() const {
+    return VolumePositions<A>::bytes(this->width) + scratch_bytes<A>(this->width * this->channels);
+  }
+
+  void run(i64 item, Scratch scratch) const {
+    const i64 b = item / this->rows(), z = item % this->rows() / out.height, y = item % out.height;
+    const i64 groups = this->options.groups;
+    const VolumePositions<A> positions(scratch, this->width);
+    A* const voxels = scratch.take<A>(this->width * this->channels);
+    const Map map = slice(out, z);
+    for (i64 g = 0; g < groups; ++g) {
+      this->locate_row(positions, b, g, z, y);
+      load_voxels(voxels, slice(grad, z), b, g * this->channels, this->channels, y, this->width);
+      const A* const origin = this->origin(b, g * this->channels);
+      for (i64 j = 0; j < this->width; ++j) voxel(positions, origin, voxels + j * this->channels, j);
+      store_row(map, b, g, y, 0, positions.slope_x, this->width);
+      store_row(map, b, groups + g, y, 0, positions.slope_y, this->width);
+      store_row(map, b, 2 * groups + g, y, 0, positions.slope_z, this->width);
+    }
+  }
+
+  // Multiplies the slopes of voxel j by what its channels sum to.
+  void voxel(const VolumePositions<A>& positions, const A* origin, const A* incoming, i64 j) const {
+    const A wx = positions.weight_x[j], wy = positions.weight_y[j], wz = positions.weight_z[j];
+    A along_x = 0, along_y = 0, along_z = 0;
+    partition<A, kLanes<A>>(0, this->channels, [&](auto lanes, i64 c) {
+      constexpr int N = lanes.value;
+      using V = Lanes<A, N>;
+      V corners[8];
+      int i = 0;
+      positions.corners(origin + c, j, [&](const A* corner, A) { corners[i++] = load<A, N>(corner); });
+      // corner 4 z + 2 y + x
+      const V x0 = (corners[1] - corners[0]) * (1 - wy) + (corners[3] - corners[2]) * wy;
+      const V x1 = (corners[5] - corners[4]) * (1 - wy) + (corners[7] - corners[6]) * wy;
+      const V y0 = (corners[2] - corners[0]) * (1 - wx) + (corners[3] - corners[1]) * wx;
+      const V y1 = (corners[6] - corners[4]) * (1 - wx) + (corners[7] - corners[5]) * wx;
+      const V z0 = (corners[4] - corners[0]) * (1 - wx) + (corners[5] - corners[1]) * wx;
+      const V z1 = (corners[6] - corners[2]) * (1 - wx) + (corners[7] - corners[3]) * wx;
+      const V in = load<A, N>(incoming + c);
+      along_x += sum<A, N>(in * (x0 * (1 - wz) + x1 * wz));
+      along_y += sum<A, N>(in * (y0 * (1 - wz) + y1 * wz));
+      along_z += sum<A, N>(in * (z0 * (1 - wy) + z1 * wy));
+    });
+    positions.slope_x[j] *= along_x;
+    positions.slope_y[j] *= along_y;
+    positions.slope_z[j] *= along_z;
   }
 };
 

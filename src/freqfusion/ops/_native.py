@@ -159,6 +159,8 @@ def carafe_backward_kernels(x: Tensor, grad: Tensor, kernel_size: int, groups: i
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
+    if x.ndim == 5:  # slice below slice: an image
+        return _inverse_norms(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
     out = torch.empty((x.shape[0], 1, *x.shape[-2:]), dtype=accumulation_dtype(x))
     _call("inverse_norms", (x, out), (), x.numel())
     return out
@@ -166,8 +168,8 @@ def _inverse_norms(x: Tensor) -> Tensor:
 
 def local_similarity(x: Tensor, window: int, dilation: int) -> Tensor:
     """As :func:`freqfusion.ops.local_similarity`, at least float32."""
-    neighbours = window * window - 1
-    out = torch.empty((x.shape[0], neighbours, *x.shape[-2:]), dtype=accumulation_dtype(x))
+    neighbours = window ** (x.ndim - 2) - 1
+    out = torch.empty((x.shape[0], neighbours, *x.shape[2:]), dtype=accumulation_dtype(x))
     operations = x.numel() * neighbours // 2
     _call("local_similarity", (x, _inverse_norms(x), out), (window, dilation), operations)
     return out
@@ -177,37 +179,46 @@ def local_similarity_backward(
     x: Tensor, similarity: Tensor, grad: Tensor, window: int, dilation: int
 ) -> Tensor:
     """Derivative of :func:`local_similarity` in ``x``, given its result and the gradient of that."""
-    weights = torch.empty((x.shape[0], window * window, *x.shape[-2:]), dtype=similarity.dtype)
+    taps = window ** (x.ndim - 2)
+    weights = torch.empty((x.shape[0], taps, *x.shape[2:]), dtype=similarity.dtype)
     maps = (similarity, grad, _inverse_norms(x), weights)
     _call("local_similarity_weights", maps, (window, dilation), 4 * weights.numel())
     return carafe(x, weights, window, 1, False, dilation)
 
 
-def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
+def _sampled(x: Tensor) -> Tensor:
+    """As the kernels read it: a volume with channels innermost, at least float32."""
+    return x if x.ndim == 4 else x.to(accumulation_dtype(x)).contiguous(memory_format=torch.channels_last_3d)
+
+
+def resample(x: Tensor, offsets: Tensor, groups: int, *unit_size: int) -> Tensor:
     """As :func:`freqfusion.ops.resample`."""
-    shape = (*x.shape[:2], *offsets.shape[-2:])
+    shape = (*x.shape[:2], *offsets.shape[2:])
     out = torch.empty(shape, dtype=x.dtype, memory_format=layout(x))
-    _call("resample", (x, offsets, out), (groups, unit_height, unit_width), 4 * out.numel())
+    operations = 2 ** (x.ndim - 2) * out.numel()
+    _call("resample", (_sampled(x), offsets, out), (groups, *unit_size), operations)
     return out
 
 
 def resample_backward_x(
-    offsets: Tensor, grad: Tensor, h: int, w: int, groups: int, unit_height: int, unit_width: int
+    offsets: Tensor, grad: Tensor, size: Sequence[int], groups: int, *unit_size: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``x``, of the dtype of ``grad``."""
-    out = torch.empty((*grad.shape[:2], h, w), dtype=accumulation_dtype(grad), memory_format=layout(grad))
-    options = (groups, unit_height, unit_width)
-    _call("resample_backward_x", (offsets, grad, out), options, 4 * grad.numel())
-    return out.to(grad.dtype)
+    dtype, memory_format = accumulation_dtype(grad), layout(grad)
+    innermost = torch.channels_last_3d if grad.ndim == 5 else memory_format
+    out = torch.empty((*grad.shape[:2], *size), dtype=dtype, memory_format=innermost)
+    operations = 2 ** (grad.ndim - 2) * grad.numel()
+    _call("resample_backward_x", (offsets, grad, out), (groups, *unit_size), operations)
+    return out.to(grad.dtype).contiguous(memory_format=memory_format)
 
 
 def resample_backward_offsets(
-    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor, offsets: Tensor, grad: Tensor, groups: int, *unit_size: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``offsets``, of their dtype."""
     if is_channels_last(x):
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=layout(x))
     out = torch.empty(offsets.shape, dtype=offsets.dtype)
-    options = (groups, unit_height, unit_width)
-    _call("resample_backward_offsets", (x, offsets, grad, out), options, 8 * grad.numel())
+    operations = 2 ** (x.ndim - 1) * grad.numel()
+    _call("resample_backward_offsets", (_sampled(x), offsets, grad, out), (groups, *unit_size), operations)
     return out
