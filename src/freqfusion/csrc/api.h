@@ -74,6 +74,7 @@ struct Kernels {
                             int64_t threads, Driver);
   bool (*volume_similarity_weights)(const Volume& similarity, const Volume& grad, const Volume& inverse_norms,
                                     const Volume& out, Neighbourhood, int64_t threads, Driver);
+  bool (*volume_copy)(const Volume& from, const Volume& to, int64_t threads, Driver);
   bool (*volume_resample)(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling, int64_t threads,
                           Driver);
   bool (*volume_resample_backward_x)(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling,

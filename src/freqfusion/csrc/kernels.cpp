@@ -159,6 +159,12 @@ bool volume_similarity_weights(const Volume& similarity, const Volume& grad, con
   });
 }
 
+bool volume_copy(const Volume& from, const Volume& to, i64 threads, Driver driver) {
+  return with_arithmetic(to, [&](auto arithmetic) {
+    return drive(VolumeCopy<decltype(arithmetic)>{from, to}, threads, driver);
+  });
+}
+
 bool volume_resample(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling options, i64 threads,
                      Driver driver) {
   return with_arithmetic(x, [&](auto arithmetic) {
@@ -207,6 +213,7 @@ const freqfusion::Kernels FREQFUSION_JOIN(freqfusion_kernels_, FREQFUSION_LEVEL)
     volume_carafe_backward_kernels,
     volume_similarity,
     volume_similarity_weights,
+    volume_copy,
     volume_resample,
     volume_resample_backward_x,
     volume_resample_backward_offsets,

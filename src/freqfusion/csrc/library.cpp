@@ -171,6 +171,10 @@ EXPORT freqfusion_volume_local_similarity_weights(const Volume* similarity, cons
   want_huge_pages(*out);
   return kernels().volume_similarity_weights(*similarity, *grad, *inverse_norms, *out, *options, threads, drive);
 }
+EXPORT freqfusion_volume_copy(const Volume* from, const Volume* to, int64_t threads) {
+  want_huge_pages(*to);
+  return kernels().volume_copy(*from, *to, threads, drive);
+}
 EXPORT freqfusion_volume_resample(const Volume* x, const Volume* offsets, const Volume* out,
                                   const VolumeSampling* options, int64_t threads) {
   want_huge_pages(*out);

@@ -554,6 +554,22 @@ void load_voxels(A* to, const Map& map, i64 b, i64 c, i64 channels, i64 row, i64
     });
 }
 
+// A volume in another layout or storage type. Item: a row.
+template <class A>
+struct VolumeCopy {
+  Volume from, to;
+
+  i64 items() const { return to.batch * to.depth * to.height; }
+  i64 scratch() const { return scratch_bytes<A>(to.width * to.channels); }
+
+  void run(i64 item, Scratch scratch) const {
+    const i64 y = item % to.height, z = item / to.height % to.depth, b = item / to.height / to.depth;
+    A* const voxels = scratch.take<A>(to.width * to.channels);
+    load_voxels(voxels, slice(from, z), b, 0, to.channels, y, to.width);
+    store_voxels(slice(to, z), b, 0, to.channels, y, voxels, to.width);
+  }
+};
+
 // Where the output voxels of a row read: the first of eight corners, the way to the others, and how far between them.
 template <class A>
 struct VolumePositions {
@@ -602,25 +618,30 @@ struct VolumeSampler {
   i64 rows() const { return offsets.depth * offsets.height; }
   i64 items() const { return x.batch * rows(); }
 
+  // One axis of a row; a loop of its own, which compilers turn into vectors. `slope` holds the offsets, `place` sums.
+  // Output voxel j has place `first + j * step` of `side`.
+  void locate_axis(A first, A step, i64 side, A unit, i64 size, i64 stride, A* __restrict weight, A* __restrict slope,
+                   i64* __restrict place, i64* __restrict next) const {
+    for (i64 j = 0; j < width; ++j) {
+      const A centre = (first + A(j) * step + A(0.5)) * unit / A(side);
+      const i64 lower = Sampler<A, A>::locate(centre, slope[j], unit, size, weight + j, slope + j);
+      place[j] += lower * stride;
+      next[j] = lower + 1 < size ? stride : 0;
+    }
+  }
+
   void locate_row(const VolumePositions<A>& to, i64 b, i64 g, i64 z, i64 y) const {
-    using Axis = Sampler<A, A>;
-    const A unit_x = A(options.unit_width), unit_y = A(options.unit_height), unit_z = A(options.unit_depth);
     const Map map = slice(offsets, z);
     load_row(to.slope_x, map, b, g, y, 0, width);
     load_row(to.slope_y, map, b, options.groups + g, y, 0, width);
     load_row(to.slope_z, map, b, 2 * options.groups + g, y, 0, width);
-    const A centre_y = (A(y) + A(0.5)) * unit_y / A(offsets.height);
-    const A centre_z = (A(z) + A(0.5)) * unit_z / A(offsets.depth);
-    for (i64 j = 0; j < width; ++j) {
-      const A centre_x = (A(j) + A(0.5)) * unit_x / A(width);
-      const i64 column = Axis::locate(centre_x, to.slope_x[j], unit_x, x.width, to.weight_x + j, to.slope_x + j);
-      const i64 line = Axis::locate(centre_y, to.slope_y[j], unit_y, x.height, to.weight_y + j, to.slope_y + j);
-      const i64 deep = Axis::locate(centre_z, to.slope_z[j], unit_z, x.depth, to.weight_z + j, to.slope_z + j);
-      to.place[j] = deep * x.slice_stride + line * x.row_stride + column * x.column_stride;
-      to.right[j] = column + 1 < x.width ? x.column_stride : 0;
-      to.down[j] = line + 1 < x.height ? x.row_stride : 0;
-      to.back[j] = deep + 1 < x.depth ? x.slice_stride : 0;
-    }
+    fill(to.place, width, i64(0));
+    locate_axis(0, 1, width, A(options.unit_width), x.width, x.column_stride, to.weight_x, to.slope_x, to.place,
+                to.right);
+    locate_axis(A(y), 0, offsets.height, A(options.unit_height), x.height, x.row_stride, to.weight_y, to.slope_y,
+                to.place, to.down);
+    locate_axis(A(z), 0, offsets.depth, A(options.unit_depth), x.depth, x.slice_stride, to.weight_z, to.slope_z,
+                to.place, to.back);
   }
 
   A* origin(i64 b, i64 c) const { return at<A>(slice(x, 0), b, c, 0, 0); }
