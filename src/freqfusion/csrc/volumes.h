@@ -530,7 +530,7 @@ struct VolumeSimilarityWeights {
 
 // n voxels of a row of a map, from ones with channels innermost
 template <class A>
-void store_voxels(const Map& map, i64 b, i64 c, i64 channels, i64 row, const A* from, i64 n) {
+INLINE void store_voxels(const Map& map, i64 b, i64 c, i64 channels, i64 row, const A* from, i64 n) {
   if (map.channel_stride == 1) {
     for (i64 j = 0; j < n; ++j)
       typed<A>(map, b, c, row, j, [&](auto* to) { store_strided(to, 1, from + j * channels, channels); });
@@ -542,7 +542,7 @@ void store_voxels(const Map& map, i64 b, i64 c, i64 channels, i64 row, const A* 
     });
 }
 template <class A>
-void load_voxels(A* to, const Map& map, i64 b, i64 c, i64 channels, i64 row, i64 n) {
+INLINE void load_voxels(A* to, const Map& map, i64 b, i64 c, i64 channels, i64 row, i64 n) {
   if (map.channel_stride == 1) {
     for (i64 j = 0; j < n; ++j)
       typed<A>(map, b, c, row, j, [&](auto* from) { load_strided(to + j * channels, from, 1, channels); });

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -35,8 +34,10 @@ kernels_for = partial(implementation, "carafe")
 def cannot(backend: str, x: Tensor, kernels: Tensor) -> str:
     """Why the kernels of a backend cannot reassemble ``x`` to the sides of ``kernels``, or ``""``."""
     (h, w), (height, width) = x.shape[-2:], kernels.shape[-2:]
-    ratios = (-(-fine // coarse) for coarse, fine in zip(x.shape[2:], kernels.shape[2:], strict=True))
-    if backend == "native" and prod(ratios) > 256:
+    ratio = 1
+    for coarse, fine in zip(x.shape[2:], kernels.shape[2:], strict=True):
+        ratio = ratio * -(-fine // coarse)
+    if backend == "native" and ratio > 256:
         return "more than 256 fine pixels lie in one coarse pixel"
     if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
         return f"a fine side times the coarse one is {MAX_SIDES} or more"

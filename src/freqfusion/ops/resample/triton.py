@@ -540,7 +540,7 @@ def resample_backward_offsets(
 
 
 def resample_backward_x(
-    offsets: Tensor, grad: Tensor, size: Sequence[int], groups: int, unit_height: int, unit_width: int
+    offsets: Tensor, grad: Tensor, coarse: Sequence[int], groups: int, unit_height: int, unit_width: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
 
@@ -549,7 +549,7 @@ def resample_backward_x(
     there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
     lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
     """
-    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], size
+    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], coarse
     out = torch.empty(
         (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
     )
