@@ -308,9 +308,9 @@ def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     similarity = torch.ops.freqfusion.local_similarity(x, 3, 2)[0].detach()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator, arguments in (
-        (torch.ops.freqfusion.resample, (x, offsets, 2, 3, 4)),
-        (torch.ops.freqfusion.resample_backward_x, (x.detach(), offsets.detach(), grad, 2, 3, 4)),
-        (torch.ops.freqfusion.resample_backward_offsets, (x.detach(), offsets.detach(), grad, 2, 3, 4)),
+        (torch.ops.freqfusion.resample, (x, offsets, 2, (3, 4))),
+        (torch.ops.freqfusion.resample_backward_x, (x.detach(), offsets.detach(), grad, 2, (3, 4))),
+        (torch.ops.freqfusion.resample_backward_offsets, (x.detach(), offsets.detach(), grad, 2, (3, 4))),
         (torch.ops.freqfusion.local_similarity, (x, 3, 2)),
         (
             torch.ops.freqfusion.local_similarity_backward,
@@ -361,7 +361,7 @@ def test_window_similarity_uses_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
 LEVELS = """
 import torch
-from freqfusion.ops import _native, carafe, carafe_naive, local_similarity, local_similarity_naive
+from freqfusion.ops import _native, carafe, carafe_naive, local_similarity, local_similarity_naive, resample
 torch.manual_seed(0)
 worst = 0.0
 for x in (torch.randn(1, 25, 9, 20), torch.randn(1, 25, 9, 20).contiguous(memory_format=torch.channels_last)):
@@ -376,6 +376,19 @@ for x in (torch.randn(1, 25, 9, 20), torch.randn(1, 25, 9, 20).contiguous(memory
         first, second = grads
         worst = max(worst, float(((a - b).abs().max() / b.abs().max()).detach()))
         worst = max(worst, float((first - second).abs().max() / second.abs().max()))
+x, kernels, offsets = torch.randn(1, 25, 3, 5, 9), torch.rand(1, 27, 6, 10, 18), 0.3 * torch.randn(1, 3, 6, 10, 18)
+results = []
+for backend in ("native", "torch"):
+    leaves = [x.detach().requires_grad_() for x in (x, kernels, offsets)]
+    values = [
+        carafe(*leaves[:2], 3, backend=backend),
+        local_similarity(leaves[0], backend=backend),
+        resample(leaves[0], leaves[2], backend=backend),
+    ]
+    grads = torch.autograd.grad(sum(value.square().sum() for value in values), leaves)
+    results.append([*values, *grads])
+for first, second in zip(*results):
+    worst = max(worst, float(((first - second).abs().max() / second.abs().max()).detach()) / 10)
 print(_native.instruction_set(), worst < 1e-5)
 """
 

@@ -342,9 +342,9 @@ def test_opcheck() -> None:
         (operators.local_similarity_backward, (fixed, saved, similarity + 1, 3, 1, "triton")),
         (operators.normalize_kernels, (kernels, None, 9)),
         (operators.normalize_kernels_backward, (kernels.detach(), None, kernels.detach() + 1, 9)),
-        (operators.resample, (x, offsets, 1, 1, 2, "triton")),
-        (operators.resample_backward_x, (fixed, offsets.detach(), incoming, 1, 1, 2, "triton")),
-        (operators.resample_backward_offsets, (fixed, offsets.detach(), incoming, 1, 1, 2, "triton")),
+        (operators.resample, (x, offsets, 1, (1, 2), "triton")),
+        (operators.resample_backward_x, (fixed, offsets.detach(), incoming, 1, (1, 2), "triton")),
+        (operators.resample_backward_offsets, (fixed, offsets.detach(), incoming, 1, (1, 2), "triton")),
     ):
         results = torch.library.opcheck(operator.default, arguments, test_utils=tests)
         assert set(results.values()) == {"SUCCESS"}, results

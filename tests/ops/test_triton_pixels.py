@@ -405,7 +405,7 @@ for height, width in ((16, 32), (25, 42)):
         normalize_kernels.normalize_kernels_backward(taps, torch.ones(25), taps, 25)
         resample.resample(x, moves, 4, height, width)
         resample.resample_backward_offsets(x, moves, x, 4, height, width)
-        resample.resample_backward_x(moves, x, height, width, 4, height, width)
+        resample.resample_backward_x(moves, x, (height, width), 4, height, width)
     keys += [usage.key for usage in compile_case(Case("", run), 90)]
 print(json.dumps(keys))
 """

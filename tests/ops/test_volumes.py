@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from freqfusion.ops import (
+    _native,
     carafe,
     carafe_naive,
     explain,
@@ -22,6 +23,8 @@ from freqfusion.ops import (
 from freqfusion.ops.carafe import op as carafe_op
 from freqfusion.ops.local_similarity import op as similarity_op
 from support import assert_close
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 Size = tuple[int, int, int]
 
@@ -230,7 +233,7 @@ def test_layouts_and_empty_batch(size: Size) -> None:
     assert last.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_opcheck() -> None:
+def test_opcheck(each_backend: str) -> None:
     x, kernels, grad = (
         noise(2, 4, 2, 3, 2).float(),
         noise(2, 54, 3, 4, 4, seed=1).float(),
@@ -238,10 +241,10 @@ def test_opcheck() -> None:
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     cases: list[tuple[Any, tuple[Any, ...]]] = [
-        (carafe_op._carafe, (x, kernels, 3, 2, False)),
-        (carafe_op._carafe_backward_x, (kernels, grad, (2, 3, 2), 3, 2, True)),
-        (carafe_op.carafe_backward_kernels, (x, grad, 3, 2, False)),
-        (similarity_op._local_similarity, (x, 3, 2, "torch")),
+        (carafe_op._carafe, (x, kernels, 3, 2, False, each_backend)),
+        (carafe_op._carafe_backward_x, (kernels, grad, (2, 3, 2), 3, 2, True, each_backend)),
+        (carafe_op.carafe_backward_kernels, (x, grad, 3, 2, False, each_backend)),
+        (similarity_op._local_similarity, (x, 3, 2, each_backend)),
     ]
     for operator, arguments in cases:
         arguments = tuple(
@@ -251,8 +254,8 @@ def test_opcheck() -> None:
         assert set(results.values()) == {"SUCCESS"}, results
 
 
-def test_what_is_kept_for_the_backward_pass() -> None:
-    """The inputs, and no copy of the map for each tap."""
+def test_what_is_kept_for_the_backward_pass(each_backend: str) -> None:
+    """The inputs, of the native similarity its result too, and no copy of the map for each tap."""
     x, kernels = noise(1, 16, 4, 6, 6).float().detach().requires_grad_(), noise(1, 27, 8, 12, 12).float()
     kept = 0
 
@@ -265,8 +268,8 @@ def test_what_is_kept_for_the_backward_pass() -> None:
         carafe(x, kernels, 3)
         assert kept == x.numel() + kernels.numel()
         kept = 0
-        local_similarity(x)
-        assert kept == x.numel()
+        similarity = local_similarity(x)
+        assert kept == x.numel() + (similarity.numel() if each_backend == "native" else 0)
         kept = 0
         resample(x, kernels[:, :3])
         assert kept <= x.numel() + 8 * 3 * kernels[0, 0].numel()
@@ -294,10 +297,8 @@ def test_wrong_input() -> None:
         resample(x, kernels[:, :3], 1, (3, 3))
     with pytest.raises(ValueError, match=r"query must have 4 dimensions \(B, C, H, W\), got 5"):
         window_similarity(x, x, 3)
-    with pytest.raises(RuntimeError, match="backend 'native' cannot run because"):
-        carafe(x, kernels, 3, backend="native")
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run because"):
+        carafe(x, kernels, 3, backend="triton")
     explained = explain("carafe", x, kernels)
-    assert explained.backend == "torch"
-    assert (
-        "no kernels for volumes" in explained.cannot["native"] or "not compiled" in explained.cannot["native"]
-    )
+    assert explained.cannot["triton"] == "it has no kernels for volumes (B, C, D, H, W)"
+    assert explained.cannot["native"] == _native.REASON

@@ -18,6 +18,14 @@ struct Map {
   int64_t batch_stride, channel_stride, row_stride, column_stride;
 };
 
+// A volume (B, C, D, H, W).
+struct Volume {
+  void* data;
+  int64_t dtype;
+  int64_t batch, channels, depth, height, width;
+  int64_t batch_stride, channel_stride, slice_stride, row_stride, column_stride;
+};
+
 // Runs `run(operation, item, scratch)` for every item, each thread with `scratch_bytes` of its own.
 using Run = void (*)(const void* operation, int64_t item, char* scratch);
 using Driver = bool (*)(const void* operation, Run run, int64_t items, size_t scratch_bytes, int64_t threads);
@@ -28,6 +36,10 @@ struct Reassembly {
 
 struct Sampling {
   int64_t groups, unit_height, unit_width;
+};
+
+struct VolumeSampling {
+  int64_t groups, unit_depth, unit_height, unit_width;
 };
 
 struct Neighbourhood {
@@ -52,6 +64,23 @@ struct Kernels {
                               Driver);
   bool (*resample_backward_offsets)(const Map& x, const Map& offsets, const Map& grad, const Map& out, Sampling,
                                     int64_t threads, Driver);
+  bool (*volume_carafe)(const Volume& x, const Volume& kernels, const Volume& out, Reassembly, int64_t threads,
+                        Driver);
+  bool (*volume_carafe_backward_x)(const Volume& kernels, const Volume& grad, const Volume& out, Reassembly,
+                                   int64_t threads, Driver);
+  bool (*volume_carafe_backward_kernels)(const Volume& x, const Volume& grad, const Volume& out, Reassembly,
+                                         int64_t threads, Driver);
+  bool (*volume_similarity)(const Volume& x, const Volume& inverse_norms, const Volume& out, Neighbourhood,
+                            int64_t threads, Driver);
+  bool (*volume_similarity_weights)(const Volume& similarity, const Volume& grad, const Volume& inverse_norms,
+                                    const Volume& out, Neighbourhood, int64_t threads, Driver);
+  bool (*volume_copy)(const Volume& from, const Volume& to, int64_t threads, Driver);
+  bool (*volume_resample)(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling, int64_t threads,
+                          Driver);
+  bool (*volume_resample_backward_x)(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling,
+                                     int64_t threads, Driver);
+  bool (*volume_resample_backward_offsets)(const Volume& x, const Volume& offsets, const Volume& grad,
+                                           const Volume& out, VolumeSampling, int64_t threads, Driver);
 };
 
 }  // namespace freqfusion

@@ -2,6 +2,7 @@
 #include "carafe.h"
 #include "resample.h"
 #include "similarity.h"
+#include "volumes.h"
 
 namespace {
 
@@ -15,6 +16,12 @@ bool with_types(const Map& map, Body body) {
   if (map.dtype == kFloat64) return body(double(), double());
   if (map.dtype == kBFloat16) return body(BFloat16(), float());
   return body(float(), float());
+}
+
+// Volumes are read row by row, whatever they are stored in.
+template <class Body>
+bool with_arithmetic(const Volume& volume, Body body) {
+  return volume.dtype == kFloat64 ? body(double()) : body(float());
 }
 
 // Calls body(Constant) with the kernel sizes that have code of their own, 0 for the others.
@@ -110,6 +117,77 @@ bool resample_backward_offsets(const Map& x, const Map& offsets, const Map& grad
   });
 }
 
+bool volume_carafe(const Volume& x, const Volume& masks, const Volume& out, Reassembly options, i64 threads,
+                   Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return drive(VolumeForward<decltype(arithmetic)>(x, masks, out, options, threads), threads, driver);
+  });
+}
+
+bool volume_carafe_backward_x(const Volume& masks, const Volume& grad, const Volume& out, Reassembly options,
+                              i64 threads, Driver driver) {
+  return with_arithmetic(grad, [&](auto arithmetic) {
+    return drive(VolumeGradient<decltype(arithmetic)>(masks, grad, out, options, threads), threads, driver);
+  });
+}
+
+bool volume_carafe_backward_kernels(const Volume& x, const Volume& grad, const Volume& out, Reassembly options,
+                                    i64 threads, Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return with_kernel_size(options.kernel_size, [&](auto k) {
+      using Operation = VolumeKernelGradient<decltype(arithmetic), k.value>;
+      return drive(Operation(x, grad, out, options, threads), threads, driver);
+    });
+  });
+}
+
+bool volume_similarity(const Volume& x, const Volume& inverse, const Volume& out, Neighbourhood options, i64 threads,
+                       Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return with_kernel_size(options.window, [&](auto k) {
+      using Operation = VolumeSimilarity<decltype(arithmetic), k.value>;
+      return drive(Operation(x, inverse, out, options, threads), threads, driver);
+    });
+  });
+}
+
+bool volume_similarity_weights(const Volume& similarity, const Volume& grad, const Volume& inverse, const Volume& out,
+                               Neighbourhood options, i64 threads, Driver driver) {
+  return with_arithmetic(out, [&](auto arithmetic) {
+    using Operation = VolumeSimilarityWeights<decltype(arithmetic)>;
+    return drive(Operation{similarity, grad, inverse, out, options}, threads, driver);
+  });
+}
+
+bool volume_copy(const Volume& from, const Volume& to, i64 threads, Driver driver) {
+  return with_arithmetic(to, [&](auto arithmetic) {
+    return drive(VolumeCopy<decltype(arithmetic)>{from, to}, threads, driver);
+  });
+}
+
+bool volume_resample(const Volume& x, const Volume& offsets, const Volume& out, VolumeSampling options, i64 threads,
+                     Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    return drive(VolumeResample<decltype(arithmetic)>(x, offsets, out, options), threads, driver);
+  });
+}
+
+bool volume_resample_backward_x(const Volume& offsets, const Volume& grad, const Volume& out, VolumeSampling options,
+                                i64 threads, Driver driver) {
+  return with_arithmetic(out, [&](auto arithmetic) {
+    using Operation = VolumeResampleGradient<decltype(arithmetic)>;
+    return drive(Operation(offsets, grad, out, options, threads), threads, driver);
+  });
+}
+
+bool volume_resample_backward_offsets(const Volume& x, const Volume& offsets, const Volume& grad, const Volume& out,
+                                      VolumeSampling options, i64 threads, Driver driver) {
+  return with_arithmetic(x, [&](auto arithmetic) {
+    using Operation = VolumeResampleOffsetGradient<decltype(arithmetic)>;
+    return drive(Operation(x, offsets, grad, out, options), threads, driver);
+  });
+}
+
 }  // namespace
 
 #define FREQFUSION_TEXT_(text) #text
@@ -130,5 +208,14 @@ const freqfusion::Kernels FREQFUSION_JOIN(freqfusion_kernels_, FREQFUSION_LEVEL)
     resample,
     resample_backward_x,
     resample_backward_offsets,
+    volume_carafe,
+    volume_carafe_backward_x,
+    volume_carafe_backward_kernels,
+    volume_similarity,
+    volume_similarity_weights,
+    volume_copy,
+    volume_resample,
+    volume_resample_backward_x,
+    volume_resample_backward_offsets,
 };
 }

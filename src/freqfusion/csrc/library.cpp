@@ -73,17 +73,23 @@ bool drive(const void* operation, Run run, int64_t items, size_t scratch_bytes, 
 }
 
 // A large fresh output costs more in page faults than in arithmetic; huge pages make that few faults.
-void want_huge_pages(const Map& out) {
+void want_huge_pages(void* data, int64_t dtype, int64_t elements) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(2) << 20;
-  const int64_t size = out.dtype == kFloat64 ? 8 : out.dtype == kFloat32 ? 4 : 2;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(out.data);
-  const uintptr_t end = begin + uintptr_t(out.batch * out.channels * out.height * out.width * size);
+  const int64_t size = dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t end = begin + uintptr_t(elements * size);
   const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
-  (void)out;
+  (void)data, (void)dtype, (void)elements;
 #endif
+}
+void want_huge_pages(const Map& out) {
+  want_huge_pages(out.data, out.dtype, out.batch * out.channels * out.height * out.width);
+}
+void want_huge_pages(const Volume& out) {
+  want_huge_pages(out.data, out.dtype, out.batch * out.channels * out.depth * out.height * out.width);
 }
 
 }  // namespace
@@ -138,4 +144,50 @@ EXPORT freqfusion_resample_backward_offsets(const Map* x, const Map* offsets, co
                                             const Sampling* options, int64_t threads) {
   want_huge_pages(*out);
   return kernels().resample_backward_offsets(*x, *offsets, *grad, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_carafe(const Volume* x, const Volume* masks, const Volume* out, const Reassembly* options,
+                                int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_carafe(*x, *masks, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_carafe_backward_x(const Volume* masks, const Volume* grad, const Volume* out,
+                                           const Reassembly* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_carafe_backward_x(*masks, *grad, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_carafe_backward_kernels(const Volume* x, const Volume* grad, const Volume* out,
+                                                 const Reassembly* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_carafe_backward_kernels(*x, *grad, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_local_similarity(const Volume* x, const Volume* inverse_norms, const Volume* out,
+                                          const Neighbourhood* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_similarity(*x, *inverse_norms, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_local_similarity_weights(const Volume* similarity, const Volume* grad,
+                                                  const Volume* inverse_norms, const Volume* out,
+                                                  const Neighbourhood* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_similarity_weights(*similarity, *grad, *inverse_norms, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_copy(const Volume* from, const Volume* to, int64_t threads) {
+  want_huge_pages(*to);
+  return kernels().volume_copy(*from, *to, threads, drive);
+}
+EXPORT freqfusion_volume_resample(const Volume* x, const Volume* offsets, const Volume* out,
+                                  const VolumeSampling* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample(*x, *offsets, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_resample_backward_x(const Volume* offsets, const Volume* grad, const Volume* out,
+                                             const VolumeSampling* options, int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample_backward_x(*offsets, *grad, *out, *options, threads, drive);
+}
+EXPORT freqfusion_volume_resample_backward_offsets(const Volume* x, const Volume* offsets, const Volume* grad,
+                                                   const Volume* out, const VolumeSampling* options,
+                                                   int64_t threads) {
+  want_huge_pages(*out);
+  return kernels().volume_resample_backward_offsets(*x, *offsets, *grad, *out, *options, threads, drive);
 }

@@ -62,7 +62,7 @@ struct Sampler {
   // One axis, in the order of operations of the released code: an equal one rounds differently. Returns the
   // lower neighbour; `slope` is the derivative of the position in the offset, zero where it was clamped and NaN
   // where the position is.
-  INLINE i64 locate(A centre, A offset, A unit, i64 size, A* weight, A* slope) const {
+  static INLINE i64 locate(A centre, A offset, A unit, i64 size, A* weight, A* slope) {
     const A relative = 2 * (centre + offset) / unit - 1;
     A position = (relative + 1) * (A(size) / 2) - A(0.5);
     *slope = position > 0 && position < A(size - 1) ? A(size) / unit : A(0);

@@ -113,7 +113,7 @@ def _cannot(backend: str, operator: str, tensors: tuple[Tensor, ...]) -> str:
         return ""
     if backend == "native" and _native.REASON:
         return _native.REASON
-    if tensors[0].ndim == 5:
+    if tensors[0].ndim == 5 and backend == "triton":
         return "it has no kernels for volumes (B, C, D, H, W)"
     if needs_composite(*tensors):
         return "torch.export and the transforms of torch.func know only torch's own operators"

@@ -34,7 +34,10 @@ kernels_for = partial(implementation, "carafe")
 def cannot(backend: str, x: Tensor, kernels: Tensor) -> str:
     """Why the kernels of a backend cannot reassemble ``x`` to the sides of ``kernels``, or ``""``."""
     (h, w), (height, width) = x.shape[-2:], kernels.shape[-2:]
-    if backend == "native" and -(-height // h) * -(-width // w) > 256:
+    ratio = 1
+    for coarse, fine in zip(x.shape[2:], kernels.shape[2:], strict=True):
+        ratio = ratio * -(-fine // coarse)
+    if backend == "native" and ratio > 256:
         return "more than 256 fine pixels lie in one coarse pixel"
     if backend == "triton" and (h * height >= MAX_SIDES or w * width >= MAX_SIDES):
         return f"a fine side times the coarse one is {MAX_SIDES} or more"

@@ -32,7 +32,7 @@ def _local_similarity(
 ) -> tuple[Tensor, Tensor]:
     """The similarities, and what Triton's backward pass needs; the native one needs the similarities themselves.
 
-    torch's, which is for volumes, needs neither.
+    torch's, for volumes where no compiled kernels serve, needs neither.
     """
     inner, dilation = reachable(window, dilation, *x.shape[2:])
     kernels = kernels_for(backend)

@@ -26,9 +26,9 @@ OPERATORS["resample"] = Operator(
 
 @custom_op("freqfusion::resample", mutates_args=())
 def _resample(
-    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, backend: str = "native"
+    x: Tensor, offsets: Tensor, groups: int, unit_size: Sequence[int], backend: str = "native"
 ) -> Tensor:
-    return kernels_for(backend).resample(x, offsets, groups, unit_height, unit_width)
+    return kernels_for(backend).resample(x, offsets, groups, *unit_size)
 
 
 @custom_op("freqfusion::resample_backward_x", mutates_args=())
@@ -37,12 +37,10 @@ def _resample_backward_x(
     offsets: Tensor,
     grad: Tensor,
     groups: int,
-    unit_height: int,
-    unit_width: int,
+    unit_size: Sequence[int],
     backend: str = "native",
 ) -> Tensor:
-    h, w = x.shape[-2:]
-    return kernels_for(backend).resample_backward_x(offsets, grad, h, w, groups, unit_height, unit_width)
+    return kernels_for(backend).resample_backward_x(offsets, grad, x.shape[2:], groups, *unit_size)
 
 
 @custom_op("freqfusion::resample_backward_offsets", mutates_args=())
@@ -51,16 +49,15 @@ def _resample_backward_offsets(
     offsets: Tensor,
     grad: Tensor,
     groups: int,
-    unit_height: int,
-    unit_width: int,
+    unit_size: Sequence[int],
     backend: str = "native",
 ) -> Tensor:
-    return kernels_for(backend).resample_backward_offsets(x, offsets, grad, groups, unit_height, unit_width)
+    return kernels_for(backend).resample_backward_offsets(x, offsets, grad, groups, *unit_size)
 
 
 @_resample.register_fake
 def _(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
-    shape = (*x.shape[:2], *offsets.shape[-2:])
+    shape = (*x.shape[:2], *offsets.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
@@ -99,10 +96,10 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _second(ctx: Any, cotangents: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, ...]:
     x, offsets, grad = ctx.saved_tensors
-    groups, *unit_size, _ = ctx.rest
+    groups, unit_size, _ = ctx.rest
 
     def naive(x: Tensor, offsets: Tensor) -> Tensor:
-        return resample_naive(x, offsets, groups, (unit_size[0], unit_size[1]))
+        return resample_naive(x, offsets, groups, unit_size)
 
     inputs, incoming = second_derivative(naive, (x, offsets), grad, cotangents)
     return (*inputs, incoming, *(None for _ in ctx.rest))
@@ -181,4 +178,4 @@ def resample(
     chosen = choose("resample", backend, x, offsets)
     if chosen == "torch":
         return grid_sampled(x, offsets, groups, unit)
-    return _resample(x, offsets, groups, unit[0], unit[1], chosen)
+    return _resample(x, offsets, groups, unit, chosen)

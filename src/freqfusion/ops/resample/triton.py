@@ -15,7 +15,7 @@ with the naive form.
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -540,7 +540,7 @@ def resample_backward_offsets(
 
 
 def resample_backward_x(
-    offsets: Tensor, grad: Tensor, h: int, w: int, groups: int, unit_height: int, unit_width: int
+    offsets: Tensor, grad: Tensor, coarse: Sequence[int], groups: int, unit_height: int, unit_width: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
 
@@ -549,7 +549,7 @@ def resample_backward_x(
     there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
     lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
     """
-    (batch, channels), (height, width) = grad.shape[:2], offsets.shape[-2:]
+    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], coarse
     out = torch.empty(
         (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
     )
@@ -601,7 +601,7 @@ def cases() -> Iterator[Case]:
         offsets = torch.empty((2, 2 * groups, 200, width), dtype=dtype)
         resample(x, offsets, groups, 100, 168)
         resample_backward_offsets(x, offsets, grad, groups, 100, 168)
-        resample_backward_x(offsets, grad, 200, width, groups, 100, 168)
+        resample_backward_x(offsets, grad, (200, width), groups, 100, 168)
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for order in (torch.contiguous_format, torch.channels_last):
