@@ -5,8 +5,8 @@ example:
   tools/matrix.py lowest newest
   tools/matrix.py lowest --python python3.10 --tests tests/ops tests/fusion
 
-Each environment is fresh, takes some 7 GB in the system's temporary folder, and is removed. Prints per run what pytest
-said and a row of a table: date, system, versions, outcome. The exit code is 1 if a run failed.
+Each environment is fresh, takes some 7 GB in the system's temporary folder, and is removed. Prints per run what
+pytest said and a row of a table: date, system, versions, outcome. The exit code is 1 if a run failed.
 """
 
 import argparse
