@@ -211,6 +211,15 @@ def test_volumes(fusion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert 0 <= scores[f"{name}_unmeasured"] <= 2
 
 
+def test_volumes_of_a_brain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("monai", "nibabel", "nilearn"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    run("volumes.py", monkeypatch, "--brain", "--steps", 2, "--size", 8, 8, 12, "--test", 2)
+    scores = json.loads(capsys.readouterr().out)
+    assert all(0 <= scores[f"{name}_dice"] <= 100 for name in ("grey", "white"))
+
+
 def test_torch_hub():
     root = str(EXAMPLES.parent)
     module = torch.hub.load(root, "freqfusion", 16, 32, source="local")
