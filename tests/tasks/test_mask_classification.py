@@ -24,6 +24,7 @@ from tiny_objects import write_coco, write_panoptic
 from tiny_training import read_history
 
 
+@pytest.mark.slow
 def test_overfits_a_handful_of_images(tmp_path: Path) -> None:
     """Panoptic segments of what it was trained on, things and stuff, with FreqFusion in the pixel decoder."""
     torch.manual_seed(0)
@@ -85,6 +86,7 @@ def test_an_interrupted_run_ends_alike(tmp_path: Path, monkeypatch: pytest.Monke
     assert read_history(moment) == read_history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 def test_two_processes(tmp_path: Path) -> None:
     """Parameters in shards train as copies do; the results are those of a single process."""
