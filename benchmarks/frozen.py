@@ -50,6 +50,7 @@ class Kept(nn.Module):
 
 
 def module_of(args: argparse.Namespace, data_classes: int, method: str) -> SegmentationModule:
+    """The network with its loss and its metrics; the loop here has an optimiser of its own."""
     return SegmentationModule(
         args.network,
         method,
@@ -58,9 +59,6 @@ def module_of(args: argparse.Namespace, data_classes: int, method: str) -> Segme
         freeze_backbone=True,
         class_weights=WEIGHTS.get(args.dataset),
         boundary_width=args.boundary_width,
-        lr=args.lr,
-        warmup_steps=50,
-        poly_power=1.0,
     )
 
 
@@ -71,12 +69,11 @@ def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, 
     transform = eval_transform(module.network.normalisation)
     splits: dict[str, Maps] = {}
     for split in (args.train_split, args.val_split):
-        images, masks, names = [], [], []
+        images, masks = [], []
         for index in range(len(data.dataset(split))):
             sample = transform(data.sample(split, index))
             images.append(sample["image"].as_subclass(Tensor))
             masks.append(sample["mask"].as_subclass(Tensor).long())
-            names.append(sample["name"])
         views = [images, [image.flip(-1) for image in images]] if split == args.train_split else [images]
         maps = [[module.network.backbone(image[None]) for image in view] for view in views]
         splits[split] = {
@@ -84,7 +81,6 @@ def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, 
                 [torch.cat(level).share_memory_() for level in zip(*view, strict=True)] for view in maps
             ],
             "masks": torch.stack(masks).share_memory_(),
-            "names": names,
         }
     return splits
 
@@ -92,7 +88,7 @@ def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, 
 def judge(module: SegmentationModule, kept: Kept, part: Maps, batch: int = 4) -> dict[str, Any]:
     """The figures that ``freqfusion test`` prints, in percent."""
     module.eval()
-    masks, (maps,) = part["masks"], part["maps"][:1]
+    masks, maps = part["masks"], part["maps"][0]  # not mirrored
     with torch.no_grad():
         for start in range(0, len(masks), batch):
             kept.maps = [level[start : start + batch] for level in maps]

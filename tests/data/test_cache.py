@@ -92,21 +92,21 @@ def test_all_tensors_are_on_the_device(dataset: Any) -> None:
     assert {value.device.type for value in sample.values() if isinstance(value, Tensor)} == {"meta"}
 
 
-def test_more_than_the_free_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_more_than_thefree_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dataset = create_dataset("synthetic", None, "train", length=40, size=(23, 31))
     needed = 40 * 4 * 23 * 31
     message = (
         r"some data: its 40 decoded samples take {} 0\.00 GiB, and 0\.00 GiB of memory are free: leave out"
     )
     counted = Counted(dataset)
-    monkeypatch.setattr("freqfusion.data.cache._free_memory", lambda: needed - 1)
+    monkeypatch.setattr("freqfusion.data.cache.free_memory", lambda: needed - 1)
     with pytest.raises(ValueError, match=message.format("about")):
         decoded(counted)
     assert counted.read.total() == 16  # refused before all are read
-    monkeypatch.setattr("freqfusion.data.cache._free_memory", lambda: needed)
+    monkeypatch.setattr("freqfusion.data.cache.free_memory", lambda: needed)
     with pytest.raises(ValueError, match=message.format("more than")):  # the last samples are larger
         decoded(_Growing(dataset))
-    monkeypatch.setattr("freqfusion.data.cache._free_memory", lambda: 2 * needed)
+    monkeypatch.setattr("freqfusion.data.cache.free_memory", lambda: 2 * needed)
     cache = decoded(dataset)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=needed // 2))
     with pytest.raises(OSError, match="GiB free, and the decoded data set takes"):

@@ -287,7 +287,7 @@ def test_memory_is_asked_for_only_where_it_is_there(tmp_path: Path, monkeypatch:
     path = saved(tmp_path / "a.png", GRADIENT)
     monkeypatch.setattr("freqfusion.data.images._LARGE_PIXELS", 30)
     assert read_image(path).shape == (3, 5, 7)
-    monkeypatch.setattr("freqfusion.data.images._free_memory", lambda: 35 * 12 - 1)
+    monkeypatch.setattr("freqfusion.data.images.free_memory", lambda: 35 * 12 - 1)
     with pytest.raises(BadSampleError, match=r"a\.png: needs more memory than there is"):
         read_image(path)
 

@@ -7,7 +7,7 @@ from host_cases import HostCase
 
 
 def unet(cls: type[nn.Module], dims: int, blocks: str, **options: Any) -> nn.Module:
-    """Three levels, of which the coarsest keeps the first axis."""
+    """Three levels; the coarsest has the first axis of the one above."""
     return cls(
         input_channels=1,
         n_stages=3,

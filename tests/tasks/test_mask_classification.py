@@ -24,7 +24,6 @@ from tiny_objects import write_coco, write_panoptic
 from tiny_training import read_history
 
 
-@pytest.mark.slow
 def test_overfits_a_handful_of_images(tmp_path: Path) -> None:
     """Panoptic segments of what it was trained on, things and stuff, with FreqFusion in the pixel decoder."""
     torch.manual_seed(0)

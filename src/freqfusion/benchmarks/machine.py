@@ -49,6 +49,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def best_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The shortest of several runs of ``call``, with the device's work in it, in seconds."""
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from freqfusion._files import write_atomically
 from freqfusion.data.base import Sample
-from freqfusion.data.images import _free_memory
+from freqfusion.data.images import free_memory
 
 _log = logging.getLogger(__name__)
 _PROBES = 16
@@ -106,7 +106,7 @@ def decode_all(dataset: Any, prepare: Callable[[Sample], Sample], title: str, th
         TypeError: for a sample that holds something else.
         ValueError: if the samples would take more memory than is free.
     """
-    count, free = len(dataset), _free_memory()
+    count, free = len(dataset), free_memory()
 
     def read(index: int) -> _Packed:
         return probed.pop(index, None) or list(_packed(prepare(dataset[index])))

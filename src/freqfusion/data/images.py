@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(
                     f"it claims {picture.width}x{picture.height} pixels, which its {file_size} bytes cannot hold"
                 )
-            if pixels > _LARGE_PIXELS and _BYTES_A_PIXEL * pixels > _free_memory():
+            if pixels > _LARGE_PIXELS and _BYTES_A_PIXEL * pixels > free_memory():
                 raise MemoryError
             yield picture
     except BadSampleError:
@@ -102,7 +102,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Bytes that are free, where the system tells: it may end the process that asks for more."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:

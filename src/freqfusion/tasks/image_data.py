@@ -407,12 +407,11 @@ class ImageData(L.LightningDataModule):
         workers, kept = self.hparams["workers"], self.hparams["cache"]
         workers = default_workers(available_cores()) if workers is None else workers
         dataset, on_device = self.dataset(split), False
-        if (
-            kept and self.trainer is not None and self.trainer.state.fn == "fit"
-        ):  # else each image is read once
+        trains = self.trainer is not None and self.trainer.state.fn == "fit"
+        if kept and trains:  # else each image is read once
             dataset, on_device = self.cached(split), kept == "device"
             if on_device:
-                dataset, workers = dataset.to(self.trainer.strategy.root_device), 0
+                dataset, workers = dataset.to(self._require_trainer().strategy.root_device), 0
         return DataLoader(
             _Samples(dataset, self.transform(stage), self.hparams["seed"]),
             batch_sampler=order,
