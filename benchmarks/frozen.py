@@ -8,6 +8,11 @@ those of the images and of their mirror images; nothing else is drawn but the or
 the other, in each the methods in the order of --methods. Every finished run goes into the JSON file, with its curve,
 and into a folder of save_pretrained; runs in the file are not done again, so the race goes on where it stopped.
 `freqfusion test --checkpoint FOLDER` with the same data judges one again.
+
+METHOD?OPTION=VALUE&... changes one thing of a method: an argument of the fusion (freqfusion?init=official), or
+  lr_factor      of the learning rate of the fusions
+  offsets_from   FreqFusion's offset generators rest for this share of the steps
+  site           finest or coarsest: the method there alone, bilinear elsewhere (such networks are not saved)
 """
 
 import argparse
@@ -26,9 +31,10 @@ from torch import Tensor, nn
 import freqfusion
 from freqfusion._files import write_atomically
 from freqfusion.data.transforms import eval_transform
-from freqfusion.fusion import list_fusions
+from freqfusion.fusion import create_fusion, list_fusions
 from freqfusion.tasks.image_data import SegmentationData
 from freqfusion.tasks.semantic import SegmentationModule
+from freqfusion.zoo import ModelSpec
 
 FIRST = ("bilinear", "freqfusion", "carafe", "dysample+")
 WEIGHTS = {
@@ -49,12 +55,15 @@ class Kept(nn.Module):
         return self.maps
 
 
-def module_of(args: argparse.Namespace, data_classes: int, method: str) -> SegmentationModule:
+def module_of(
+    args: argparse.Namespace, data_classes: int, method: str, options: dict[str, Any]
+) -> SegmentationModule:
     """The network with its loss and its metrics; the loop here has an optimiser of its own."""
     return SegmentationModule(
         args.network,
         method,
         data_classes,
+        network_options={"fusion_options": options} if options else None,
         backbone_weights=args.backbone_weights,
         freeze_backbone=True,
         class_weights=WEIGHTS.get(args.dataset),
@@ -65,7 +74,7 @@ def module_of(args: argparse.Namespace, data_classes: int, method: str) -> Segme
 @torch.no_grad()
 def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, Maps]:
     """Maps, masks and mirrored maps of both splits, in shared memory."""
-    module = module_of(args, data.num_classes, "nearest").eval()
+    module = module_of(args, data.num_classes, "nearest", {}).eval()
     transform = eval_transform(module.network.normalisation)
     splits: dict[str, Maps] = {}
     for split in (args.train_split, args.val_split):
@@ -104,17 +113,33 @@ def judge(module: SegmentationModule, kept: Kept, part: Maps, batch: int = 4) ->
 
 def train(job: tuple[str, int]) -> dict[str, Any]:
     """One run."""
-    method, seed = job
+    name, seed = job
     args, splits, classes = _given["args"], _given["splits"], _given["classes"]
+    spec = ModelSpec.parse(name)
+    options = dict(spec.options)
+    lr_factor, offsets_from = options.pop("lr_factor", 1), options.pop("offsets_from", 0)
+    site = options.pop("site", None)
     torch.manual_seed(seed)
-    module = module_of(args, classes, method).train()
+    module = module_of(args, classes, spec.name, options).train()
+    fusions = next(m.fusions for m in module.network.modules() if hasattr(m, "fusions"))  # coarse to fine
+    if site is not None:
+        kept_place = {"coarsest": 0, "finest": len(fusions) - 1}[site]
+        for place, fusion in enumerate(fusions):
+            if place != kept_place:
+                fusions[place] = create_fusion("bilinear", fusion.hr_channels, fusion.lr_channels)
     backbone = module.network.backbone
     kept = module.network.backbone = Kept(backbone.out_channels)
     part, val = splits[args.train_split], splits[args.val_split]
     count = len(part["masks"])
     steps = args.epochs * (count // args.batch)
-    optimizer = torch.optim.AdamW(module.network.parameters(), lr=args.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
+    of_fusions = list(fusions.parameters())
+    known = {id(parameter) for parameter in of_fusions}
+    others = [parameter for parameter in module.network.parameters() if id(parameter) not in known]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": of_fusions}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.01)
+    rates = [args.lr, args.lr * lr_factor]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    offsets = [p for fusion in fusions if offsets_from for p in fusion.dysampler.parameters()]
     order = torch.Generator().manual_seed(seed)
     curve, losses, seconds, step = [], [], 0.0, 0
     for epoch in range(1, args.epochs + 1):
@@ -132,6 +157,8 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
             loss = module.network.loss(torch.empty(len(mask), 3, *mask.shape[1:]), mask, module.loss)
             optimizer.zero_grad()
             loss.backward()
+            for parameter in offsets if step < offsets_from * steps else ():
+                parameter.grad = None  # so that AdamW leaves it
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -141,7 +168,7 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
             found = judge(module, kept, val)
             curve.append([step, found["miou"], found["boundary_iou"]])
     row = {
-        "method": method,
+        "method": name,
         "seed": seed,
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "steps": steps,
@@ -151,7 +178,8 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
         **judge(module, kept, val),
     }
     module.network.backbone = backbone
-    freqfusion.save_pretrained(module.network, args.out / f"{method}-{seed}")
+    if site is None:
+        freqfusion.save_pretrained(module.network, args.out / f"{name.replace('?', '-')}-{seed}")
     return row
 
 
