@@ -27,7 +27,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def rewrite(match: re.Match[str]) -> str:
         target = (folder / match[1]).resolve()
-        if not match[1] or not target.exists():  # addresses, places in the page; the strict build finds the broken
+        if (
+            not match[1] or not target.exists()
+        ):  # addresses, places in the page; the strict build finds the broken
             return match[0]
         path = target.relative_to(ROOT).as_posix()
         if target.is_relative_to(DOCS) or path in OF_ROOT:
@@ -51,7 +53,10 @@ def _translate(item: griffe.Object) -> None:
     if item.docstring:
         text = re.sub(r":[a-z]+:`~?([^`]+)`", lambda match: _link(match[1], item), item.docstring.value)
         item.docstring.value = re.sub(
-            r"^( *)(>>> .*(?:\n+\1(?:>>>|\.\.\.).*|\n\1\S.*)*)", r"\1```pycon\n\1\2\n\1```", text, flags=re.MULTILINE
+            r"^( *)(>>> .*(?:\n+\1(?:>>>|\.\.\.).*|\n\1\S.*)*)",
+            r"\1```pycon\n\1\2\n\1```",
+            text,
+            flags=re.MULTILINE,
         )
     for member in item.members.values():
         if not member.is_alias:
@@ -63,8 +68,10 @@ def _link(name: str, item: griffe.Object) -> str:
     try:
         path = name if name.startswith("freqfusion.") else item.resolve(name)
         found = item.package[path.removeprefix("freqfusion.")]
-        if found.is_module and found.name in found.members:  # ops.carafe: a package, and the function in it
-            found = found[found.name]
+        if (
+            found.is_module and "op" in found.members
+        ):  # ops.carafe: a folder, and a function of its file op.py
+            found = found["op"][found.name]
         path = found.canonical_path
     except (griffe.GriffeError, KeyError):  # of another package, or private
         path = name
