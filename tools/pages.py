@@ -27,10 +27,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def rewrite(match: re.Match[str]) -> str:
         target = (folder / match[1]).resolve()
-        if (
-            not match[1] or not target.exists()
-        ):  # addresses, places in the page; the strict build finds the broken
-            return match[0]
+        if not match[1] or not target.exists():
+            return match[0]  # an address or a place in the page; what is broken the strict build finds
         path = target.relative_to(ROOT).as_posix()
         if target.is_relative_to(DOCS) or path in OF_ROOT:
             uri = OF_ROOT.get(path) or target.relative_to(DOCS).as_posix()
@@ -40,6 +38,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({link}"
 
     return re.sub(r"\]\(([^)#\s]*)", rewrite, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Pictures lead to themselves in full size, which a phone needs."""
+    return re.sub(r'<img [^>]*src="(?!https?:)([^"]*)"[^>]*>', r'<a href="\1">\g<0></a>', html)
 
 
 class Docstrings(griffe.Extension):
@@ -53,10 +56,7 @@ def _translate(item: griffe.Object) -> None:
     if item.docstring:
         text = re.sub(r":[a-z]+:`~?([^`]+)`", lambda match: _link(match[1], item), item.docstring.value)
         item.docstring.value = re.sub(
-            r"^( *)(>>> .*(?:\n+\1(?:>>>|\.\.\.).*|\n\1\S.*)*)",
-            r"\1```pycon\n\1\2\n\1```",
-            text,
-            flags=re.MULTILINE,
+            r"(?m)^( *)(>>> .*(?:\n+\1(?:>>>|\.\.\.).*|\n\1\S.*)*)", r"\1```pycon\n\1\2\n\1```", text
         )
     for member in item.members.values():
         if not member.is_alias:
@@ -68,10 +68,8 @@ def _link(name: str, item: griffe.Object) -> str:
     try:
         path = name if name.startswith("freqfusion.") else item.resolve(name)
         found = item.package[path.removeprefix("freqfusion.")]
-        if (
-            found.is_module and "op" in found.members
-        ):  # ops.carafe: a folder, and a function of its file op.py
-            found = found["op"][found.name]
+        if found.is_module and "op" in found.members:
+            found = found["op"][found.name]  # ops.carafe names a folder, and a function of its file op.py
         path = found.canonical_path
     except (griffe.GriffeError, KeyError):  # of another package, or private
         path = name
