@@ -11,14 +11,19 @@ import torch.nn.functional as F
 import tiny_features
 from freqfusion.features import catalog
 from freqfusion.tasks import DetectionModule, ObjectData, SegmentationData, SegmentationModule
-from freqfusion.tasks.pictures import draw_side_by_side, draw_truth, image_bytes, read_sample
+from freqfusion.tasks.pictures import GAP, draw_side_by_side, draw_truth, image_bytes, read_sample
 from tiny_objects import SMALL_DETECTOR, tiny_detection, write_coco, write_panoptic
 from tiny_training import tiny_data
 
 
 def thirds(module: Any, data: Any, sample: dict[str, Any]) -> list[Any]:
     with torch.no_grad():
-        return np.split(draw_side_by_side(module.eval(), data, sample), 3, axis=1)
+        picture = draw_side_by_side(module.eval(), data, sample)
+    width = (picture.shape[1] - 2 * GAP) // 3
+    first, gap, second, other, third = np.split(picture, np.cumsum([width, GAP, width, GAP]), axis=1)
+    assert gap.min() == other.min() == 255
+    assert third.shape[1] == width
+    return [first, second, third]
 
 
 def check(module: Any, data: Any, split: str = "train") -> None:

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from freqfusion.cli.main import main
+from freqfusion.data import BadSampleError
 from freqfusion.drawing.figures import colour_mask
-from freqfusion.tasks.pictures import read_sample
+from freqfusion.tasks.pictures import GAP, read_sample
 from freqfusion.training import create_trainer
 from freqfusion.training.loggers import create_loggers
 from tiny_objects import tiny_detection, write_coco
@@ -29,6 +30,7 @@ from tiny_training import read_history, run_script, tiny_data, tiny_fit
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 PICTURES = {f"image_truth_prediction/{n} val-{i:06}" for n, i in enumerate((0, 7, 14))}
 """Of 22 images, by number and name."""
+WIDTH = 3 * 32 + 2 * GAP
 
 
 def read_events(folder: Path) -> Any:
@@ -113,8 +115,8 @@ def test_tensorboard(tmp_path: Path) -> None:
         assert [event.step for event in shown] == [5, 10]
         picture = np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string)))
         sample = read_sample(data, "val", 7 * number)
-        assert picture.shape == (24, 3 * 32, 3)
-        assert (picture[:, 32:64] == colour_mask(sample["mask"].numpy(), data.palette)).all()
+        assert picture.shape == (24, WIDTH, 3)
+        assert (picture[:, 32 + GAP : 64 + GAP] == colour_mask(sample["mask"].numpy(), data.palette)).all()
 
     from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -164,7 +166,7 @@ def test_objects(tmp_path: Path) -> None:
     }
     names = [f"image_truth_prediction/{n} train_{n}" for n in range(3)]
     assert events.Tags()["images"] == names
-    assert [events.Images(name)[0].width for name in names] == [3 * 80, 3 * 64, 3 * 80]
+    assert [events.Images(name)[0].width for name in names] == [3 * width + 2 * GAP for width in (80, 64, 80)]
 
 
 def test_shards_of_two_processes_write_once(tmp_path: Path) -> None:
@@ -239,6 +241,20 @@ def test_a_logger_of_an_unknown_kind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert logger.steps == [1, 2, 3, 4, 5, 5]
 
 
+def test_an_image_that_is_bad_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+
+    def read(data: Any, split: str, index: int) -> dict[str, Any]:
+        if index == 7:
+            raise BadSampleError("cut off")
+        return read_sample(data, split, index)
+
+    monkeypatch.setattr("freqfusion.training.loggers.read_sample", read)
+    tiny_fit(tmp_path, "plain", max_epochs=1, logger="tensorboard")
+    shown = read_events(tmp_path / "tensorboard").Tags()["images"]
+    assert {*shown} == {name for name in PICTURES if "/1 " not in name}
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Servers and proxy of all kinds are one of this test; the list holds who has connected to it."""
@@ -291,7 +307,7 @@ def test_mlflow(tmp_path: Path, no_network: list[Any]) -> None:
     pictures = [path for path in entries if path.endswith(".png")]  # beside each a smaller one
     assert len(pictures) == 2 * len(PICTURES)
     picture = Image.open(client.download_artifacts(run.info.run_id, min(pictures), str(tmp_path)))
-    assert picture.size == (3 * 32, 24)
+    assert picture.size == (WIDTH, 24)
     assert not no_network
 
 
@@ -316,7 +332,7 @@ def test_wandb(tmp_path: Path, no_network: list[Any]) -> None:
             step = entries.get("trainer/global_step")
             for name, x in entries.items():
                 if name.endswith(".filenames"):
-                    assert [Image.open(folder / "files" / path).size for path in x] == [(3 * 32, 24)]
+                    assert [Image.open(folder / "files" / path).size for path in x] == [(WIDTH, 24)]
                     shown.add((name.removesuffix(".filenames"), step))
                 elif not name.startswith(("_", "trainer/", "image_truth_prediction")):
                     rows.setdefault(step, {})[name] = x

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freqfusion.data.transforms import eval_transform
 from freqfusion.drawing.detections import colour_segments, draw_objects
-from freqfusion.drawing.figures import Picture, beside, colour_mask
+from freqfusion.drawing.figures import Picture, colour_mask
 from freqfusion.models.base import normalisation_of
 
 SURE = 0.5
@@ -20,6 +20,8 @@ DARK = 24
 """The ground of objects where the images must not be shown."""
 LONGEST = 512
 """Longer side of each of the pictures that stand side by side, at most; pixels."""
+GAP = 4
+"""White pixels between them."""
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -92,7 +94,7 @@ def draw_found(module: Any, data: Any, sample: dict[str, Any], images: bool = Tr
 
 
 def draw_side_by_side(module: Any, data: Any, sample: dict[str, Any]) -> Picture:
-    """Image, truth and prediction from left to right, each of a longer side of at most ``LONGEST`` pixels.
+    """Image, truth and prediction from left to right, ``GAP`` apart, each with a longer side of at most ``LONGEST``.
 
     Of an upsampler of features, which has no truth, the second is the target and the third the upsampled features:
     the three principal components of the target as red, green and blue.
@@ -103,7 +105,7 @@ def draw_side_by_side(module: Any, data: Any, sample: dict[str, Any]) -> Picture
         sample: of :func:`read_sample`.
 
     Returns:
-        ``(H, 3 * W, 3)`` uint8.
+        ``(H, 3 * W + 2 * GAP, 3)`` uint8.
     """
     image = image_bytes(sample["image"])
     if module.task == "features":
@@ -120,8 +122,9 @@ def draw_side_by_side(module: Any, data: Any, sample: dict[str, Any]) -> Picture
     height, width = image.shape[:2]
     scale = min(1.0, LONGEST / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
+    gap = np.full((size[0], GAP, 3), 255, np.uint8)
     first, second, third = (resized(picture, size) for picture in pictures)
-    return beside(beside(first, second), third)
+    return np.concatenate([first, gap, second, gap, third], axis=1)
 
 
 def _placed(image: Tensor, module: Any) -> Tensor:
