@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def read_history(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def run_script(*words: Any, code: int = 0) -> None:
+    """This file as a script, in two processes; the words are what to do, and the run folder."""
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr.decode()
+
+
 class Kill(L.Callback):
     """``kill -9`` after some batches."""
 
@@ -116,6 +129,7 @@ if __name__ == "__main__":
             max_epochs=2,
             strategy=strategy,
             callbacks=[Kill(after=3)] if sys.argv[3:] == ["killed"] else [],
+            logger=["tensorboard", "csv"] if sys.argv[3:] == ["logged"] else False,
             devices=2,
             gradient_clip_val=0.5,
         )

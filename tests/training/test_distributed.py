@@ -1,32 +1,14 @@
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import tiny_training
 from freqfusion.training import load_checkpoint
-from tiny_training import read_history, tiny_fit
+from tiny_training import read_history, run_script, tiny_fit
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch is built without distributed"
 )
-
-
-def run_script(*words, code=0):
-    """The tiny training in two processes."""
-    tests = Path(tiny_training.__file__).parent
-    done = subprocess.run(
-        [sys.executable, tiny_training.__file__, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(tests)},
-        capture_output=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr.decode()
 
 
 def test_two_processes_equal_one(tmp_path, tiny_networks):

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 
 from freqfusion._settings import check_settings
 from freqfusion.cli._recipes import VARIANTS, choose_variant, find_recipe, needs_network, read_recipe
@@ -63,6 +64,15 @@ class UsageError(Exception):
     """The command line asks for something that cannot be; the message is for the user."""
 
 
+class _Trainer(Trainer):
+    """Its signature says what the command line takes: Lightning's settings, and loggers by name too."""
+
+    def __init__(
+        self, *, logger: Logger | Iterable[Logger | str] | bool | str | None = False, **options: Any
+    ) -> None:
+        super().__init__(logger=logger, **options)  # type: ignore[arg-type]
+
+
 class _SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` when training begins: a run that fails before that leaves no file."""
 
@@ -71,6 +81,12 @@ class _SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Into the run folder, wherever a logger writes."""
+        folder = Path(self.config["out"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / CONFIG, skip_none=False, overwrite=self.overwrite)
 
 
 class CommandLine(LightningCLI):
@@ -100,7 +116,8 @@ class CommandLine(LightningCLI):
             module_class,
             data_class,
             save_config_callback=_SaveConfig if command == "fit" else None,
-            save_config_kwargs={"overwrite": True},
+            trainer_class=_Trainer,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             parser_kwargs={
                 "prog": f"freqfusion {command}",
                 "usage": f"freqfusion {command} [--config RECIPE ...] [--key value ...]",
@@ -132,7 +149,6 @@ class CommandLine(LightningCLI):
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         if self.task in ("detection", "masks"):
             parser.link_arguments("data.things", "model.things", apply_on="instantiate")
-        parser.set_defaults({"trainer.logger": False})
         parser.add_argument("--task", type=str, default=self.task, help=TASK_HELP)
         parser.add_argument("--out", type=str | None, default=None, help=OUT_HELP[self.command])
         parser.add_argument("--checkpoint", type=str | None, default=None, help=CHECKPOINT_HELP[self.command])

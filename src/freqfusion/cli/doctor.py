@@ -102,10 +102,10 @@ def as_text(report: dict[str, Any]) -> str:
             f"{name} {package['installed']}" for name, package in packages.items() if package["installed"]
         ]
         amiss = [name for name, package in packages.items() if package["old"] or not package["installed"]]
-        lines.append(f"  {extra:<9}{', '.join(present) or '-'}")
+        lines.append(f"  {extra:<13}{', '.join(present) or '-'}")
         if amiss:
             target = "freqfusion" if extra == CORE else f"freqfusion[{extra}]"
-            lines.append(f'  {"":<9}missing or old: {", ".join(amiss)}; python -m pip install "{target}"')
+            lines.append(f'  {"":<13}missing or old: {", ".join(amiss)}; python -m pip install "{target}"')
     lines += ["", *(f"FAULT: {fault}" for fault in report["faults"])]
     return "\n".join(lines if report["faults"] else [*lines, "No faults found."])
 

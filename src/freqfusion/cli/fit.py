@@ -15,6 +15,8 @@ recipe can be given on the command line, e.g. --data.batch_size 4 --seed 1.
 --skip-bad (short for --data.skip_bad true) leaves out broken samples with a warning.
 The run folder gets last.ckpt, best.ckpt, metrics.csv and learning_curve.png. After a stop
 freqfusion fit --resume --out RUN goes on exactly where last.ckpt stood, with the settings of the run.
+--trainer.logger tensorboard (wandb, mlflow, csv, or several: [tensorboard,wandb]) writes figures, settings and
+pictures of predictions into the run folder too.
 """
 
 

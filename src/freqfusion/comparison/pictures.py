@@ -3,19 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from freqfusion.comparison.runs import Comparison
-from freqfusion.data.transforms import eval_transform
-from freqfusion.drawing.detections import colour_segments, draw_objects
 from freqfusion.drawing.figures import Picture, colour_mask, draw_box, error_map
 from freqfusion.drawing.page_parts import Strip, Swatches, Text
-from freqfusion.models.base import normalisation_of
 from freqfusion.tasks.names import find_task
+from freqfusion.tasks.pictures import (
+    SURE,
+    draw_found,
+    draw_truth,
+    image_bytes,
+    predict_labels,
+    read_sample,
+    resized,
+    spread,
+)
 from freqfusion.tasks.semantic import IGNORE_INDEX
 from freqfusion.training.checkpoints import LAST, load_checkpoint, read_checkpoint, task_of
 
@@ -25,10 +30,6 @@ COLUMN, PAGE = 208, 1080
 """Least width of a picture, and the width that a strip fills where it has few; pixels."""
 THIN = 5
 """Parts of a region that a square of this side, in pixels, does not fit into count as thin."""
-SURE = 0.5
-"""The least score of an object that is drawn."""
-DARK = 24
-"""The ground of objects where the images must not be shown."""
 
 
 def draw_pictures(
@@ -52,8 +53,7 @@ def draw_pictures(
     options = dict(content["datamodule_hyper_parameters"])
     data: Any = find_task(task_of(content))[1](**{**options, "root": root or options["root"]})
     split = options[f"{comparison.split}_split"]
-    length = len(data.dataset(split))
-    samples = [_sample(data, split, index) for index in sorted({i * length // IMAGES for i in range(IMAGES)})]
+    samples = [read_sample(data, split, index) for index in spread(len(data.dataset(split)), IMAGES)]
     columns = [_truth(data, sample, images) for sample in samples]
     title, semantic = next(iter(columns[0])), "mask" in samples[0]
     for name, path in paths.items():
@@ -80,60 +80,22 @@ def draw_pictures(
     return [Text(told), Swatches(data.classes, data.palette), *strips]
 
 
-def _sample(data: Any, split: str, index: int) -> dict[str, Any]:
-    """An image as it is judged, with its truth."""
-    if hasattr(data, "sample"):
-        return dict(data.sample(split, index))
-    return dict(data.transform("eval")(data.dataset(split)[index]))
-
-
-def _bytes(image: Tensor) -> Picture:
-    """``(H, W, 3)`` uint8 of an image ``(3, H, W)``, uint8 or in [0, 1]."""
-    image = image.as_subclass(Tensor)
-    image = (255 * image).round().byte() if image.is_floating_point() else image
-    return image.permute(1, 2, 0).numpy()
-
-
 def _truth(data: Any, sample: dict[str, Any], images: bool) -> dict[str, list[Picture]]:
     """The first column: its title and its pictures."""
-    if "mask" in sample:
-        truth = colour_mask(sample["mask"].as_subclass(Tensor).numpy(), data.palette)
-        return {"image / truth": [_bytes(sample["image"]), truth]} if images else {"truth": [truth, truth]}
-    objects: dict[str, Any] = sample
-    if "segments" not in sample:
-        single = ~sample["iscrowd"]
-        objects = {key: sample[key][single] for key in ("boxes", "labels", "masks") if key in sample}
-    return {"truth": [_draw_objects(data, sample, objects, images)]}
+    truth = draw_truth(data, sample, images)
+    if "mask" not in sample:
+        return {"truth": [truth]}
+    return {"image / truth": [image_bytes(sample["image"]), truth]} if images else {"truth": [truth, truth]}
 
 
 def _prediction(module: Any, data: Any, sample: dict[str, Any], images: bool) -> list[Picture]:
     """A column of the same pictures."""
-    if "mask" in sample:
-        transform = eval_transform(normalisation_of(module.network))
-        labels = module.predict(transform(sample)["image"].as_subclass(Tensor)[None]).argmax(1)[0].numpy()
-        ground = _bytes(sample["image"]) if images else None
-        truth = sample["mask"].as_subclass(Tensor).numpy()
-        return [colour_mask(labels, data.palette), error_map(labels, truth, image=ground)]
-    found = module([sample["image"]])[0]
-    if "segments" in found:
-        objects = {"segments": found["segments"], "labels": found["segment_labels"]}
-    else:
-        sure = found["scores"] >= SURE
-        objects = {key: found[key][sure] for key in ("boxes", "labels", "scores")}
-        if "masks" in found:
-            objects["masks"] = found["masks"][sure].squeeze(1) > 0.5
-    return [_draw_objects(data, sample, objects, images)]
-
-
-def _draw_objects(data: Any, sample: Mapping[str, Any], objects: Mapping[str, Any], images: bool) -> Picture:
-    if "segments" in objects:
-        return colour_segments(objects["segments"], objects["labels"], data.palette, data.things)
-    ground = _bytes(sample["image"])
-    ground = ground if images else np.full_like(ground, DARK)
-    scores, masks = objects.get("scores"), objects.get("masks")
-    return draw_objects(
-        ground, objects["boxes"], objects["labels"], data.classes, data.palette, scores, masks
-    )
+    if "mask" not in sample:
+        return [draw_found(module, data, sample, images)]
+    labels = predict_labels(module, sample)
+    ground = image_bytes(sample["image"]) if images else None
+    truth = sample["mask"].as_subclass(Tensor).numpy()
+    return [colour_mask(labels, data.palette), error_map(labels, truth, image=ground)]
 
 
 def thin_parts(mask: Tensor) -> Tensor:
@@ -169,13 +131,6 @@ def _thin_window(mask: Tensor) -> tuple[slice, slice]:
     return slice(top, top + tall), slice(left, left + wide)
 
 
-def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A copy of the given height and width: enlarged pixels stay squares."""
-    smaller = size[1] < picture.shape[1]
-    how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size[::-1], how))
-
-
 def _strip(
     columns: Mapping[str, Sequence[Picture]], window: tuple[slice, slice] | None, caption: str
 ) -> Strip:
@@ -185,12 +140,12 @@ def _strip(
     width = max(COLUMN, PAGE // (len(titles) * (1 + beside)))
     height = max(1, round(width * columns[titles[0]][0].shape[0] / columns[titles[0]][0].shape[1]))
     rows = [
-        [_resized(picture, (height, width)) for picture in row] for row in zip(*columns.values(), strict=True)
+        [resized(picture, (height, width)) for picture in row] for row in zip(*columns.values(), strict=True)
     ]
     if window is None:
         return Strip(titles, rows, caption)
     parts = [
-        [_resized(picture[window], (height, width)) for picture in row]
+        [resized(picture[window], (height, width)) for picture in row]
         for row in zip(*columns.values(), strict=True)
     ]
     full = columns[titles[0]][0].shape[1]

@@ -162,7 +162,7 @@ class FeatureModule(TaskModule):
         factor = factors[int(torch.randint(len(factors), ()))] if len(factors) > 1 else factors[0]
         features, guide, target = self._task_of(batch["image"], factor)
         loss = self.loss(self(features, guide, target.shape[-2:]), target)
-        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        self.log("train_loss", loss, logger=False, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
     @torch.no_grad()
@@ -179,6 +179,12 @@ class FeatureModule(TaskModule):
         if longer > limit:
             guide = _resize(image, [max(1, round(side * limit / longer)) for side in image.shape[-2:]])
         return features, guide, target
+
+    def upsample_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As in an evaluation, the upsampled features of images ``(B, 3, H, W)`` in [0, 1], and the target."""
+        features, guide, target = self._task_of(image, self.hparams["factors"][0])
+        with fixed_randomness(self.device):
+            return self(features, guide, target.shape[-2:]), target
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._judge(batch)
@@ -214,7 +220,9 @@ class FeatureModule(TaskModule):
                 figure if name == "trained" else f"{name}_{figure}": x for figure, x in figures.items()
             }
         self.log_dict(
-            {f"{stage}_{name}": values[name].float() for name in self.metric_labels}, sync_dist=True
+            {f"{stage}_{name}": values[name].float() for name in self.metric_labels},
+            logger=False,
+            sync_dist=True,
         )
         self.results = {name: float(values[name]) for name in self.metric_labels if name != "loss"}
 

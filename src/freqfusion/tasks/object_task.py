@@ -52,7 +52,7 @@ class ObjectTask(ClassTask):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         samples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         loss = self.network.loss(batch["image"], samples)
-        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        self.log("train_loss", loss, logger=False, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
     def evaluate_with(self, evaluator: Evaluator) -> None:
@@ -108,5 +108,7 @@ class ObjectTask(ClassTask):
         self.results = self.evaluator.compute()
         # every process has the figures of all
         self.log_dict(
-            {f"{stage}_{name}": self.results[name] for name in self.metric_labels}, rank_zero_only=False
+            {f"{stage}_{name}": self.results[name] for name in self.metric_labels},
+            logger=False,
+            rank_zero_only=False,
         )

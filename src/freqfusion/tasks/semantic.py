@@ -134,7 +134,7 @@ class SegmentationModule(ClassTask):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         image, mask = batch["image"], batch["mask"]
         loss = self.network.loss(image, mask, self.loss)
-        self.log("train_loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        self.log("train_loss", loss, logger=False, sync_dist=True, batch_size=len(batch["image"]))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -200,7 +200,9 @@ class SegmentationModule(ClassTask):
         values["loss"] = self.mean_loss.compute()
         self.mean_loss.reset()
         self.log_dict(
-            {f"{stage}_{name}": values[name].float() for name in self.metric_labels}, sync_dist=True
+            {f"{stage}_{name}": values[name].float() for name in self.metric_labels},
+            logger=False,
+            sync_dist=True,
         )
         self.results = {name: float(values[name]) for name in self.metric_labels if name != "loss"}
         self.results |= {figure.per_class: values[figure.per_class].tolist() for figure in self.class_metrics}

@@ -7,6 +7,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,25 +42,31 @@ class RunFacts(Callback):
         self.folder = Path(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        device = pl_module.device
-        facts = {
-            "parameters": sum(parameter.numel() for parameter in pl_module.network.parameters()),
-            "steps": trainer.estimated_stepping_batches,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "processes": trainer.world_size,
-            "threads": torch.get_num_threads(),
-            "precision": trainer.precision,
-            "freqfusion": freqfusion.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        write_atomically(self.folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+        if trainer.is_global_zero:
+            facts = run_facts(trainer, pl_module)
+            write_atomically(self.folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def run_facts(trainer: L.Trainer, module: Any) -> dict[str, Any]:
+    """The network's size, the steps to do, versions and the machine, as text and numbers."""
+    device = module.device
+    return {
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        "steps": trainer.estimated_stepping_batches,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "freqfusion": freqfusion.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 class History(Callback):
     """Keeps the figures of the run and writes ``metrics.csv`` and ``learning_curve.png``.
+
+    Loggers get the rows of training too.
 
     The column ``seconds`` is the time of training so far: loading, forward, backward and update, without
     validation. The history is part of the checkpoint: a run that goes on after a stop goes on writing where the
@@ -180,6 +187,14 @@ class History(Callback):
         row["train_loss"] = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._loss_sum, self._loss_count = 0.0, 0
         self.rows.append(row)
+        log_metrics(trainer, row)
+
+
+def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
+    """Give figures of the present step to the loggers, which write in the first process alone."""
+    for logger in trainer.loggers:
+        logger.log_metrics({name: x for name, x in metrics.items() if name != "step"}, trainer.global_step)
+        logger.save()
 
 
 def whole_loss(trainer: L.Trainer, outputs: Any) -> Tensor:

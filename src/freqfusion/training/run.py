@@ -10,6 +10,7 @@ from freqfusion._settings import check_settings
 from freqfusion.training.callbacks import ClassReport, History, RunFacts, RunProgress
 from freqfusion.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from freqfusion.training.finite import FiniteNumbers
+from freqfusion.training.loggers import RunLog, create_loggers
 
 
 def create_trainer(
@@ -30,10 +31,13 @@ def create_trainer(
         log_steps: Optimiser steps over which the training loss is averaged into one row of ``metrics.csv``.
         stop_at_nan: End the run when the loss or a weight is no longer finite; ``last.ckpt`` is then of
             before.
-        **options: Further arguments of ``lightning.Trainer``; callbacks and plugins are added to ours.
+        **options: Further arguments of ``lightning.Trainer``; callbacks and plugins are added to ours. ``logger`` may
+            name one or several of ``tensorboard``, ``wandb``, ``mlflow`` and ``csv``, which write into the run folder
+            (:func:`~freqfusion.training.loggers.create_loggers`).
 
     Raises:
-        ValueError: for a number out of bounds.
+        ImportError: for a logger whose package is absent.
+        ValueError: for a number out of bounds, or an unknown logger.
     """
     check_settings("fit", {"checkpoint_steps": checkpoint_steps, "log_steps": log_steps})
     check_settings("trainer", options)
@@ -44,11 +48,13 @@ def create_trainer(
         "num_sanity_val_steps": 0,
         **options,
     }
+    options["logger"] = create_loggers(options["logger"], Path(out))
     shown = options.get("enable_progress_bar") is not False
     callbacks = [
         *_listed(options.pop("callbacks", None)),
         *([RunProgress()] if shown else []),  # it ends before the others print
         RunFacts(out),
+        RunLog(out),  # before the clock of the history goes on
         History(out, log_steps),
         ClassReport(out),
     ]
