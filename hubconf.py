@@ -6,9 +6,10 @@ Each takes what the function of the same name in the package takes.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))  # torch.hub downloads, and installs nothing
+for folder in ("src", "weights/src"):  # torch.hub downloads, and installs nothing
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 dependencies = ["torch"]
 
 from freqfusion import FreqFusion as freqfusion  # noqa: E402, F401
-from freqfusion import create_fusion, create_model, from_pretrained  # noqa: E402, F401
+from freqfusion import create_fusion, create_model, from_pretrained, load_released  # noqa: E402, F401

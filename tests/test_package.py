@@ -18,6 +18,8 @@ PUBLIC = {
     "from_pretrained",
     "list_fusions",
     "list_models",
+    "list_released",
+    "load_released",
     "local_similarity",
     "normalize_kernels",
     "push_to_hub",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         create_model,
         from_pretrained,
         list_models,
+        list_released,
+        load_released,
         push_to_hub,
         register_model,
         save_pretrained,
@@ -43,6 +45,8 @@ __all__ = [
     "from_pretrained",
     "list_fusions",
     "list_models",
+    "list_released",
+    "load_released",
     "local_similarity",
     "normalize_kernels",
     "push_to_hub",
@@ -62,6 +66,7 @@ _HOMES = {
     "models": "*",
     "ops": "* carafe local_similarity normalize_kernels resample window_similarity",
     "upgrade": "* downgrade_ find_sites register_host upgrade_",
-    "zoo": "* create_model from_pretrained list_models push_to_hub register_model save_pretrained",
+    "zoo": "* create_model from_pretrained list_models list_released load_released push_to_hub register_model "
+    "save_pretrained",
 }
 __getattr__ = lazy(__name__, _HOMES)

@@ -76,6 +76,7 @@ def test_all_are_there():
         *(f"coco/{system}" for system in ("faster_rcnn", "mask_rcnn", "panoptic_fpn", "mask2former")),
         *("bccd/faster_rcnn", "drive/unet", "nuclei/mask_rcnn", "nuclei/unet"),
         *("synthetic/mask2former", "synthetic/panoptic_fpn", "compare/camvid", "compare/nuclei"),
+        *("bccd/faster_rcnn_lite0", "nuclei/mask_rcnn_lite0", "nuclei/unet_lite0"),
         *("features/naf", "features/jafar"),
     }
     networks = {case.network for case in CASES if case.recipe.startswith(("ade20k", "coco"))}
@@ -104,9 +105,10 @@ def test_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, system = case.recipe.split("/")
     panoptic = folder == "coco" and system in ("panoptic_fpn", "mask2former")
     expected = DATASETS.get(folder, f"{folder}_panoptic" if panoptic else folder)
-    assert built["data"]["dataset"] == ("foreground" if case.recipe == "nuclei/unet" else expected)
+    assert built["data"]["dataset"] == ("foreground" if "nuclei/unet" in case.recipe else expected)
     assert (built["model"]["network"], built["model"]["fusion"]) == (case.network, case.fusion)
-    assert case.network in [*list_models(), "unet_resnet18"] or case.network.startswith("fpn_vit_")
+    of_timm = case.network.startswith("fpn_vit_") or case.network.endswith("_tf_efficientnet_lite0")
+    assert of_timm or case.network in [*list_models(), "unet_resnet18"]
     assert case.fusion in list_fusions()
     assert built["trainer"]["max_epochs"] or built["trainer"]["max_steps"] > 0
 

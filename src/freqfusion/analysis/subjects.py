@@ -48,7 +48,7 @@ def load_subject(path: Path, sites: Sequence[str] | None = None) -> Subject:
         ValueError: for a file that cannot be read, or a model without such sites.
     """
     if path.is_dir():
-        network, data = from_pretrained(path), None
+        network, data = from_pretrained(path).float(), None
         name = path.name
     else:
         module, _, _ = load_checkpoint(path)

@@ -108,7 +108,7 @@ def _load(text: str) -> "nn.Module":
     if path.is_dir():
         from freqfusion import from_pretrained
 
-        return from_pretrained(path)
+        return from_pretrained(path).float()
     from freqfusion.zoo.build import build
     from freqfusion.zoo.spec import ModelSpec
 

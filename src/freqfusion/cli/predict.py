@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 example:
   freqfusion predict photos/ --checkpoint runs/camvid/best.ckpt --out results/
+  freqfusion predict --model nuclei --out results/
 
 SOURCE is an image, a folder (subfolders are searched too), a pattern in quotes such as 'photos/**/*.jpg', or a
 video (with pip install "freqfusion[video]"), whose frames are predicted one by one.
 CHECKPOINT is a file of freqfusion fit, or a folder of freqfusion convert or save_pretrained.
+NAME is a trained network of the package freqfusion-weights: nuclei, nuclei_unet, blood_cells. Without SOURCE its
+example photograph is predicted.
 
 Photos are turned upright by their EXIF orientation first; results are of the upright photo.
 
@@ -45,8 +48,14 @@ of panoptic segmentation,
 
 def _parser() -> CommandParser:
     parser = CommandParser("predict", __doc__, EXAMPLE)
-    parser.add_argument("source", metavar="SOURCE", help="image, folder, pattern or video; see below")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of the trained network; see below")
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="image, folder, pattern or video; see below"
+    )
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--checkpoint", type=Path, help="of the trained network; see below")
+    network.add_argument(
+        "--model", metavar="NAME", help="a trained network that comes with freqfusion; see below"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda:1, mps")
     parser.add_argument("--flip", action="store_true", help="average or merge with the mirrored image")
@@ -79,7 +88,10 @@ def _parser() -> CommandParser:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.source is None and args.model is None:
+        parser.error("SOURCE is missing: give an image, a folder, a pattern or a video")
     for module in ("torchvision", "lightning", "rich", "numpy", "PIL", "matplotlib"):
         require(module, "train")
     _predict(args)
@@ -94,7 +106,11 @@ def _predict(args: argparse.Namespace) -> None:
     from freqfusion.data import BadSampleError
     from freqfusion.prediction.inputs import open_source
     from freqfusion.training import load_checkpoint
+    from freqfusion.zoo.released import EXAMPLE_PHOTOGRAPH, released_folder
 
+    if args.model is not None:
+        args.checkpoint = released_folder(args.model)
+        args.source = args.source or args.checkpoint / EXAMPLE_PHOTOGRAPH
     source = open_source(args.source, args.out)
     module, _, _ = load_checkpoint(args.checkpoint)
     output = _output(args, module.to(_device(args.device)))

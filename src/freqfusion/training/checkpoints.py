@@ -255,7 +255,9 @@ def _around_pretrained(folder: str) -> ClassTask:
     module: ClassTask = module_class(network=folder, num_classes=num_classes, **options)
     if classes is not None:
         module.classes = tuple(classes)
-    module.palette = tuple(voc_colour(index) for index in range(1, num_classes + 1))
+    module.palette = tuple(
+        voc_colour(0 if name == "background" else index) for index, name in enumerate(module.classes, 1)
+    )
     return module
 
 

@@ -125,7 +125,7 @@ def create_model(
                 f"{name} is a saved model, which is as it was saved: leave out {', '.join(wrong)} (on the command "
                 "line --model.network_options null)"
             )
-        model = wrap(from_pretrained(name), num_classes, **own)
+        model = wrap(from_pretrained(name).float(), num_classes, **own)
     else:
         spec = ModelSpec.parse(str(name))
         spec = replace(spec, options={**spec.options, **options})
