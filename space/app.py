@@ -76,7 +76,7 @@ def partner(name: str) -> tuple[str, str] | None:
 @cache
 def load(name: str) -> Any:
     """A released network with its classes, as ``freqfusion predict`` uses it."""
-    return load_checkpoint(released.released_folder(name))[0]
+    return load_checkpoint(released.released_folder(name))[0].float()  # files may hold halves
 
 
 def run(name: str, image: Tensor) -> Result:
@@ -230,9 +230,8 @@ def page() -> gr.Blocks:
         inputs, outputs = [network, picture, truth], [slider, errors, text, explorer]
         options: Any = {"show_progress_on": slider, "api_visibility": "private"}
         gr.on([blocks.load, network.change, truth.upload, truth.clear], show, inputs, outputs, **options)
-        forgotten = picture.change(
-            lambda: None, None, truth, **options
-        )  # that of another picture would not fit
+        # the truth of another picture would not fit
+        forgotten = picture.change(lambda: None, None, truth, **options)
         forgotten.then(show, inputs, outputs, **options)
     return blocks
 

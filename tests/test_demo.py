@@ -57,7 +57,7 @@ def save(folder: Path, network: str, classes: list[str], fusion: str, **options:
     things = [name for name in classes if name != "background"]
     count = len(things) if "rcnn" in network else len(classes)
     model = freqfusion.create_model(network, count, fusion, **options)
-    freqfusion.save_pretrained(model, folder, classes=classes)
+    freqfusion.save_pretrained(model.half(), folder, classes=classes)
     write_picture(folder / "example.jpg")
     if "faster" not in network:
         write_truth(folder / "truth.png")
