@@ -76,7 +76,7 @@ def partner(name: str) -> tuple[str, str] | None:
 @cache
 def load(name: str) -> Any:
     """A released network with its classes, as ``freqfusion predict`` uses it."""
-    return load_checkpoint(released.released_folder(name))[0].float()  # files may hold halves
+    return load_checkpoint(released.released_folder(name))[0]
 
 
 def run(name: str, image: Tensor) -> Result:
