@@ -337,8 +337,7 @@ class RunProgress(RichProgressBar):
         now = time.monotonic()
         if now - self._drawn > 0.25:  # reading the loss waits for the GPU
             self._drawn = now
-            self._update(self.train_progress_bar_id, trainer.global_step)
-            self._update_metrics(trainer, pl_module)
+            self._draw(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit":
@@ -364,8 +363,15 @@ class RunProgress(RichProgressBar):
         self.teardown(trainer, pl_module, "test")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._update(self.train_progress_bar_id, trainer.global_step, hard=True)
+        self._draw(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """By rich's calls: Lightning's own differ between releases."""
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, completed=trainer.global_step)
+            self._update_metrics(trainer, pl_module)
+            self.progress.refresh()
 
     def _shown_loss(self) -> str:
         return "?" if self._loss is None else f"{float(self._loss):.3f}"
