@@ -131,6 +131,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("torchvision", "transformers", "safetensors"):
         pytest.importorskip(library)
     monkeypatch.setattr("freqfusion.zoo.build._REGISTERED", dict(build._REGISTERED))
+    monkeypatch.syspath_prepend(str(ROOT / "weights" / "src"))
     names = run_page("models.md", tmp_path, monkeypatch, without="official")
     assert names["scores"].shape == (1, 19, 125, 167)
     assert names["masks"].shape[1:] == (1, 125, 167)

@@ -32,7 +32,7 @@ def lowest() -> list[str]:
     """``name==bound`` for every lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     stated = chain(project["dependencies"], *project["optional-dependencies"].values())
-    found = (re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement) for requirement in stated)
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement) for requirement in stated)
     return sorted({f"{match[1]}=={match[2]}" for match in found if match})
 
 

@@ -27,8 +27,8 @@ example:
 SOURCE is an image, a folder (subfolders are searched too), a pattern in quotes such as 'photos/**/*.jpg', or a
 video (with pip install "freqfusion[video]"), whose frames are predicted one by one.
 CHECKPOINT is a file of freqfusion fit, or a folder of freqfusion convert or save_pretrained.
-NAME is a trained network of the package freqfusion-weights: nuclei, nuclei_unet, blood_cells. Without SOURCE its
-example photograph is predicted.
+NAME is a trained network of the package freqfusion-weights: nuclei, nuclei_unet, nuclei_unet_bilinear or blood_cells.
+Without SOURCE its example photograph is predicted.
 
 Photos are turned upright by their EXIF orientation first; results are of the upright photo.
 

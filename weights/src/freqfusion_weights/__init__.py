@@ -1,0 +1,1 @@
+"""Trained networks of freqfusion, one folder each; ``freqfusion.load_released(NAME)`` reads them."""
