@@ -53,9 +53,7 @@ def _parser() -> CommandParser:
     )
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--checkpoint", type=Path, help="of the trained network; see below")
-    network.add_argument(
-        "--model", metavar="NAME", help="a trained network of freqfusion-weights; see below"
-    )
+    network.add_argument("--model", metavar="NAME", help="a trained network of freqfusion-weights; see below")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda:1, mps")
     parser.add_argument("--flip", action="store_true", help="average or merge with the mirrored image")
