@@ -112,6 +112,7 @@ def test_a_resumed_run_equals_a_whole_one(
         assert read_history(moment) == read_history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, tiny_features.__file__, str(tmp_path / "two")],
