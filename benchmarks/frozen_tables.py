@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--baseline", default="bilinear")
     parser.add_argument(
-        "--curves", type=Path, metavar="PNG", help="of the leading five, FreqFusion and the baseline"
+        "--curves", type=Path, metavar="PNG", help="of the leading three, FreqFusion and the baseline"
     )
     args = parser.parse_args()
     methods: dict[str, dict[int, Run]] = {}
@@ -62,7 +62,7 @@ def main() -> None:
     for name in order:
         print(row(name, methods[name], methods[args.baseline]))
     if args.curves is not None:
-        shown = [*order[:5], *(name for name in ("freqfusion", args.baseline) if name not in order[:5])]
+        shown = [*order[:3], *(name for name in ("freqfusion", args.baseline) if name not in order[:3])]
         curves = {name: mean_curve(methods[name]) for name in shown}
         args.curves.parent.mkdir(parents=True, exist_ok=True)
         figure = plot_curves(curves, x_label="step", y_label="validation mIoU, %")
