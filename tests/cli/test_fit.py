@@ -1,10 +1,13 @@
+import inspect
 import json
 import shutil
 import signal
+from typing import Union
 
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 
 from freqfusion.cli.main import main
 from freqfusion.training.callbacks import History
@@ -248,3 +251,19 @@ def test_words_come_over_all_files_wherever_they_stand(tmp_path, monkeypatch):
         assert (model.fusion, model.weight_decay, model.lr) == ("carafe", 0.75, 0.125)
         assert command.task == "masks"
         assert command.out.parent.name == "last"
+
+
+def test_numbers_of_batches_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where ``typing`` remembers ``Union[float, int]`` of a library, which Lightning's types then become."""
+    from freqfusion.cli._lightning import CommandLine
+
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda line: None)
+    names = [f"limit_{stage}_batches" for stage in ("train", "val", "test")]
+    names += ["overfit_batches", "val_check_interval"]
+    types = inspect.unwrap(Trainer.__init__).__annotations__
+    for name in names:
+        monkeypatch.setitem(types, name, Union[float, int, None])  # noqa: UP007
+    words = [word for name in names for word in (f"--trainer.{name}", "1")]
+    config = CommandLine("fit", "", ["--data.dataset", "synthetic", *words]).config.as_dict()
+    for name in names:
+        assert type(config["trainer"][name]) is int, name

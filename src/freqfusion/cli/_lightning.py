@@ -65,12 +65,33 @@ class UsageError(Exception):
 
 
 class _Trainer(Trainer):
-    """Its signature says what the command line takes: Lightning's settings, and loggers by name too."""
+    """Its signature says what the command line takes: Lightning's settings, and loggers by name too.
+
+    Numbers of batches are spelled out as ``int | float``: Lightning's ``Optional[Union[int, float]]`` is, from the
+    cache of ``typing``, ``Union[float, int, None]`` where another library has written that first, and then 1 batch
+    would be read as 1.0, all of them.
+    """
 
     def __init__(
-        self, *, logger: Logger | Iterable[Logger | str] | bool | str | None = False, **options: Any
+        self,
+        *,
+        logger: Logger | Iterable[Logger | str] | bool | str | None = False,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(logger=logger, **options)  # type: ignore[arg-type]
+        super().__init__(
+            logger=logger,  # type: ignore[arg-type]
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            **options,
+        )
 
 
 class _SaveConfig(SaveConfigCallback):
