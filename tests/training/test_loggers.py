@@ -28,7 +28,7 @@ from tiny_objects import tiny_detection, write_coco
 from tiny_training import read_history, run_script, tiny_data, tiny_fit
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
-PICTURES = {f"image_truth_prediction/{n} val-{i:06}" for n, i in enumerate((0, 7, 14))}
+PICTURES = {f"image_truth_prediction/{n} val-{i:06}" for n, i in enumerate((3, 11, 18))}
 """Of 22 images, by number and name."""
 WIDTH = 3 * 32 + 2 * GAP
 
@@ -110,11 +110,11 @@ def test_tensorboard(tmp_path: Path) -> None:
     check_rows(rows_of(events), tmp_path / "a")
     assert {*events.Tags()["images"]} == PICTURES
     data = tiny_data()
-    for number, name in enumerate(sorted(PICTURES)):
+    for index, name in zip((3, 11, 18), sorted(PICTURES), strict=True):
         shown = events.Images(name)
         assert [event.step for event in shown] == [5, 10]
         picture = np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string)))
-        sample = read_sample(data, "val", 7 * number)
+        sample = read_sample(data, "val", index)
         assert picture.shape == (24, WIDTH, 3)
         assert (picture[:, 32 + GAP : 64 + GAP] == colour_mask(sample["mask"].numpy(), data.palette)).all()
 
@@ -164,9 +164,9 @@ def test_objects(tmp_path: Path) -> None:
     assert {"val_mask_ap", "val_mask_ap_per_class/disc", "test_box_ap50", "test_box_ap_per_class/block"} <= {
         *events.Tags()["scalars"]
     }
-    names = [f"image_truth_prediction/{n} train_{n}" for n in range(3)]
+    names = [f"image_truth_prediction/{n} train_{i}" for n, i in enumerate((0, 2, 3))]
     assert events.Tags()["images"] == names
-    assert [events.Images(name)[0].width for name in names] == [3 * width + 2 * GAP for width in (80, 64, 80)]
+    assert [events.Images(name)[0].width for name in names] == [3 * width + 2 * GAP for width in (80, 80, 64)]
 
 
 def test_shards_of_two_processes_write_once(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_an_image_that_is_bad_is_left_out(tmp_path: Path, monkeypatch: pytest.Mo
     pytest.importorskip("tensorboard")
 
     def read(data: Any, split: str, index: int) -> dict[str, Any]:
-        if index == 7:
+        if index == 11:
             raise BadSampleError("cut off")
         return read_sample(data, split, index)
 

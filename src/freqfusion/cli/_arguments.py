@@ -69,13 +69,3 @@ def image_size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width such as 512x768")
     return int(match[1]), int(match[2])
-
-
-def spread(length: int, wanted: int | None) -> list[int]:
-    """So many of ``range(length)``, evenly spread, or all.
-
-    >>> spread(10, 4), spread(2, 6), spread(3, None)
-    ([1, 3, 6, 8], [0, 1], [0, 1, 2])
-    """
-    count = length if wanted is None else min(length, wanted)
-    return [(2 * place + 1) * length // (2 * count) for place in range(count)]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
+from freqfusion._spread import spread
 from freqfusion._text import readable
-from freqfusion.cli._arguments import CommandParser, image_size, spread, whole_number
+from freqfusion.cli._arguments import CommandParser, image_size, whole_number
 
 if TYPE_CHECKING:
     from freqfusion.analysis.measure import FeatureStudy

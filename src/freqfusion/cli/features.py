@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqfusion._optional import require
-from freqfusion.cli._arguments import CommandParser, image_size, spread, whole_number
+from freqfusion._spread import spread
+from freqfusion.cli._arguments import CommandParser, image_size, whole_number
 
 if TYPE_CHECKING:
     import torch

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freqfusion._spread import spread
 from freqfusion.comparison.runs import Comparison
 from freqfusion.drawing.figures import Picture, colour_mask, draw_box, error_map
 from freqfusion.drawing.page_parts import Strip, Swatches, Text
@@ -19,7 +20,6 @@ from freqfusion.tasks.pictures import (
     predict_labels,
     read_sample,
     resized,
-    spread,
 )
 from freqfusion.tasks.semantic import IGNORE_INDEX
 from freqfusion.training.checkpoints import LAST, load_checkpoint, read_checkpoint, task_of

@@ -24,16 +24,6 @@ GAP = 4
 """White pixels between them."""
 
 
-def spread(length: int, count: int) -> list[int]:
-    """At most ``count`` of ``length`` places, evenly from the first on.
-
-    >>> spread(10, 3), spread(2, 3), spread(0, 3)
-    ([0, 3, 6], [0, 1], [])
-    """
-    count = min(count, length)
-    return [index * length // count for index in range(count)]
-
-
 def read_sample(data: Any, split: str, index: int) -> dict[str, Any]:
     """An image as it is judged, with its truth.
 

@@ -18,10 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from freqfusion._files import write_atomically
 from freqfusion._optional import require
+from freqfusion._spread import spread
 from freqfusion.data import BadSampleError
 from freqfusion.drawing.figures import Picture
 from freqfusion.tasks.image_data import ImageData
-from freqfusion.tasks.pictures import draw_side_by_side, read_sample, spread
+from freqfusion.tasks.pictures import draw_side_by_side, read_sample
 from freqfusion.tasks.rng import fixed_randomness
 from freqfusion.training.callbacks import log_metrics, run_facts
 from freqfusion.training.checkpoints import LAST
