@@ -13,6 +13,7 @@ from PIL import Image
 from freqfusion import save_pretrained
 from freqfusion.cli.main import main
 from freqfusion.data import create_dataset
+from freqfusion.prediction.writers import ObjectWriter
 from freqfusion.tasks import DetectionModule, ObjectData
 from freqfusion.training import create_trainer, load_checkpoint
 from tiny_objects import SMALL_DETECTOR, tiny_detection, write_coco
@@ -38,6 +39,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     trainer.fit(module, data)
     return folder / "data", folder / "run" / "last.ckpt"
+
+
+def test_what_was_found_before_a_stop_is_kept(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, checkpoint = trained
+    add, seen = ObjectWriter.add, []
+
+    def stop(self: Any, picture: Any, image: Any) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(picture.file)
+        add(self, picture, image)
+
+    monkeypatch.setattr(ObjectWriter, "add", stop)
+    words = [str(data / "train" / "*.png"), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    assert main(["predict", *words]) == 130
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == seen == ["train_0.png", "train_1.png"]
+    assert {each["image_id"] for each in content["annotations"]} == {1, 2}
 
 
 def test_boxes_and_masks(

@@ -67,7 +67,7 @@ def embedded(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in encoder_normalisation(model))
     conv = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
     x = F.conv2d((image - mean) / std, conv.weight, conv.bias, stride=conv.stride)
-    host = getattr(model, "vit", model)
+    host = getattr(model, "vit", getattr(model, "vision_model", model))
     norm = next(
         getattr(host, name) for name in ("layernorm", "norm", "post_layernorm") if hasattr(host, name)
     )
@@ -123,7 +123,7 @@ def test_clip_is_normed_too():
     model = make_hugging("CLIPVisionModel")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        model.post_layernorm.bias.fill_(5)
+        getattr(model, "vision_model", model).post_layernorm.bias.fill_(5)
     assert extract_features(model, image).mean() == pytest.approx(5, abs=1e-3)
 
 

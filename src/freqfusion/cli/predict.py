@@ -117,21 +117,23 @@ def _predict(args: argparse.Namespace) -> None:
     progress = Progress(
         TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
-    with progress:
-        for picture in progress.track(source.pictures, total=source.count):
-            seen += 1
-            try:
-                _add(output, picture)
-            except BadSampleError as error:
-                if not args.skip_bad:
-                    if done:  # what was found so far is not lost
-                        output.finish()
-                    raise ValueError(
-                        f"{error} (--skip-bad leaves such images out); {done} images before it are in {args.out}"
-                    ) from error
-                progress.console.print(f"left out: {error}", style="yellow", markup=False)
-                continue
-            done += 1
+    try:
+        with progress:
+            for picture in progress.track(source.pictures, total=source.count):
+                seen += 1
+                try:
+                    _add(output, picture)
+                except BadSampleError as error:
+                    if not args.skip_bad:
+                        before = f"; {done} images before it are in {args.out}" if done else ""
+                        raise ValueError(f"{error} (--skip-bad leaves such images out){before}") from error
+                    progress.console.print(f"left out: {error}", style="yellow", markup=False)
+                    continue
+                done += 1
+    except (KeyboardInterrupt, ValueError):
+        if done:  # what was found so far is not lost
+            output.finish()
+        raise
     if not done:
         raise ValueError(f"none of the {seen} images in {args.source} could be read")
     console.print(output.finish())

@@ -156,11 +156,11 @@ class ObjectWriter(Writer):
         save_png(self.out / "overlays" / f"{picture.name}.png", drawn)
         height, width = image.shape[1:]
         number = len(self.images) + 1
-        self.images.append({"id": number, "file_name": picture.file, "height": height, "width": width})
+        annotations = []
         for i, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
             left, top, right, bottom = boxes[i].tolist()
             annotation: dict[str, Any] = {
-                "id": len(self.annotations) + 1,
+                "id": len(self.annotations) + i + 1,
                 "image_id": number,
                 "category_id": self.module.category_ids[label],
                 "bbox": [left, top, right - left, bottom - top],
@@ -171,7 +171,9 @@ class ObjectWriter(Writer):
             if masks is not None:
                 annotation["area"] = int(masks[i].sum())
                 annotation["segmentation"] = _rle(masks[i])
-            self.annotations.append(annotation)
+            annotations.append(annotation)
+        self.annotations += annotations
+        self.images.append({"id": number, "file_name": picture.file, "height": height, "width": width})
 
     def finish(self) -> Table:
         content = {
