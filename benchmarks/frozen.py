@@ -9,6 +9,9 @@ the other, in each the methods in the order of --methods. Every finished run goe
 and into a folder of save_pretrained; runs in the file are not done again, so the race goes on where it stopped.
 `freqfusion test --checkpoint FOLDER` with the same data judges one again.
 
+--tune is for choosing settings: the first half of the training images (in the order of their names, so that CamVid's
+drives are cut once) is trained on and the second half judged. The split that is reported stays unseen.
+
 METHOD?OPTION=VALUE&... changes one thing of a method: an argument of the fusion (freqfusion?init=official), or
   lr_factor      of the learning rate of the fusions
   offsets_from   FreqFusion's offset generators rest for this share of the steps
@@ -72,26 +75,36 @@ def module_of(
 
 
 @torch.no_grad()
-def compute_maps(args: argparse.Namespace, data: SegmentationData) -> dict[str, Maps]:
-    """Maps, masks and mirrored maps of both splits, in shared memory."""
+def compute_maps(args: argparse.Namespace, data: SegmentationData) -> tuple[Maps, Maps]:
+    """Maps, masks and mirrored maps, in shared memory: of the images to train on and of those to judge."""
     module = module_of(args, data.num_classes, "nearest", {}).eval()
     transform = eval_transform(module.network.normalisation)
-    splits: dict[str, Maps] = {}
-    for split in (args.train_split, args.val_split):
-        images, masks = [], []
-        for index in range(len(data.dataset(split))):
-            sample = transform(data.sample(split, index))
-            images.append(sample["image"].as_subclass(Tensor))
-            masks.append(sample["mask"].as_subclass(Tensor).long())
-        views = [images, [image.flip(-1) for image in images]] if split == args.train_split else [images]
+
+    def part(split: str, mirror: bool) -> Maps:
+        samples = [transform(data.sample(split, index)) for index in range(len(data.dataset(split)))]
+        images = [sample["image"].as_subclass(Tensor) for sample in samples]
+        masks = torch.stack([sample["mask"].as_subclass(Tensor).long() for sample in samples])
+        views = [images, [image.flip(-1) for image in images]] if mirror else [images]
         maps = [[module.network.backbone(image[None]) for image in view] for view in views]
-        splits[split] = {
+        return {
             "maps": [
                 [torch.cat(level).share_memory_() for level in zip(*view, strict=True)] for view in maps
             ],
-            "masks": torch.stack(masks).share_memory_(),
+            "masks": masks.share_memory_(),
         }
-    return splits
+
+    train = part(args.train_split, mirror=True)
+    if not args.tune:
+        return train, part(args.val_split, mirror=False)
+    middle = len(train["masks"]) // 2
+
+    def half(images: slice) -> Maps:
+        return {
+            "maps": [[level[images] for level in view] for view in train["maps"]],
+            "masks": train["masks"][images],
+        }
+
+    return half(slice(middle)), half(slice(middle, None))
 
 
 def judge(module: SegmentationModule, kept: Kept, part: Maps, batch: int = 4) -> dict[str, Any]:
@@ -114,7 +127,7 @@ def judge(module: SegmentationModule, kept: Kept, part: Maps, batch: int = 4) ->
 def train(job: tuple[str, int]) -> dict[str, Any]:
     """One run."""
     name, seed = job
-    args, splits, classes = _given["args"], _given["splits"], _given["classes"]
+    args, (part, val), classes = _given["args"], _given["splits"], _given["classes"]
     spec = ModelSpec.parse(name)
     options = dict(spec.options)
     lr_factor, offsets_from = options.pop("lr_factor", 1), options.pop("offsets_from", 0)
@@ -129,7 +142,6 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
                 fusions[place] = create_fusion("bilinear", fusion.hr_channels, fusion.lr_channels)
     backbone = module.network.backbone
     kept = module.network.backbone = Kept(backbone.out_channels)
-    part, val = splits[args.train_split], splits[args.val_split]
     count = len(part["masks"])
     steps = args.epochs * (count // args.batch)
     of_fusions = list(fusions.parameters())
@@ -186,7 +198,7 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
 _given: dict[str, Any] = {}
 
 
-def start_worker(args: argparse.Namespace, splits: dict[str, Maps], classes: int) -> None:
+def start_worker(args: argparse.Namespace, splits: tuple[Maps, Maps], classes: int) -> None:
     torch.set_num_threads(1)
     _given.update(args=args, splits=splits, classes=classes)
 
@@ -200,6 +212,9 @@ def main() -> None:
     parser.add_argument("--dataset-options", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--val-split", default="val", help="judged; choose settings on another")
+    parser.add_argument(
+        "--tune", action="store_true", help="train on half of the training images, judge the others"
+    )
     parser.add_argument("--resize", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), required=True)
     parser.add_argument("--network", default="fpn_tf_efficientnet_lite0?channels=64")
     parser.add_argument("--backbone-weights", default="package:efficientnet_lite0")
