@@ -20,13 +20,18 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def gains(runs: dict[int, Run], baseline: dict[int, Run], metric: str) -> list[float]:
+    """Over the baseline, for each seed that both ran: what is fair where some have more seeds than others."""
+    return [run[metric] - baseline[seed][metric] for seed, run in runs.items() if seed in baseline]
+
+
 def row(name: str, runs: dict[int, Run], baseline: dict[int, Run]) -> str:
-    """Mean and deviation over the seeds; differences of the seeds that both ran, with the paired p value."""
+    """Mean and deviation over the seeds; mean gain over the baseline, with the paired p value."""
     cells = [name, str(len(runs))]
     for metric in ("miou", "boundary_iou"):
-        gains = [run[metric] - baseline[seed][metric] for seed, run in runs.items() if seed in baseline]
-        p_value = paired_p_value(gains)
-        against = "" if runs is baseline or not gains else f"{mean(gains):+.2f}"
+        gained = gains(runs, baseline, metric)
+        p_value = paired_p_value(gained)
+        against = "" if runs is baseline or not gained else f"{mean(gained):+.2f}"
         cells.append(spread([run[metric] for run in runs.values()]))
         cells.append(against if p_value is None or not against else f"{against} ({p_value:.3f})")
     cells.append(f"{next(iter(runs.values()))['parameters'] / 1e6:.2f} M")
@@ -53,14 +58,15 @@ def main() -> None:
     methods: dict[str, dict[int, Run]] = {}
     for run in json.loads(args.results.read_text(encoding="utf-8"))["runs"]:
         methods.setdefault(run["method"], {})[run["seed"]] = run
-    order = sorted(methods, key=lambda name: -mean(run["miou"] for run in methods[name].values()))
+    baseline = methods[args.baseline]
+    order = sorted(methods, key=lambda name: -mean(gains(methods[name], baseline, "miou") or [-100]))
     against = f"against {args.baseline} (p)"
     print(
         f"| method | seeds | mIoU | {against} | boundary IoU | {against} | decoder's parameters | last fifth |"
     )
     print("| --- |" + " ---: |" * 7)
     for name in order:
-        print(row(name, methods[name], methods[args.baseline]))
+        print(row(name, methods[name], baseline))
     if args.curves is not None:
         shown = [*order[:3], *(name for name in ("freqfusion", args.baseline) if name not in order[:3])]
         curves = {name: mean_curve(methods[name]) for name in shown}

@@ -111,6 +111,7 @@ _MODEL = {
     "class_weights": Bound(0, counts=range(1, 65537)),
     "encoder_layers": _LAYERS,
     "factors": Bound(1, 64, above=True, counts=range(1, 101)),
+    "fusion_lr_factor": Bound(0, 1e6, above=True),
     "gamma": Bound(0, 1, above=True),
     "guide_size": _SIDE,
     "lr": Bound(0, 1e30, above=True),

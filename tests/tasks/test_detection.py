@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 import tiny_objects
+from freqfusion import FreqFusion
 from freqfusion.data import create_dataset
 from freqfusion.data.objects import Category
 from freqfusion.models.detection.contract import training_target
@@ -130,15 +131,29 @@ def test_a_frozen_backbone_goes_on_without_its_file(tmp_path: Path) -> None:
         run_fit(tmp_path / "other", *build(), max_epochs=1)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fusions_have_a_learning_rate_of_their_own(tmp_path: Path, optimizer: str) -> None:
+    settings = {"optimizer": optimizer, "lr": 0.01, "lr_batch_size": None, "warmup_steps": 0}
+    module, data = tiny_detection(write_coco(tmp_path), fusion_lr_factor=0.1, **settings)
+    trainer = run_fit(
+        tmp_path / "run", module, data, max_epochs=1, limit_val_batches=0, enable_checkpointing=False
+    )
+    fusions = [part for part in module.modules() if isinstance(part, FreqFusion)]
+    expected = {id(parameter) for fusion in fusions for parameter in fusion.parameters()}
+    others, of_fusions = trainer.optimizers[0].param_groups
+    assert {id(parameter) for parameter in of_fusions["params"]} == expected != set()
+    assert of_fusions["initial_lr"] == pytest.approx(0.1 * others["initial_lr"]) == pytest.approx(1e-3)
+
+
 def test_optimizer_leaves_frozen_weights_alone(tmp_path: Path) -> None:
     module, data = tiny_detection(write_coco(tmp_path), optimizer="sgd", momentum=0.8, weight_decay=0.01)
     module.network.backbone.body.layer1.requires_grad_(False)
     trainer = run_fit(
         tmp_path / "run", module, data, max_epochs=1, limit_val_batches=0, enable_checkpointing=False
     )
-    group = trainer.optimizers[0].param_groups[0]
-    assert (group["momentum"], group["weight_decay"]) == (0.8, 0.01)
-    assert len(group["params"]) == sum(p.requires_grad for p in module.parameters())
+    groups = trainer.optimizers[0].param_groups
+    assert {(group["momentum"], group["weight_decay"]) for group in groups} == {(0.8, 0.01)}
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in module.parameters())
 
 
 def test_an_interrupted_run_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,20 +148,19 @@ def test_semantic(tmp_path: Path) -> None:
 
 
 def test_learning_rates(tmp_path: Path) -> None:
-    """The backbone has a tenth; norms, embeddings and tables of positions are not decayed; poly decay."""
+    """Of backbone and fusions; norms, embeddings and tables of positions are not decayed; poly decay."""
     data = object_data(write_panoptic(tmp_path))
-    module = mask_module(data, lr=1e-4, backbone_lr_factor=0.1)
+    module = mask_module(data, lr=1e-4, backbone_lr_factor=0.1, fusion_lr_factor=0.3)
     trainer = run_fit(tmp_path / "run", module, data, max_epochs=2, limit_val_batches=0)
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
-    assert set(groups) == {"backbone", "backbone_norm", "head", "head_norm"}
-    assert groups["head"]["initial_lr"] == pytest.approx(1e-4)
-    assert groups["backbone"]["initial_lr"] == pytest.approx(1e-5)
-    assert [groups[name]["weight_decay"] for name in ("head", "head_norm", "backbone", "backbone_norm")] == [
-        0.05,
-        0.0,
-        0.05,
-        0.0,
-    ]
+    found = {name: (group["initial_lr"], group["weight_decay"]) for name, group in groups.items()}
+    assert found == {
+        "backbone": (pytest.approx(1e-5), 0.05),
+        "backbone_norm": (pytest.approx(1e-5), 0.0),
+        "fusion": (pytest.approx(3e-5), 0.05),
+        "head": (pytest.approx(1e-4), 0.05),
+        "head_norm": (pytest.approx(1e-4), 0.0),
+    }
     assert sum(len(group["params"]) for group in groups.values()) == sum(
         parameter.requires_grad for parameter in module.parameters()
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from freqfusion import create_model
+from freqfusion import FreqFusion, create_model
 from freqfusion.tasks.schedule import AdamWSettings, Schedule
 from tiny_training import NoisyNet
 
@@ -31,6 +31,17 @@ def test_head_learns_ten_times_faster_and_norms_are_not_decayed():
         id(norm.weight),
         id(norm.bias),
     ]
+
+
+def test_fusions_have_a_learning_rate_of_their_own():
+    network = create_model("segnext_t", num_classes=4)
+    settings = AdamWSettings(1e-3, 0.1, (0.9, 0.999), 0.01, fusion_lr_factor=0.25)
+    groups = {group["name"]: group for group in settings.groups(network)}
+    grouped = {id(parameter) for name in ("fusion", "fusion_norm") for parameter in groups[name]["params"]}
+    fusions = [module for module in network.modules() if isinstance(module, FreqFusion)]
+    assert grouped == {id(parameter) for fusion in fusions for parameter in fusion.parameters()} != set()
+    assert groups["fusion"]["lr"] == groups["fusion_norm"]["lr"] == pytest.approx(2.5e-4)
+    assert groups["head"]["lr"] == pytest.approx(1e-3)
 
 
 def test_frozen_and_shared_parameters():

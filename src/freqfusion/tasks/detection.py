@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from freqfusion.models.base import ObjectModel, PixelModel
 from freqfusion.tasks.evaluators import DetectionEvaluator, PanopticEvaluator
 from freqfusion.tasks.object_task import ObjectTask
-from freqfusion.tasks.schedule import Schedule, settings_in
+from freqfusion.tasks.schedule import Schedule, fusion_parameters, settings_in
 
 
 class DetectionModule(ObjectTask):
@@ -31,6 +31,7 @@ class DetectionModule(ObjectTask):
         lr: Peak learning rate for a batch of lr_batch_size images.
         lr_batch_size: The learning rate is scaled by the images per optimiser step relative to this number; none
             leaves it as it is.
+        fusion_lr_factor: The fusions' learning rate relative to that of all the rest.
         momentum: SGD's momentum.
         weight_decay: Weight decay of all parameters.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -58,6 +59,7 @@ class DetectionModule(ObjectTask):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 0.02,
         lr_batch_size: int | None = 16,
+        fusion_lr_factor: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         warmup_steps: int = 500,
@@ -119,13 +121,22 @@ class DetectionModule(ObjectTask):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             images = data.hparams["batch_size"] * trainer.accumulate_grad_batches
             lr *= images / options["lr_batch_size"]
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        of_fusions = fusion_parameters(self.network)
+        groups = [
+            {"params": [parameter for parameter in trained if parameter not in of_fusions], "lr": lr},
+            {
+                "params": [parameter for parameter in trained if parameter in of_fusions],
+                "lr": lr * options["fusion_lr_factor"],
+            },
+        ]
+        groups = [group for group in groups if group["params"]]
         optimizer: torch.optim.Optimizer
         if options["optimizer"] == "sgd":
             optimizer = torch.optim.SGD(
-                parameters, lr, momentum=options["momentum"], weight_decay=options["weight_decay"]
+                groups, lr, momentum=options["momentum"], weight_decay=options["weight_decay"]
             )
         else:
-            optimizer = torch.optim.AdamW(parameters, lr, weight_decay=options["weight_decay"])
+            optimizer = torch.optim.AdamW(groups, lr, weight_decay=options["weight_decay"])
         schedule = settings_in(Schedule, options)
         return schedule.apply(optimizer, self.checked_steps(schedule.warmup_steps))

@@ -27,8 +27,9 @@ class MaskClassificationModule(ObjectTask):
         backbone_weights: ImageNet weights of the backbone: a file, `torchvision:TAG`, `timm:TAG`,
             `package:efficientnet_lite0`.
         freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
-        lr: Peak learning rate of all but the backbone.
+        lr: Peak learning rate of all but the backbone and the fusions.
         backbone_lr_factor: The backbone's learning rate relative to that.
+        fusion_lr_factor: The fusions' learning rate relative to that.
         betas: AdamW's decay rates of the two moments.
         weight_decay: AdamW's weight decay; normalisation layers, embeddings and tables of positions have none.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -55,6 +56,7 @@ class MaskClassificationModule(ObjectTask):
         freeze_backbone: bool = False,
         lr: float = 1e-4,
         backbone_lr_factor: float = 0.1,
+        fusion_lr_factor: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.05,
         warmup_steps: int = 0,

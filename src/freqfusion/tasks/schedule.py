@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from freqfusion.fusion.base import Fusion
 from freqfusion.models.base import Model
 
 NORMALISATION = (
@@ -29,18 +30,26 @@ def settings_in(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})  # type: ignore[arg-type]
 
 
+def fusion_parameters(network: nn.Module) -> set[nn.Parameter]:
+    """The parameters of all fusions in a network."""
+    fusions = [module for module in network.modules() if isinstance(module, Fusion)]
+    return {parameter for fusion in fusions for parameter in fusion.parameters()}
+
+
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW with a learning rate of the backbone's own."""
+    """AdamW with learning rates of the backbone's and the fusions' own."""
 
     lr: float
-    """Peak learning rate of all but the backbone."""
+    """Peak learning rate of all but the backbone and the fusions."""
     backbone_lr_factor: float
     """The backbone's learning rate relative to that."""
     betas: Sequence[float]
     """Decay rates of the two moments."""
     weight_decay: float
     """Weight decay of all but normalisation layers, embeddings and tables of positions."""
+    fusion_lr_factor: float = 1.0
+    """The fusions' learning rate relative to ``lr``."""
 
     def create(self, network: nn.Module) -> torch.optim.AdamW:
         """The optimizer of the trainable parameters of ``network``."""
@@ -48,7 +57,7 @@ class AdamWSettings:
         return torch.optim.AdamW(self.groups(network), lr=self.lr, betas=(first, second))
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Trainable parameters by learning rate (of the backbone or not) and weight decay (or none).
+        """Trainable parameters by learning rate (backbone, fusions, the rest) and weight decay (or none).
 
         Weights and biases of normalisation layers are not decayed, and neither are the embeddings and tables of
         positions that a network names; everything else is, biases included. The published SegNeXt configuration
@@ -61,22 +70,26 @@ class AdamWSettings:
         """
         groups: dict[str, dict[str, Any]] = {}
         seen: set[nn.Parameter] = set()
+        of_fusions = fusion_parameters(network)
+        factors = {"backbone": self.backbone_lr_factor, "fusion": self.fusion_lr_factor, "head": 1.0}
         for path, module in network.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if not parameter.requires_grad or parameter in seen:
                     continue
                 seen.add(parameter)
                 full = f"{path}.{name}" if path else name
-                backbone = isinstance(network, Model) and network.is_backbone(full)
+                part = "fusion" if parameter in of_fusions else "head"
+                if isinstance(network, Model) and network.is_backbone(full):
+                    part = "backbone"
                 kept = isinstance(network, Model) and network.no_weight_decay(full)
                 decayed = not isinstance(module, NORMALISATION) and not kept
-                group_name = ("backbone" if backbone else "head") + ("" if decayed else "_norm")
+                group_name = part + ("" if decayed else "_norm")
                 group = groups.setdefault(
                     group_name,
                     {
                         "name": group_name,
                         "params": [],
-                        "lr": self.lr * (self.backbone_lr_factor if backbone else 1.0),
+                        "lr": self.lr * factors[part],
                         "weight_decay": self.weight_decay if decayed else 0.0,
                     },
                 )

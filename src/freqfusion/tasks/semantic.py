@@ -40,8 +40,9 @@ class SegmentationModule(ClassTask):
             `package:efficientnet_lite0`.
         freeze_backbone: Leave the backbone as it is: no gradients in it, and always in evaluation mode.
         class_weights: One weight per class in the loss.
-        lr: Peak learning rate of all but the backbone.
+        lr: Peak learning rate of all but the backbone and the fusions.
         backbone_lr_factor: The backbone's learning rate relative to that.
+        fusion_lr_factor: The fusions' learning rate relative to that.
         betas: AdamW's decay rates of the two moments.
         weight_decay: AdamW's weight decay; normalisation layers have none.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -85,6 +86,7 @@ class SegmentationModule(ClassTask):
         class_weights: list[float] | None = None,
         lr: float = 6e-4,
         backbone_lr_factor: float = 0.1,
+        fusion_lr_factor: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         warmup_steps: int = 1500,
