@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--boundary-width", type=float, default=2)
+    parser.add_argument("--boundary-width", type=int, default=2, help="pixels")
     parser.add_argument(
         "--workers", type=int, default=max(1, len(os.sched_getaffinity(0))), help="runs at once"
     )
