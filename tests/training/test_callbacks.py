@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import rich
 
 from tiny_training import tiny_fit
 
@@ -11,6 +12,7 @@ from tiny_training import tiny_fit
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch, terminal: bool) -> None:
     """A bar in a terminal, nothing of it in a file, and a line after each validation in both."""
+    monkeypatch.setattr(rich, "_console", None)  # Lightning changes it for all later tests
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     if terminal:
