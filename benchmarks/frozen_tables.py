@@ -33,7 +33,9 @@ def row(name: str, runs: dict[int, Run], baseline: dict[int, Run]) -> str:
         p_value = paired_p_value(gained)
         against = "" if runs is baseline or not gained else f"{mean(gained):+.2f}"
         cells.append(spread([run[metric] for run in runs.values()]))
-        cells.append(against if p_value is None or not against else f"{against} ({p_value:.3f})")
+        if p_value is not None and against:
+            against += f" ({p_value:.3f})" if p_value >= 0.001 else " (< 0.001)"
+        cells.append(against)
     cells.append(f"{next(iter(runs.values()))['parameters'] / 1e6:.2f} M")
     cells.append(f"{mean(run['curve'][-1][1] - run['curve'][-2][1] for run in runs.values()):+.2f}")
     return f"| {' | '.join(cells)} |"
