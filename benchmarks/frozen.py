@@ -36,6 +36,7 @@ from freqfusion._files import write_atomically
 from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import create_fusion, list_fusions
 from freqfusion.tasks.image_data import SegmentationData
+from freqfusion.tasks.schedule import fusion_parameters
 from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.zoo import ModelSpec
 
@@ -144,10 +145,11 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
     kept = module.network.backbone = Kept(backbone.out_channels)
     count = len(part["masks"])
     steps = args.epochs * (count // args.batch)
-    of_fusions = list(fusions.parameters())
-    known = {id(parameter) for parameter in of_fusions}
-    others = [parameter for parameter in module.network.parameters() if id(parameter) not in known]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": of_fusions}]
+    of_fusions = fusion_parameters(module.network)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in module.network.parameters() if (p in of_fusions) == fused]}
+        for fused in (False, True)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.01)
     rates = [args.lr, args.lr * lr_factor]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)

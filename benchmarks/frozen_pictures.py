@@ -17,7 +17,6 @@ import freqfusion
 from freqfusion._spread import spread
 from freqfusion.data.transforms import eval_transform
 from freqfusion.drawing.figures import (
-    colour_mask,
     densest_window,
     error_map,
     picture_strip,
@@ -26,7 +25,7 @@ from freqfusion.drawing.figures import (
 )
 from freqfusion.metrics.functional import boundary_band
 from freqfusion.tasks.image_data import SegmentationData
-from freqfusion.tasks.pictures import image_bytes
+from freqfusion.tasks.pictures import draw_truth, image_bytes
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
         image, mask = image_bytes(sample["image"]), sample["mask"].as_subclass(torch.Tensor)
         top, left = densest_window(boundary_band(mask[None].long(), 1)[0].numpy(), args.side)
         shown = slice(top, top + args.side), slice(left, left + args.side)
-        row = [image, colour_mask(mask.numpy(), data.palette)]
+        row = [image, draw_truth(data, sample)]
         for network in networks:
             tensor = eval_transform(network.normalisation)(sample)["image"].as_subclass(torch.Tensor)
             with torch.no_grad():

@@ -25,9 +25,14 @@ def gains(runs: dict[int, Run], baseline: dict[int, Run], metric: str) -> list[f
     return [run[metric] - baseline[seed][metric] for seed, run in runs.items() if seed in baseline]
 
 
+def label(name: str) -> str:
+    """``freqfusion?lr_factor=0.3`` in words."""
+    return name.replace("?", ", ").replace("&", ", ")
+
+
 def row(name: str, runs: dict[int, Run], baseline: dict[int, Run]) -> str:
     """Mean and deviation over the seeds; mean gain over the baseline, with the paired p value."""
-    cells = [name, str(len(runs))]
+    cells = [label(name), str(len(runs))]
     for metric in ("miou", "boundary_iou"):
         gained = gains(runs, baseline, metric)
         p_value = paired_p_value(gained)
@@ -61,7 +66,8 @@ def main() -> None:
     for run in json.loads(args.results.read_text(encoding="utf-8"))["runs"]:
         methods.setdefault(run["method"], {})[run["seed"]] = run
     baseline = methods[args.baseline]
-    order = sorted(methods, key=lambda name: -mean(gains(methods[name], baseline, "miou") or [-100]))
+    none = [float("-inf")]  # without a seed in common: at the end
+    order = sorted(methods, key=lambda name: -mean(gains(methods[name], baseline, "miou") or none))
     against = f"against {args.baseline} (p)"
     print(
         f"| method | seeds | mIoU | {against} | boundary IoU | {against} | decoder's parameters | last fifth |"
@@ -71,7 +77,7 @@ def main() -> None:
         print(row(name, methods[name], baseline))
     if args.curves is not None:
         shown = [*order[:3], *(name for name in ("freqfusion", args.baseline) if name not in order[:3])]
-        curves = {name: mean_curve(methods[name]) for name in shown}
+        curves = {label(name): mean_curve(methods[name]) for name in shown}
         args.curves.parent.mkdir(parents=True, exist_ok=True)
         figure = plot_curves(curves, x_label="step", y_label="validation mIoU, %")
         args.curves.write_bytes(figure_bytes(figure))

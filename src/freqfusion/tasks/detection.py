@@ -124,11 +124,8 @@ class DetectionModule(ObjectTask):
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         of_fusions = fusion_parameters(self.network)
         groups = [
-            {"params": [parameter for parameter in trained if parameter not in of_fusions], "lr": lr},
-            {
-                "params": [parameter for parameter in trained if parameter in of_fusions],
-                "lr": lr * options["fusion_lr_factor"],
-            },
+            {"params": [p for p in trained if (p in of_fusions) == fused], "lr": lr * factor}
+            for fused, factor in ((False, 1.0), (True, options["fusion_lr_factor"]))
         ]
         groups = [group for group in groups if group["params"]]
         optimizer: torch.optim.Optimizer
