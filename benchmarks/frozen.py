@@ -22,6 +22,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import time
 from itertools import islice
 from pathlib import Path
@@ -201,6 +202,7 @@ _given: dict[str, Any] = {}
 
 
 def start_worker(args: argparse.Namespace, splits: tuple[Maps, Maps], classes: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops them
     torch.set_num_threads(1)
     _given.update(args=args, splits=splits, classes=classes)
 
@@ -254,12 +256,15 @@ def main() -> None:
     given = args, compute_maps(args, data), data.num_classes
     args.results.parent.mkdir(parents=True, exist_ok=True)
     waiting = iter(jobs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the workers end too
     with mp.get_context("spawn").Pool(args.workers, start_worker, given) as pool:
         running = [pool.apply_async(train, (job,)) for job in islice(waiting, args.workers)]
         while running:
             ready = [result for result in running if result.ready()]
             for result in ready:
                 row = {**result.get(), "date": str(datetime.date.today())}
+                if args.results.is_file():  # another race may have written to it
+                    content = json.loads(args.results.read_text(encoding="utf-8"))
                 content["runs"].append(row)
                 write_atomically(args.results, (json.dumps(content, indent=1) + "\n").encode())
                 said = {
@@ -274,4 +279,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same line goes on with the runs that are missing") from None
