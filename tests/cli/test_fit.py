@@ -153,6 +153,15 @@ def test_its_own_config_judges_a_run(run, tmp_path):
     assert figures(tmp_path / "test_metrics.json") == figures(run / "val_metrics.json")
 
 
+def test_a_run_without_validation_says_so(tmp_path, capsys):
+    argv = ["fit", "--config", str(write_config(tmp_path)), "--out", str(tmp_path / "run")]
+    assert main([*argv, "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing was judged (see --trainer.check_val_every_n_epoch" in out
+    assert str(tmp_path / "run" / "last.ckpt") in out
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+
+
 def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, monkeypatch, capsys):
     argv = ["fit", "--config", str(write_config(tmp_path)), "--out", str(tmp_path / "run")]
     argv += ["--checkpoint_steps", "2", "--seed", "1"]

@@ -54,6 +54,12 @@ def run(argv: list[str]) -> int:
             )
             print(f"\nstopped at step {trainer.global_step}; {after}")
         return 130
-    if trainer.is_global_zero and (line.out / BEST).exists():
-        print(f"best checkpoint: {line.out / BEST}")
+    if trainer.is_global_zero:
+        if (line.out / BEST).exists():
+            print(f"best checkpoint: {line.out / BEST}")
+        elif (line.out / LAST).exists():
+            print(
+                "nothing was judged (see --trainer.check_val_every_n_epoch and --trainer.limit_val_batches); "
+                f"last checkpoint: {line.out / LAST}"
+            )
     return 0
