@@ -25,7 +25,7 @@ from freqfusion.ops import (
     window_similarity,
     window_similarity_naive,
 )
-from freqfusion.ops.carafe.logits import carafe_from_logits
+from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from support import assert_close
 
 REASON = available_backends()["triton"]
@@ -328,7 +328,8 @@ def test_opcheck() -> None:
     x = torch.randn(1, 2, 1, 2).to(DEVICE, BF16).contiguous(memory_format=LAST).requires_grad_()
     kernels, grad = (torch.randn(1, n, 1, 3).to(DEVICE, BF16).requires_grad_() for n in (9, 2))
     offsets = torch.rand(1, 2, 1, 3).to(DEVICE, BF16).requires_grad_()
-    fixed, incoming = x.detach(), grad.detach()
+    fixed, incoming, fixed_logits = x.detach(), grad.detach(), kernels.detach()
+    in_kept = fixed_logits + 1
     operators = torch.ops.freqfusion
     similarity, saved = operators.local_similarity(fixed, 3, 1, "triton")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -336,8 +337,13 @@ def test_opcheck() -> None:
         (operators.carafe, (x, kernels, 3, 1, False, "triton")),
         (operators.carafe_backward_x, (kernels, grad, (1, 2), 3, 1, True, "triton")),
         (operators.carafe_backward_kernels, (x, grad, 3, 1, False, "triton")),
-        (operators.carafe_from_logits, (x, kernels, None, 3, 1, False, 2)),
-        (operators.carafe_from_logits_backward, (fixed, kernels.detach(), None, incoming, 3, 1, False, 2)),
+        (operators.carafe_from_logits, (x, kernels, None, None, 3, 1, False, 2)),
+        (operators.carafe_from_logits, (x, kernels, None, grad, 3, 1, False, 0, True)),
+        (operators.carafe_from_logits_backward, (fixed, fixed_logits, None, incoming, None, 3, 1, False, 2)),
+        (
+            operators.carafe_from_logits_backward,
+            (fixed, fixed_logits, None, incoming, in_kept, 3, 1, False, 0),
+        ),
         (operators.local_similarity, (x, 3, 1, "triton")),
         (operators.local_similarity_backward, (fixed, saved, similarity + 1, 3, 1, "triton")),
         (operators.normalize_kernels, (kernels, None, 9)),
@@ -357,6 +363,10 @@ def test_second_derivatives() -> None:
     for operator, inputs in (
         (lambda x, kernels: carafe(x, kernels, 3), (x, kernels)),
         (lambda x, logits: carafe_from_logits(x, logits, 3, gain=2), (x, kernels)),
+        (
+            lambda *maps: torch.cat(add_low_pass(*maps, 3, keep=True), 1),
+            (x.repeat(1, 1, 1, 2)[..., :3], x, kernels),
+        ),
         (lambda x: local_similarity(x, dilation=1), (x,)),
         (resample, (x, offsets)),
     ):
@@ -395,17 +405,17 @@ def test_freqfusion_filters_from_logits_in_one_pass(monkeypatch: pytest.MonkeyPa
     calls = []
     original = kernels.carafe_from_logits
     monkeypatch.setattr(
-        kernels, "carafe_from_logits", lambda *args: calls.append(args[3:]) or original(*args)
+        kernels, "carafe_from_logits", lambda *args: calls.append(args[4:]) or original(*args)
     )
     fusion = FreqFusion(4, 4, compressed_channels=8, lowpass_kernel=3).to(DEVICE)
     with use_backend("triton"), torch.no_grad():
         fusion(hr_feat=torch.rand(1, 4, 2, 2, device=DEVICE), lr_feat=torch.rand(1, 4, 1, 1, device=DEVICE))
     assert calls == [
-        (3, 1, False, 2),
-        (3, 1, False, 0),
-        (3, 1, False, 0),
-        (3, 1, False, 2),
-    ]  # the last is the gain
+        (3, 1, False, 2, False),
+        (3, 1, False, 0, False),
+        (3, 1, False, 0, True),
+        (3, 1, False, 2, False),
+    ]  # the gain, and whether the kernels are kept
 
 
 def test_compiles_to_one_graph_for_all_sizes() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freqfusion.ops import available_backends, carafe, carafe_naive, explain, use_backend
 from freqfusion.ops.carafe import op
-from freqfusion.ops.carafe.logits import _applied_kernels, carafe_from_logits
+from freqfusion.ops.carafe.logits import _applied_kernels, add_low_pass, carafe_from_logits
 from support import run_compiling
 
 REASON = available_backends()["triton"]
@@ -116,6 +116,66 @@ def test_agrees_with_float64(
     with use_backend("triton"):
         assert served in explain(operator, x, kernels, groups=groups, padding_mode=padding).kernels
     assert_agrees(x, kernels, cotangent, kernel, groups, padding, gain, window)
+
+
+@pytest.mark.parametrize("layout", [LAST, FIRST])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "groups", "size", "out_size", "kernel", "padding", "served"),
+    [
+        (F16, 5, 1, (2, 3), (2, 3), 3, "zeros", "both gradients: bands"),
+        (F16, 9, 1, (1, 5), (2, 10), 5, "zeros", "forward: bands"),
+        (F16, 4, 2, (2, 3), (3, 5), 3, "reflect", "in kernels: bands"),
+        (F32, 9, 1, (1, 4), (2, 8), 3, "zeros", "forward: registers"),
+        (F32, 9, 1, (1, 2), (2, 4), 5, "zeros", "forward: sums"),
+        (F32, 4, 2, (2, 3), (3, 5), 3, "reflect", "forward: sums"),
+        (F16, 3, 1, (1, 2), (2, 2), 7, "zeros", "in kernels: sums"),
+    ],
+)
+def test_sum_with_a_low_pass(
+    dtype: torch.dtype,
+    channels: int,
+    groups: int,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    kernel: int,
+    padding: str,
+    served: str,
+    layout: torch.memory_format,
+) -> None:
+    """The sum, the kernels that it keeps, and gradients that come through both or one."""
+    x = random_map((1, channels, *size), dtype, layout)
+    plus = random_map((1, channels, *out_size), dtype, layout)
+    logits = random_map((1, groups * kernel**2, *out_size), dtype, layout)
+    window = torch.rand(kernel, kernel, device=DEVICE) + 0.1
+    cotangents = [random_map(tuple(like.shape), dtype, layout).detach() for like in (plus, logits)]
+    with use_backend("triton"):
+        assert served in explain("carafe_from_logits", x, logits, groups=groups, padding_mode=padding).kernels
+        total, kept = add_low_pass(plus, x, logits, kernel, groups, window, padding, keep=True)
+        alone, nothing = add_low_pass(plus, x, logits, kernel, groups, window, padding)
+    assert nothing is None
+    assert torch.equal(alone, total)
+    assert total.is_contiguous(memory_format=layout)
+    assert kept.dtype == dtype
+
+    exact = [tensor.detach().cpu().double().requires_grad_() for tensor in (plus, x, logits)]
+    kernels = _applied_kernels(exact[2], kernel, groups, window.cpu(), 0)
+    expected = exact[0] + carafe_naive(exact[1], kernels, kernel, groups, padding)
+    assert error(total, expected) < TOLERANCE[dtype]
+    assert error(kept, kernels) < TOLERANCE[dtype]
+    wanted = [cotangent.cpu().double() for cotangent in cotangents]
+    for outputs, rights, incoming, right in (
+        ((total, kept), (expected, kernels), cotangents, wanted),
+        ((alone,), (expected,), cotangents[:1], wanted[:1]),
+        ((kept,), (kernels,), cotangents[1:], wanted[1:]),
+    ):
+        grads = torch.autograd.grad(
+            outputs, (plus, x, logits), incoming, retain_graph=True, allow_unused=True
+        )
+        exact_grads = torch.autograd.grad(rights, exact, right, retain_graph=True, allow_unused=True)
+        for name, actual, one in zip(("plus", "x", "logits"), grads, exact_grads, strict=True):
+            one = torch.zeros(()) if one is None else one
+            actual = one if actual is None else actual
+            assert error(actual, one) < TOLERANCE[dtype], (name, len(outputs))
 
 
 def test_maps_may_lie_differently() -> None:

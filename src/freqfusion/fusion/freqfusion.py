@@ -12,7 +12,7 @@ from freqfusion.fusion import _nhwc
 from freqfusion.fusion.base import Convolution, FusedFeatures, Fusion, convolution
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
-from freqfusion.ops.carafe.logits import carafe_from_logits
+from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from freqfusion.ops.resize import resize
 
 DirectionFeat = Literal["sim_concat", "sim"]
@@ -349,19 +349,18 @@ class FreqFusion(Fusion):
         else:
             coarse_lowpass = self.content_encoder(lr)
         lowpass_logits = self.content_encoder(hr)
-        initial = self._filter(coarse_lowpass, lowpass_logits, self.lowpass_kernel, self.hamming_lowpass)
-        lowpass_logits = lowpass_logits + initial
-        lowpass = self._lowpass_kernels(lowpass_logits)
-        if highpass_logits is not None:
-            coarse = self._filter(
-                coarse_highpass, lowpass_logits, self.lowpass_kernel, self.hamming_lowpass, normalized=lowpass
-            )
-            highpass_logits = highpass_logits + coarse
+        lowpass_logits, _ = self._add_low_pass(lowpass_logits, coarse_lowpass, lowpass_logits)
+        if highpass_logits is None:
+            return hr, self._lowpass_kernels(lowpass_logits), None
+        highpass_logits, lowpass = self._add_low_pass(
+            highpass_logits, coarse_highpass, lowpass_logits, keep=True
+        )
+        assert lowpass is not None
         return hr, lowpass, highpass_logits
 
     def _coarse_logits(self, lr: Tensor, highpass_encoder: Convolution) -> tuple[Tensor, Tensor]:
         """Coarse logits of the low-pass and of the high-pass, ``(B, up_group * kernel**2, h, w)`` each."""
-        if _nhwc.wanted(lr):  # results that begin at aligned places are worth a second pass over a small map
+        if is_channels_last(lr):  # results that lie side by side are worth a second pass over a small map
             return self.content_encoder(lr), highpass_encoder(lr)
         both = _convolve_both(lr, self.content_encoder, highpass_encoder)
         lowpass, highpass = both.split((self.content_encoder.out_channels, highpass_encoder.out_channels), 1)
@@ -387,26 +386,19 @@ class FreqFusion(Fusion):
 
     def _sharpen(self, x: Tensor, highpass_logits: Tensor, residual: bool) -> Tensor:
         """``x`` minus its low-pass, plus ``x`` again if ``residual``, as one reassembly."""
-        gain = 2 if residual else 1
-        return self._filter(x, highpass_logits, self.highpass_kernel, self.hamming_highpass, gain)
+        window, gain = _given(self.hamming_highpass), 2 if residual else 1
+        kernel_size, groups = self.highpass_kernel, self.up_group
+        return carafe_from_logits(x, highpass_logits, kernel_size, groups, window, gain, self.padding_mode)
 
     def _normalise(self, logits: Tensor, kernel_size: int, hamming: Tensor) -> Tensor:
-        window = hamming if hamming.numel() > 1 else None
-        return normalize_kernels(logits, kernel_size, self.up_group, window)
+        return normalize_kernels(logits, kernel_size, self.up_group, _given(hamming))
 
-    def _filter(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        kernel_size: int,
-        hamming: Tensor,
-        gain: int = 0,
-        normalized: Tensor | None = None,
-    ) -> Tensor:
-        window = hamming if hamming.numel() > 1 else None
-        return carafe_from_logits(
-            x, logits, kernel_size, self.up_group, window, gain, self.padding_mode, normalized
-        )
+    def _add_low_pass(
+        self, plus: Tensor, x: Tensor, logits: Tensor, keep: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """``plus`` and the low-pass of ``x`` by the kernels of ``logits``; and these if ``keep``."""
+        window, kernel_size, groups = _given(self.hamming_lowpass), self.lowpass_kernel, self.up_group
+        return add_low_pass(plus, x, logits, kernel_size, groups, window, self.padding_mode, keep)
 
     def _reassemble(self, x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
         return carafe(x, kernels, kernel_size, self.up_group, self.padding_mode)
@@ -467,6 +459,10 @@ def _window(kernel_size: int, hamming: bool, dims: int) -> Tensor:
     for _ in range(dims - 1):
         window = window[..., None] * line
     return window.float()[None, None].to(torch.get_default_device())
+
+
+def _given(window: Tensor) -> Tensor | None:
+    return window if window.numel() > 1 else None
 
 
 def _compress(layer: Convolution, x: Tensor) -> Tensor:

@@ -59,11 +59,12 @@ def _carafe_from_logits(
     x: Sequence[int],
     logits: Sequence[int],
     window: Sequence[int] | None,
+    plus: Sequence[int] | None,
     kernel_size: int,
     *rest: Any,
-    out_shape: Sequence[int],
+    out_shape: tuple[Sequence[int], Sequence[int]],
 ) -> int:
-    return _reassembly(out_shape, kernel_size)
+    return _reassembly(out_shape[0], kernel_size)
 
 
 @register_flop_formula(torch.ops.freqfusion.carafe_from_logits_backward)
@@ -72,6 +73,7 @@ def _carafe_from_logits_backward(
     logits: Sequence[int],
     window: Sequence[int] | None,
     grad: Sequence[int],
+    more: Sequence[int] | None,
     kernel_size: int,
     *rest: Any,
     **shapes: Any,

@@ -20,9 +20,18 @@ OPERATORS["carafe_from_logits"] = Operator(
 
 @custom_op("freqfusion::carafe_from_logits", mutates_args=())
 def _from_logits(
-    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
-    return kernels_for("triton").carafe_from_logits(x, logits, window, kernel_size, groups, reflect, gain)
+    x: Tensor,
+    logits: Tensor,
+    window: Tensor | None,
+    plus: Tensor | None,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor]:
+    rest = (kernel_size, groups, reflect, gain, keep)
+    return kernels_for("triton").carafe_from_logits(x, logits, window, plus, *rest)
 
 
 @custom_op("freqfusion::carafe_from_logits_backward", mutates_args=())
@@ -31,19 +40,33 @@ def _from_logits_backward(
     logits: Tensor,
     window: Tensor | None,
     grad: Tensor,
+    more: Tensor | None,
     kernel_size: int,
     groups: int,
     reflect: bool,
     gain: int,
 ) -> tuple[Tensor, Tensor]:
     rest = (kernel_size, groups, reflect, gain)
-    return kernels_for("triton").carafe_from_logits_backward(x, logits, window, grad, *rest)
+    return kernels_for("triton").carafe_from_logits_backward(x, logits, window, grad, more, *rest)
 
 
 @_from_logits.register_fake
-def _(x: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+def _(
+    x: Tensor,
+    logits: Tensor,
+    window: Tensor | None,
+    plus: Tensor | None,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:2], *logits.shape[-2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    memory_format = layout(x if plus is None else plus)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    kept = plus is not None and keep
+    return out, torch.empty_like(logits, memory_format=layout(logits)) if kept else logits.new_empty(0)
 
 
 @_from_logits_backward.register_fake
@@ -52,32 +75,46 @@ def _(x: Tensor, logits: Tensor, window: Tensor | None, grad: Tensor, *rest: Any
     return grad_x, torch.empty_like(logits, memory_format=layout(logits))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, logits, window, *ctx.rest = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, logits, window, _, *ctx.rest = inputs
     ctx.save_for_backward(x, logits, window)
+    ctx.set_materialize_grads(False)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, logits, window, grad, *ctx.rest = inputs
-    ctx.save_for_backward(x, logits, window, grad)
+    x, logits, window, grad, more, *ctx.rest = inputs
+    ctx.save_for_backward(x, logits, window, grad, more)
 
 
-def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _derivative(ctx: Any, grad: Tensor | None, in_kept: Tensor | None) -> tuple[Tensor | None, ...]:
     x, logits, window = ctx.saved_tensors
-    grad_x, grad_logits = _from_logits_backward(x, logits, window, grad, *ctx.rest)
-    return grad_x, grad_logits, *(None for _ in range(1 + len(ctx.rest)))
+    *rest, keep = ctx.rest
+    if grad is None:
+        grad = x.new_zeros(*x.shape[:2], *logits.shape[-2:])
+    more = in_kept if keep else None
+    in_x, in_logits = _from_logits_backward(x, logits, window, grad, more, *rest)
+    in_plus = grad if ctx.needs_input_grad[3] else None
+    return in_x, in_logits, None, in_plus, *(None for _ in ctx.rest)
 
 
 def _backward_derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, logits, window, grad = ctx.saved_tensors
+    x, logits, window, grad, more = ctx.saved_tensors
     kernel_size, groups, reflect, gain = ctx.rest
+    incoming = [grad] if more is None else [grad, more]
 
     def composed(x: Tensor, logits: Tensor) -> Tensor:
         kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
-        return carafe_naive(x, kernels, kernel_size, groups, "reflect" if reflect else "zeros")
+        out = carafe_naive(x, kernels, kernel_size, groups, "reflect" if reflect else "zeros")
+        return _joined([out] if more is None else [out, kernels])
 
-    (in_x, in_logits), incoming = second_derivative(composed, (x, logits), grad, cotangents)
-    return in_x, in_logits, None, incoming, *(None for _ in ctx.rest)
+    (in_x, in_logits), joined = second_derivative(composed, (x, logits), _joined(incoming), cotangents)
+    parts = joined.split([part.numel() for part in incoming])
+    found = [part.view_as(like).to(like.dtype) for part, like in zip(parts, incoming, strict=True)]
+    return in_x, in_logits, None, found[0], found[1] if found[1:] else None, *(None for _ in ctx.rest)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
 
 
 _from_logits.register_autograd(_derivative, setup_context=_save)
@@ -109,7 +146,6 @@ def carafe_from_logits(
     window: Tensor | None = None,
     gain: int = 0,
     padding_mode: str = "zeros",
-    normalized: Tensor | None = None,
 ) -> Tensor:
     """:func:`freqfusion.ops.carafe` of ``x`` by the normalised ``logits``, or what that leaves of ``x``.
 
@@ -122,7 +158,6 @@ def carafe_from_logits(
         window: with ``kernel_size**2`` positive entries, a constant; or None.
         gain: 0 for the low-pass itself, else for ``gain`` times the centre of the window minus the low-pass.
         padding_mode: as of :func:`freqfusion.ops.carafe`.
-        normalized: the normalised ``logits`` where the caller has them, for a low-pass without a kernel of its own.
 
     Returns:
         ``(B, C, H, W)`` of the dtype of ``x``.
@@ -134,8 +169,48 @@ def carafe_from_logits(
     tensor([1.3333, 1.0000, 1.3333])
     """
     if choose("carafe_from_logits", None, x, logits) == "triton":
-        return _from_logits(x, logits, window, kernel_size, groups, padding_mode == "reflect", gain)
-    kernels = normalized
-    if kernels is None:
-        kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
+        rest = (kernel_size, groups, padding_mode == "reflect", gain)
+        return _from_logits(x, logits, window, None, *rest)[0]
+    kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
     return carafe(x, kernels, kernel_size, groups, padding_mode)
+
+
+def add_low_pass(
+    plus: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    kernel_size: int,
+    groups: int = 1,
+    window: Tensor | None = None,
+    padding_mode: str = "zeros",
+    keep: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``plus`` and the low-pass of ``x`` that :func:`carafe_from_logits` gives, and its kernels, in one.
+
+    Args:
+        plus: ``(B, C, H, W)``.
+        x: ``(B, C, h, w)``, floating point; or a volume.
+        logits: ``(B, groups * kernel_size**2, H, W)``, floating point.
+        kernel_size: odd side of the window.
+        groups: channel ``c`` of ``x`` uses group ``c // (C // groups)``.
+        window: with ``kernel_size**2`` positive entries, a constant; or None.
+        padding_mode: as of :func:`freqfusion.ops.carafe`.
+        keep: whether the kernels are wanted.
+
+    Returns:
+        The sum ``(B, C, H, W)``; and the normalised ``logits``, of their shape and dtype, or None.
+
+    >>> x, flat = torch.ones(1, 1, 3, 3), torch.zeros(1, 9, 3, 3)
+    >>> total, kernels = add_low_pass(x, x, flat, 3, keep=True)
+    >>> total[0, 0, 1]
+    tensor([1.6667, 2.0000, 1.6667])
+    >>> tuple(kernels.shape)
+    (1, 9, 3, 3)
+    """
+    if choose("carafe_from_logits", None, x, logits) == "triton" and plus.dtype == x.dtype:
+        rest = (kernel_size, groups, padding_mode == "reflect", 0, keep)
+        total, kernels = _from_logits(x, logits, window, plus, *rest)
+    else:
+        kernels = normalize_kernels(logits, kernel_size, groups, window)
+        total = plus + carafe(x, kernels, kernel_size, groups, padding_mode)
+    return total, kernels if keep else None

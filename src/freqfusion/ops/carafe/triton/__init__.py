@@ -94,10 +94,28 @@ def carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: b
 
 
 def carafe_from_logits(
-    x: Tensor, logits: Tensor, window: Tensor | None, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.logits.carafe_from_logits`, in one pass."""
-    return _forward(x, logits, window, kernel_size, groups, reflect, normalize=True, gain=gain)
+    x: Tensor,
+    logits: Tensor,
+    window: Tensor | None,
+    plus: Tensor | None,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`freqfusion.ops.carafe.logits.carafe_from_logits`, added to ``plus`` if given, in one pass.
+
+    The second result are the normalised kernels, of the dtype of ``logits``, with ``plus`` and ``keep``; else empty.
+    """
+    kept = None
+    if plus is not None:
+        plus = plus.contiguous(memory_format=layout(plus))
+        if keep:
+            logits = logits.contiguous(memory_format=layout(logits))
+            kept = torch.empty_like(logits)
+    out = _forward(x, logits, window, kernel_size, groups, reflect, True, gain, plus, kept)
+    return out, logits.new_empty(0) if kept is None else kept
 
 
 def _forward(
@@ -109,16 +127,17 @@ def _forward(
     reflect: bool,
     normalize: bool,
     gain: int,
+    plus: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     if x.numel() == 0 or kernels.numel() == 0:
-        shape = (*x.shape[:2], *kernels.shape[-2:])
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+        return sums.empty_result(x, kernels, plus)
     fine = kernels.shape[2], kernels.shape[3]
     chosen = for_forward(x, fine, kernel_size, groups, reflect, normalize).kernels
     if chosen is registers:
-        return registers.forward(x, kernels, window, kernel_size, groups, normalize, gain)
+        return registers.forward(x, kernels, window, kernel_size, groups, normalize, gain, plus, kept)
     forward = bands.forward if chosen is bands else sums.forward
-    return forward(x, kernels, window, kernel_size, groups, reflect, normalize, gain)
+    return forward(x, kernels, window, kernel_size, groups, reflect, normalize, gain, plus, kept)
 
 
 def carafe_backward_x(
@@ -172,10 +191,11 @@ def _backward_kernels(
     groups: int,
     reflect: bool,
     gain: int,
+    more: Tensor | None = None,
 ) -> None:
     chosen = for_gradient_in_kernels(x, grad, kernel_size).kernels
     backward = bands.backward_kernels if chosen is bands else sums.backward_kernels
-    backward(x, grad, logits, window, out, applied, kernel_size, groups, reflect, gain)
+    backward(x, grad, logits, window, out, applied, kernel_size, groups, reflect, gain, more)
 
 
 def carafe_backward(
@@ -195,19 +215,26 @@ def carafe_from_logits_backward(
     logits: Tensor,
     window: Tensor | None,
     grad: Tensor,
+    more: Tensor | None,
     kernel_size: int,
     groups: int,
     reflect: bool,
     gain: int,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of :func:`carafe_from_logits` in ``x`` and ``logits``, of the dtypes of ``grad`` and ``logits``."""
-    if grad.numel() and _is_resident(x, grad, kernel_size):
-        return bands.backward_both(x, logits, window, grad, kernel_size, groups, reflect, True, gain)
+    """Derivatives of :func:`carafe_from_logits` in ``x`` and ``logits``, of the dtypes of ``grad`` and ``logits``.
+
+    ``more`` is a gradient in the kernels that were kept.
+    """
     memory = layout(logits)
+    if more is not None:
+        more = more.to(logits.dtype).contiguous(memory_format=memory)
+    if grad.numel() and _is_resident(x, grad, kernel_size):
+        return bands.backward_both(x, logits, window, grad, kernel_size, groups, reflect, True, gain, more)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=x.device, memory_format=memory)
     applied = torch.empty(logits.shape, dtype=torch.float32, device=x.device, memory_format=memory)
     if grad.numel():
-        _backward_kernels(x, grad, logits, window, grad_logits, applied, kernel_size, groups, reflect, gain)
+        rest = (kernel_size, groups, reflect, gain, more)
+        _backward_kernels(x, grad, logits, window, grad_logits, applied, *rest)
     else:
         grad_logits.zero_()
     return carafe_backward_x(applied, grad, x.shape[2:], kernel_size, groups, reflect, gain), grad_logits
@@ -257,10 +284,11 @@ def _run(
         for n, sides in ((channels, coarse), (channels, fine), (groups * kernel_size**2, fine))
     )
     window = torch.empty(kernel_size, kernel_size)
+    plus, more = (None, None) if gain else (grad, kernels)
     rest = (kernel_size, groups, reflect)
     if gain is None:
         carafe_backward(x, kernels, grad, *rest) if backward else carafe(x, kernels, *rest)
     elif backward:
-        carafe_from_logits_backward(x, kernels, window, grad, *rest, gain)
+        carafe_from_logits_backward(x, kernels, window, grad, more, *rest, gain)
     else:
-        carafe_from_logits(x, kernels, window, *rest, gain)
+        carafe_from_logits(x, kernels, window, plus, *rest, gain, keep=not gain)

@@ -35,7 +35,15 @@ from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
-from freqfusion.ops.carafe.triton.sums import Sizes, folded, mirrored, padded_gradient, sizes_of, small
+from freqfusion.ops.carafe.triton.sums import (
+    Sizes,
+    empty_result,
+    folded,
+    mirrored,
+    padded_gradient,
+    sizes_of,
+    small,
+)
 from freqfusion.ops.normalize_kernels.triton import normalize_kernels_backward
 
 KERNEL_SIZES = (3, 5)
@@ -95,19 +103,31 @@ def _rest(weight, first):
 
 
 @triton.jit(
-    do_not_specialize=["channels", "groups", "h", "w", "height", "width", *stride_names("x", "k", "o")]
+    do_not_specialize=[
+        "channels",
+        "groups",
+        "h",
+        "w",
+        "height",
+        "width",
+        "keep",
+        *stride_names("x", "k", "o"),
+    ]
 )
 def carafe_band_forward(
     x,
     kernels,
     window,
     out,
+    plus,
+    kept,
     channels,
     groups,
     h,
     w,
     height,
     width,
+    keep,
     x_b,
     x_n,
     x_h,
@@ -136,6 +156,7 @@ def carafe_band_forward(
     WINDOWED: tl.constexpr,
     GAIN: tl.constexpr,
     SPLIT: tl.constexpr,
+    PLUS: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     M: tl.constexpr,
@@ -146,7 +167,8 @@ def carafe_band_forward(
 ):
     """A tile of TH x TW coarse pixels; its window is WW columns wide and starts LEFT of it.
 
-    Where the columns of ``x`` lie side by side, all is transposed: out[C, M] = X[C, N] W[N, M].
+    Where the columns of ``x`` lie side by side, all is transposed: out[C, M] = X[C, N] W[N, M]. If PLUS, ``plus``, of
+    the strides of ``out``, is added, and if ``keep`` is not 0, ``kept``, of those of ``kernels``, gets the kernels.
     """
     PIXELS: tl.constexpr = 0 if X_LAST else 1  # the axis of fine pixels in W, the other one is the window's
     WINDOW: tl.constexpr = 1 - PIXELS
@@ -179,10 +201,15 @@ def carafe_band_forward(
     dx = tl.expand_dims(across, PIXELS) - tl.expand_dims(j - K // 2, WINDOW)
     on = (dy >= 0) & (dy < K) & (dx >= 0) & (dx < K)
     tap = dy * K + dx
-    kernels += batch * k_b + group * (K * K) * k_t
-    taken = _kernels_of(
-        kernels, window, row * k_h + column * k_w, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, WINDOW
-    )
+    first_kernel = batch * k_b + group * (K * K) * k_t
+    kernels += first_kernel
+    pixel = row * k_h + column * k_w
+    taken = _kernels_of(kernels, window, pixel, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, WINDOW)
+    if PLUS:
+        t = tl.arange(0, TAPS)
+        beside = kept + first_kernel + (tl.expand_dims(t * k_t, PIXELS) + tl.expand_dims(pixel, WINDOW))
+        stored = tl.expand_dims((t < K * K) & (keep != 0), PIXELS) & tl.expand_dims(exists, WINDOW)
+        tl.store(beside, taken.to(kept.dtype.element_ty), mask=stored)
     weight = tl.gather(taken, tl.where(on, tap, K * K), WINDOW)
     if GAIN:
         weight = -weight
@@ -201,7 +228,10 @@ def carafe_band_forward(
     inside = tl.expand_dims(inside, WINDOW)
     exists = tl.expand_dims(exists, WINDOW)
     x += batch * x_b + group * channels * x_c
-    out += batch * o_b + group * channels * o_c
+    first_value = batch * o_b + group * channels * o_c
+    out += first_value
+    if PLUS:
+        plus += first_value
     for start in tl.range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         real = tl.expand_dims(c < channels, PIXELS)
@@ -219,12 +249,17 @@ def carafe_band_forward(
                 total = tl.dot(value, centre, total)
             if SPLIT:
                 total = tl.dot(value, second, total)
-        at = out + (tl.expand_dims(c * o_c, PIXELS) + written)
-        tl.store(at, total.to(out.dtype.element_ty), mask=real & exists)
+        at = tl.expand_dims(c * o_c, PIXELS) + written
+        if PLUS:
+            total += tl.load(plus + at, mask=real & exists, other=0.0).to(tl.float32)
+        tl.store(out + at, total.to(out.dtype.element_ty), mask=real & exists)
 
 
 @triton.jit(
-    do_not_specialize=["channels", "groups", "h", "w", "height", "width", *stride_names("x", "g", "k", "o")]
+    do_not_specialize=[
+        *("channels", "groups", "h", "w", "height", "width", "has_more"),
+        *stride_names("x", "g", "k", "o"),
+    ]
 )
 def carafe_band_kernels(
     x,
@@ -233,12 +268,14 @@ def carafe_band_kernels(
     window,
     out,
     applied,
+    more,
     channels,
     groups,
     h,
     w,
     height,
     width,
+    has_more,
     x_b,
     x_n,
     x_h,
@@ -280,8 +317,8 @@ def carafe_band_kernels(
     N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradient in the kernels, or in the logits if NORMALIZE; then ``applied``, of the strides of ``out``,
-    receives the normalised kernels."""
+    """Gradient in the kernels, or in the logits if NORMALIZE; then ``applied`` receives the normalised kernels, and
+    ``more``, if ``has_more`` is not 0, is a further gradient in them. All are of the strides of ``out``."""
     channels = channels * C_UNIT
     w = w * W_UNIT
     width = width * WIDTH_UNIT
@@ -336,6 +373,7 @@ def carafe_band_kernels(
         pixel = row * k_h + column * k_w
         weight = _kernels_of(logits, window, pixel, exists, k_t, K, TAPS, NORMALIZE, WINDOWED, 1)
         tl.store(applied + at, weight.to(applied.dtype.element_ty), mask=stored)
+        total += tl.load(more + at, mask=stored & (has_more != 0), other=0.0).to(tl.float32)
         mean = tl.sum(tl.where(stored, weight * total, 0.0), axis=1)
         total = weight * (total - mean[:, None])
         if GAIN:
@@ -822,12 +860,12 @@ def forward(
     reflect: bool,
     normalize: bool,
     gain: int,
+    plus: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.triton.sums.forward`, in half precision."""
     sizes = sizes_of(x, kernels, kernel_size, groups)
-    out = torch.empty(
-        (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
-    )
+    out = empty_result(x, kernels, plus)
     kernels = small(kernels)
     x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
@@ -839,7 +877,10 @@ def forward(
         kernels,
         window,
         out,
+        plus,
+        kernels if kept is None else kept,
         *numbers,
+        int(kept is not None),
         *x_map.strides,
         *k_map.strides,
         *o_map.strides,
@@ -856,6 +897,7 @@ def forward(
         WINDOWED=window is not None,
         GAIN=gain,
         SPLIT=_splits(x, kernels, normalize, gain),
+        PLUS=plus is not None,
     )
     return out
 
@@ -871,6 +913,7 @@ def backward_kernels(
     groups: int,
     reflect: bool,
     gain: int,
+    more: Tensor | None = None,
 ) -> None:
     """As :func:`freqfusion.ops.carafe.triton.sums.backward_kernels`."""
     sizes = sizes_of(x, grad, kernel_size, groups)
@@ -889,7 +932,9 @@ def backward_kernels(
         window,
         out,
         applied,
+        out if more is None else more,
         *numbers,
+        int(more is not None),
         *x_map.strides,
         *g_map.strides,
         *k_map.strides,
@@ -962,6 +1007,7 @@ def backward_both(
     reflect: bool,
     normalize: bool,
     gain: int,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients in ``x`` and in the kernels or logits, of their dtypes, at equal sizes in half precision."""
     h, w = x.shape[-2:]
@@ -1016,6 +1062,8 @@ def backward_both(
         SPLIT=_splits(grad, kernels, normalize, gain),
         **constants,
     )
+    if more is not None:
+        raw += more
     if normalize:
         raw = normalize_kernels_backward(kernels, window, raw, kernel_size**2)
     return folded(out, grad, margin), raw

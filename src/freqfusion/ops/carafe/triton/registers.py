@@ -10,28 +10,26 @@ shifted window holds it, at most ``kernel_size // 2`` columns further than by th
 # mypy: disallow-untyped-defs=False, disable-error-code="assignment, var-annotated"
 # ruff: noqa: RUF005
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
-from freqfusion.ops.carafe.triton.sums import sizes_of, small
+from freqfusion.ops.carafe.triton.sums import empty_result, sizes_of, small
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 2
-EVEN_CHANNELS = 128
-"""A multiple of all channel blocks: channels that it divides need no mask."""
 
 
 @triton.jit
 def _pixel_kernels(
     kernels,
     window,
+    kept,
     exists,
+    keep,
     i,
     shift,
     h,
@@ -40,10 +38,12 @@ def _pixel_kernels(
     NORMALIZE: tl.constexpr,
     WINDOWED: tl.constexpr,
     GAIN: tl.constexpr,
+    PLUS: tl.constexpr,
 ):
     """Weights of a window's places, for some fine pixels that are centred in rows i: one for each row and column.
 
-    Place d of a row holds tap column d + ``shift``, zero if there is no such tap or the row is not in the map.
+    Place d of a row holds tap column d + ``shift``, zero if there is no such tap or the row is not in the map. The
+    kernels as they are go to ``kept`` if PLUS and ``keep``.
     """
     weights = ()
     if NORMALIZE:
@@ -63,6 +63,10 @@ def _pixel_kernels(
             mass += power
             powers = powers + (power,)
         share = 1.0 / mass
+        if PLUS:
+            for t in tl.static_range(K * K):
+                weight = (powers[t] * share).to(kept.dtype.element_ty)
+                tl.store(kept + t * k_t, weight, mask=exists & keep)
     for dy in tl.static_range(K):
         row_on = exists & (i + (dy - K // 2) >= 0) & (i + (dy - K // 2) < h)
         for dx in tl.static_range(K):
@@ -90,19 +94,31 @@ def _pixel_kernels(
 
 
 @triton.jit(
-    do_not_specialize=["channels", "groups", "h", "w", "height", "width", *stride_names("x", "k", "o")]
+    do_not_specialize=[
+        "channels",
+        "groups",
+        "h",
+        "w",
+        "height",
+        "width",
+        "keep",
+        *stride_names("x", "k", "o"),
+    ]
 )
 def carafe_registers_forward(
     x,
     kernels,
     window,
     out,
+    plus,
+    kept,
     channels,
     groups,
     h,
     w,
     height,
     width,
+    keep,
     x_b,
     x_n,
     x_h,
@@ -127,13 +143,17 @@ def carafe_registers_forward(
     NORMALIZE: tl.constexpr,
     WINDOWED: tl.constexpr,
     GAIN: tl.constexpr,
+    PLUS: tl.constexpr,
     R: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """TH x TW lanes; BLOCK_C channels at a time of CHANNELS in a program: one where columns lie side by side."""
+    """TH x TW lanes; BLOCK_C channels at a time of CHANNELS in a program: one where columns lie side by side.
+
+    ``plus`` and ``kept`` are as in :func:`freqfusion.ops.carafe.triton.sums.carafe_sums_forward`.
+    """
     P: tl.constexpr = TH * TW
     channels = channels * C_UNIT
     w = w * W_UNIT
@@ -144,6 +164,7 @@ def carafe_registers_forward(
     program = tl.program_id(0)
     chunks = (channels + CHANNELS - 1) // CHANNELS
     first_c = program % chunks * CHANNELS
+    keep = (keep != 0) & (first_c == 0)
     program //= chunks
     tiles = (w + TW - 1) // TW
     j0 = program % tiles * TW
@@ -159,7 +180,8 @@ def carafe_registers_forward(
     j = j0 + p % TW
     left = tl.minimum(tl.maximum(j - K // 2, 0), w - K)
     shift = left - (j - K // 2)
-    kernels += batch * k_b + group * (K * K) * k_t
+    first_kernel = batch * k_b + group * (K * K) * k_t
+    kernels += first_kernel
     weights = ()
     for r in tl.static_range(R):
         for py in tl.static_range(SCALE):
@@ -167,10 +189,13 @@ def carafe_registers_forward(
                 row = (i + r) * SCALE + py
                 column = j * SCALE + px
                 exists = (row < height) & (column < width)
+                pixel = row * k_h + column * k_w
                 taken = _pixel_kernels(
-                    kernels + (row * k_h + column * k_w),
+                    kernels + pixel,
                     window,
+                    kept + (first_kernel + pixel) if PLUS else None,
                     exists,
+                    keep,
                     i + r,
                     shift,
                     h,
@@ -179,12 +204,16 @@ def carafe_registers_forward(
                     NORMALIZE,
                     WINDOWED,
                     GAIN,
+                    PLUS,
                 )
                 for t in tl.static_range(K * K):
                     weights = weights + (taken[t][:, None] if X_LAST else taken[t],)
 
     x += batch * x_b + (group * channels + first_c) * x_c
-    out += batch * o_b + (group * channels + first_c) * o_c
+    first_value = batch * o_b + (group * channels + first_c) * o_c
+    out += first_value
+    if PLUS:
+        plus += first_value
     reads = ()
     for q in tl.static_range(R + K - 1):
         source = tl.minimum(tl.maximum(i + (q - K // 2), 0), h - 1)
@@ -208,11 +237,13 @@ def carafe_registers_forward(
                 for py in tl.static_range(SCALE):
                     for px in tl.static_range(SCALE):
                         total = _sum_of(values, weights, r * K, ((r * SCALE + py) * SCALE + px) * K * K, K)
-                        at = out + (written + ((r * SCALE + py) * o_h + px * o_w) + (c * o_c)[None, :])
+                        at = written + ((r * SCALE + py) * o_h + px * o_w) + (c * o_c)[None, :]
                         stored = (((i + r) * SCALE + py < height) & (j * SCALE + px < width))[:, None]
                         if not EVEN_C:
                             stored = stored & real
-                        tl.store(at, total.to(out.dtype.element_ty), mask=stored)
+                        if PLUS:
+                            total += tl.load(plus + at, mask=stored, other=0.0).to(tl.float32)
+                        tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
     else:
         p = tl.arange(0, P * SCALE)
         row = (i0 + p // (TW * SCALE) * R) * SCALE
@@ -241,9 +272,13 @@ def carafe_registers_forward(
                         other = _sum_of(values, weights, r * K, ((r * SCALE + py) * SCALE + 1) * K * K, K)
                         total = tl.interleave(total, other)
                     stored = (row + (r * SCALE + py) < height) & (column < width)
-                    at = out + (written + (r * SCALE + py) * o_h)
-                    tl.store(at, total.to(out.dtype.element_ty), mask=stored)
+                    at = written + (r * SCALE + py) * o_h
+                    if PLUS:
+                        total += tl.load(plus + at, mask=stored, other=0.0).to(tl.float32)
+                    tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
             out += o_c
+            if PLUS:
+                plus += o_c
 
 
 @triton.jit
@@ -254,11 +289,12 @@ def _sum_of(values, weights, FIRST_VALUE: tl.constexpr, FIRST_WEIGHT: tl.constex
     return total
 
 
-def _choices(kernel_size: int, scale: int, last: bool) -> list[Configuration]:
+def _choices(kernel_size: int, scale: int, last: bool, channels: int) -> list[Configuration]:
+    """EVEN_C: no block of channels needs a mask."""
     options = {"num_warps": 4, "num_stages": 2}
     if INTERPRETED:
         tile = {"R": 2 if scale == 1 else 1, "TH": 2, "TW": 4, "CHANNELS": 8, "BLOCK_C": 4 if last else 1}
-        return [tile | options]
+        return [tile | options | {"EVEN_C": channels % tile["BLOCK_C"] == 0}]
     if last:
         rows = 2 if (kernel_size, scale) == (3, 1) else 1
         tiles = [{"R": rows, "TH": 2, "TW": 4, "CHANNELS": 2**20, "BLOCK_C": 64}]
@@ -270,7 +306,7 @@ def _choices(kernel_size: int, scale: int, last: bool) -> list[Configuration]:
     else:
         tiles = [{"R": 1, "TH": 4, "TW": 32, "CHANNELS": 64, "BLOCK_C": 1}]
         tiles.append({"R": 1, "TH": 8, "TW": 16, "CHANNELS": 32, "BLOCK_C": 1})
-    return [tile | options for tile in tiles]
+    return [tile | options | {"EVEN_C": channels % tile["BLOCK_C"] == 0} for tile in tiles]
 
 
 def why_not(
@@ -307,12 +343,12 @@ def forward(
     groups: int,
     normalize: bool,
     gain: int,
+    plus: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.triton.sums.forward`, with borders of zeros."""
     sizes = sizes_of(x, kernels, kernel_size, groups)
-    out = torch.empty(
-        (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
-    )
+    out = empty_result(x, kernels, plus)
     kernels = small(kernels)
     x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
@@ -330,20 +366,23 @@ def forward(
         kernels,
         window,
         out,
+        plus,
+        kernels if kept is None else kept,
         *numbers,
+        int(kept is not None),
         *x_map.strides,
         *k_map.strides,
         *o_map.strides,
-        choices=_choices(kernel_size, sizes.scale_y, x_map.last),
+        choices=_choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels),
         **units,
         **x_map.constants("X"),
         **k_map.constants("K"),
         **o_map.constants("O"),
-        EVEN_C=sizes.channels % EVEN_CHANNELS == 0,
         K=kernel_size,
         SCALE=sizes.scale_y,
         NORMALIZE=normalize,
         WINDOWED=window is not None,
         GAIN=gain,
+        PLUS=plus is not None,
     )
     return out

@@ -27,7 +27,7 @@ from freqfusion.ops.carafe.torch import fold_padding
 MAX_PHASES = 4
 """Phases that a program computes at once."""
 
-_SIZES = ["channels", "groups", "h", "w", "height", "width", "margin"]
+_SIZES = ["channels", "groups", "h", "w", "height", "width", "margin", "keep", "has_more"]
 _STRIDES = [f"{name}_{axis}" for name in "xkgo" for axis in "bcthw"]
 
 
@@ -72,12 +72,15 @@ def carafe_sums_forward(
     kernels,
     window,
     out,
+    plus,
+    kept,
     channels,
     groups,
     h,
     w,
     height,
     width,
+    keep,
     x_b,
     x_c,
     x_h,
@@ -99,13 +102,19 @@ def carafe_sums_forward(
     SCALE_Y: tl.constexpr,
     SCALE_X: tl.constexpr,
     EVEN: tl.constexpr,
+    PLUS: tl.constexpr,
     PHASES: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """``kernels`` are logits if NORMALIZE; with a GAIN the result is taken from that many times ``x``."""
+    """``kernels`` are logits if NORMALIZE; with a GAIN the result is taken from that many times ``x``.
+
+    If PLUS, ``plus``, of the strides of ``out``, is added, and if ``keep`` is not 0, ``kept``, of those of
+    ``kernels``, gets the kernels.
+    """
     program = tl.program_id(0)
     blocks = (channels + BLOCK_C - 1) // BLOCK_C  # programs that follow each other share kernels
+    keep = (keep != 0) & (program % blocks == 0)
     c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     program //= blocks
     blocks = (SCALE_Y * SCALE_X + PHASES - 1) // PHASES
@@ -122,13 +131,20 @@ def carafe_sums_forward(
     real = c < channels
     c = group * channels + c
     x += batch * x_b
-    kernels += batch * k_b + group * (K * K) * k_t
+    first_kernel = batch * k_b + group * (K * K) * k_t
+    kernels += first_kernel
     row, column, exists = _fine_pixels(i, j, phase, h, w, height, width, SCALE_Y, SCALE_X, EVEN)
     pixel = row * k_h + column * k_w
     if NORMALIZE:
         scores = _scores(kernels + pixel, window, k_t, exists, K, TAPS, WINDOWED)
         peak = tl.max(scores, axis=1)
         share = 1.0 / tl.sum(tl.exp(scores - peak[:, None, :]), axis=1)
+        if PLUS:
+            tap = tl.arange(0, TAPS)
+            kept += first_kernel + pixel[:, None, :] + tap.to(tl.int64)[None, :, None] * k_t
+            weights = tl.exp(scores - peak[:, None, :]) * share[:, None, :]
+            taken = exists[:, None, :] & (tap < K * K)[None, :, None] & keep
+            tl.store(kept, weights.to(kept.dtype.element_ty), mask=taken)
 
     at = c[:, None] * x_c
     total = tl.full((PHASES, BLOCK_C, BLOCK_W), 0.0, tl.float32)
@@ -160,7 +176,10 @@ def carafe_sums_forward(
         value = tl.load(x + at, mask=real[:, None] & (j < w)[None, :], other=0.0).to(tl.float32)
         total = GAIN * value[None, :, :] - total
     at = batch * o_b + c[None, :, None] * o_c + (row * o_h + column * o_w)[:, None, :]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=real[None, :, None] & exists[:, None, :])
+    stored = real[None, :, None] & exists[:, None, :]
+    if PLUS:
+        total += tl.load(plus + at, mask=stored, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
@@ -255,12 +274,14 @@ def carafe_sums_kernels(
     window,
     out,
     applied,
+    more,
     channels,
     groups,
     h,
     w,
     height,
     width,
+    has_more,
     x_b,
     x_c,
     x_h,
@@ -291,7 +312,8 @@ def carafe_sums_kernels(
 ):
     """All taps of some fine pixels at once, so that the derivative of their softmax ends it if NORMALIZE.
 
-    Then ``applied``, of the strides of ``out``, receives the normalised kernels.
+    Then ``applied`` receives the normalised kernels, and ``more``, if ``has_more`` is not 0, is a further gradient in
+    them. All are of the strides of ``out``.
     """
     program = tl.program_id(0)
     blocks = (SCALE_Y * SCALE_X + PHASES - 1) // PHASES
@@ -333,6 +355,7 @@ def carafe_sums_kernels(
         scores = _scores(logits + row * k_h + column * k_w, window, k_t, exists, K, TAPS, WINDOWED)
         weight = tl.exp(scores - tl.max(scores, axis=1)[:, None, :])
         weight = weight / tl.sum(weight, axis=1)[:, None, :]
+        total += tl.load(more + at, mask=stored & (has_more != 0), other=0.0).to(tl.float32)
         total = weight * (total - tl.sum(weight * total, axis=1)[:, None, :])
         if GAIN:
             total = -total
@@ -398,6 +421,13 @@ def small(kernels: Tensor) -> Tensor:
     return kernels if dense(kernels) else kernels.contiguous()
 
 
+def empty_result(x: Tensor, kernels: Tensor, plus: Tensor | None) -> Tensor:
+    """In the layout of ``plus``, to which it is added, or of ``x``."""
+    memory_format = layout(x if plus is None else plus)
+    shape = (*x.shape[:2], *kernels.shape[-2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
 def padded_gradient(grad: Tensor, h: int, w: int, margin: int) -> Tensor:
     """An empty map for the gradient in ``x`` and a ``margin`` around it, float32 if there is one."""
     return torch.empty(
@@ -436,15 +466,16 @@ def forward(
     reflect: bool,
     normalize: bool,
     gain: int,
+    plus: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.torch.carafe`; ``kernels`` are logits if ``normalize``.
 
-    With a ``gain`` it is what the reassembly leaves of that many times ``x``.
+    With a ``gain`` it is what the reassembly leaves of that many times ``x``. ``plus``, of the strides of the result,
+    is added; then ``kept``, of those of ``kernels``, receives the kernels.
     """
     sizes = sizes_of(x, kernels, kernel_size, groups)
-    out = torch.empty(
-        (*x.shape[:2], *kernels.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
-    )
+    out = empty_result(x, kernels, plus)
     phases = _phases(sizes)
 
     def programs(chosen: Configuration) -> int:
@@ -459,7 +490,10 @@ def forward(
         kernels,
         window,
         out,
+        plus,
+        kernels if kept is None else kept,
         *sizes.numbers,
+        int(kept is not None),
         *x.stride(),
         *kernels.stride(),
         *out.stride(),
@@ -470,6 +504,7 @@ def forward(
         NORMALIZE=normalize,
         WINDOWED=window is not None,
         GAIN=gain,
+        PLUS=plus is not None,
         PHASES=phases,
         **sizes.ratio,
     )
@@ -487,10 +522,12 @@ def backward_kernels(
     groups: int,
     reflect: bool,
     gain: int,
+    more: Tensor | None = None,
 ) -> None:
     """Fill ``out`` with the gradient in the kernels, or in the ``logits``.
 
-    Then ``applied`` receives the normalised kernels. Both are of the strides of ``out``.
+    Then ``applied`` receives the normalised kernels; ``more`` is a further gradient in these. All are of the strides
+    of ``out``.
     """
     sizes = sizes_of(x, grad, kernel_size, groups)
     phases = _phases(sizes)
@@ -514,7 +551,9 @@ def backward_kernels(
         window,
         out,
         applied,
+        out if more is None else more,
         *sizes.numbers,
+        int(more is not None),
         *x.stride(),
         *grad.stride(),
         *(out if logits is None else logits).stride(),
