@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freqfusion import FreqFusion
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, use_backend
-from freqfusion.ops.carafe.logits import carafe_from_logits
+from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -34,6 +34,12 @@ OPERATORS = {
         lambda x, k: carafe_from_logits(x, k, 3, gain=2),
         (16, HEIGHT, WIDTH),
         (9, HEIGHT, WIDTH),
+    ),
+    "sum with a low-pass k5, and its kernels": (
+        lambda plus, x, k: torch.cat(add_low_pass(plus, x, k, 5, keep=True), 1),
+        (9, 2 * HEIGHT, 2 * WIDTH),
+        (9, HEIGHT, WIDTH),
+        (25, 2 * HEIGHT, 2 * WIDTH),
     ),
     "local_similarity": (local_similarity, (16, HEIGHT, WIDTH)),
     "normalize k5": (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from freqfusion import FreqFusion
 from freqfusion.ops import available_backends, carafe, explain, local_similarity, resample, use_backend
-from freqfusion.ops.carafe.logits import carafe_from_logits
+from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from support import assert_close
 
 REASON = available_backends()["triton"]
@@ -31,6 +31,11 @@ CASES = {
         lambda x, logits: carafe_from_logits(x, logits, 3, gain=2),
         (256, (200, 336)),
         (9, (200, 336)),
+    ),
+    "sum with a low-pass": (
+        lambda x, logits: torch.cat(add_low_pass(logits.roll(1, 1), x, logits, 5, keep=True), 1),
+        (25, (100, 168)),
+        (25, (200, 336)),
     ),
     "local_similarity": (local_similarity, (64, (200, 336))),
     "resample": (lambda x, offsets: resample(x, offsets, 4, (100, 168)), (256, (200, 336)), (8, (200, 336))),
