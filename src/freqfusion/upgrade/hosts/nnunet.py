@@ -9,8 +9,12 @@ becomes of those. ``TRAINERS`` is the folder with ``nnUNetTrainerFreqFusion``, f
 """
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and find_spec("dynamic_network_architectures") is None:
+    raise SystemExit("nnU-Net is not installed in this environment. Run: python -m pip install nnunetv2")
 
 import torch
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
