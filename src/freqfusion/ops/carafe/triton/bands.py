@@ -36,6 +36,7 @@ from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
 from freqfusion.ops.carafe.triton.sums import (
+    SIZES,
     Sizes,
     empty_result,
     folded,
@@ -102,18 +103,7 @@ def _rest(weight, first):
 # ------------------------------------------------------------------------------------------------------- kernels
 
 
-@triton.jit(
-    do_not_specialize=[
-        "channels",
-        "groups",
-        "h",
-        "w",
-        "height",
-        "width",
-        "keep",
-        *stride_names("x", "k", "o"),
-    ]
-)
+@triton.jit(do_not_specialize=[*SIZES, *stride_names("x", "k", "o")])
 def carafe_band_forward(
     x,
     kernels,
@@ -255,12 +245,7 @@ def carafe_band_forward(
         tl.store(out + at, total.to(out.dtype.element_ty), mask=real & exists)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("channels", "groups", "h", "w", "height", "width", "has_more"),
-        *stride_names("x", "g", "k", "o"),
-    ]
-)
+@triton.jit(do_not_specialize=[*SIZES, *stride_names("x", "g", "k", "o")])
 def carafe_band_kernels(
     x,
     grad,
@@ -409,18 +394,7 @@ def _band_of_row(
     return tl.load(at, mask=on, other=0.0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "channels",
-        "groups",
-        "h",
-        "w",
-        "height",
-        "width",
-        "margin",
-        *stride_names("k", "g", "o"),
-    ]
-)
+@triton.jit(do_not_specialize=[*SIZES, *stride_names("k", "g", "o")])
 def carafe_band_x(
     kernels,
     grad,
@@ -561,9 +535,7 @@ def carafe_band_x(
     tl.store(at, total.to(out.dtype.element_ty), mask=owned[:, None] & real)
 
 
-@triton.jit(
-    do_not_specialize=["channels", "groups", "h", "w", "margin", *stride_names("x", "g", "k", "o", "d")]
-)
+@triton.jit(do_not_specialize=[*SIZES, *stride_names("x", "g", "k", "o", "d")])
 def carafe_band_resident(
     x,
     grad,

@@ -17,7 +17,7 @@ from torch import Tensor
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
-from freqfusion.ops.carafe.triton.sums import empty_result, sizes_of, small
+from freqfusion.ops.carafe.triton.sums import SIZES, empty_result, sizes_of, small
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 2
@@ -93,18 +93,7 @@ def _pixel_kernels(
     return weights
 
 
-@triton.jit(
-    do_not_specialize=[
-        "channels",
-        "groups",
-        "h",
-        "w",
-        "height",
-        "width",
-        "keep",
-        *stride_names("x", "k", "o"),
-    ]
-)
+@triton.jit(do_not_specialize=[*SIZES, *stride_names("x", "k", "o")])
 def carafe_registers_forward(
     x,
     kernels,

@@ -27,7 +27,8 @@ from freqfusion.ops.carafe.torch import fold_padding
 MAX_PHASES = 4
 """Phases that a program computes at once."""
 
-_SIZES = ["channels", "groups", "h", "w", "height", "width", "margin", "keep", "has_more"]
+SIZES = ["channels", "groups", "h", "w", "height", "width", "margin", "keep", "has_more"]
+"""Numbers that the kernels are not compiled again for."""
 _STRIDES = [f"{name}_{axis}" for name in "xkgo" for axis in "bcthw"]
 
 
@@ -66,7 +67,7 @@ def _scores(logits, window, k_t, exists, K: tl.constexpr, TAPS: tl.constexpr, WI
     return tl.where(real[None, :, None], scores, float("-inf"))
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=_STRIDES)
 def carafe_sums_forward(
     x,
     kernels,
@@ -182,7 +183,7 @@ def carafe_sums_forward(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=_STRIDES)
 def carafe_sums_x(
     kernels,
     grad,
@@ -266,7 +267,7 @@ def carafe_sums_x(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=real[:, None] & (j < w + 2 * margin)[None, :])
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=_STRIDES)
 def carafe_sums_kernels(
     x,
     grad,
