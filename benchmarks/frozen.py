@@ -15,7 +15,9 @@ drives are cut once) is trained on and the second half judged. The split that is
 METHOD?OPTION=VALUE&... changes one thing of a method: an argument of the fusion (freqfusion?init=official), or
   lr_factor      of the learning rate of the fusions
   offsets_from   FreqFusion's offset generators rest for this share of the steps
-  site           finest or coarsest: the method there alone, bilinear elsewhere (such networks are not saved)
+  site           finest or coarsest: the method there alone, bilinear elsewhere
+  start          identity: bilinear at first, with gates that training opens, as freqfusion.upgrade_ has them
+Networks with one of the last two are not saved.
 """
 
 import argparse
@@ -35,10 +37,11 @@ from torch import Tensor, nn
 import freqfusion
 from freqfusion._files import write_atomically
 from freqfusion.data.transforms import eval_transform
-from freqfusion.fusion import create_fusion, list_fusions
+from freqfusion.fusion import FusedFeatures, Fusion, create_fusion, list_fusions
 from freqfusion.tasks.image_data import SegmentationData
 from freqfusion.tasks.schedule import fusion_parameters
 from freqfusion.tasks.semantic import SegmentationModule
+from freqfusion.upgrade.base import FusionPoint, FusionSlot
 from freqfusion.zoo import ModelSpec
 
 FIRST = ("bilinear", "freqfusion", "carafe", "dysample+")
@@ -58,6 +61,18 @@ class Kept(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.maps
+
+
+class Gated(Fusion):
+    """A fusion that gives what bilinear upsampling would until training moves its gates."""
+
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__(fusion.hr_channels, fusion.lr_channels)
+        point = FusionPoint("", fusion.hr_channels, fusion.lr_channels, "bilinear")
+        self.slot = FusionSlot(point, fusion, "identity")
+
+    def fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
+        return FusedFeatures(None, *self.slot(hr_feat, lr_feat))
 
 
 def module_of(
@@ -133,7 +148,7 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
     spec = ModelSpec.parse(name)
     options = dict(spec.options)
     lr_factor, offsets_from = options.pop("lr_factor", 1), options.pop("offsets_from", 0)
-    site = options.pop("site", None)
+    site, start = options.pop("site", None), options.pop("start", None)
     torch.manual_seed(seed)
     module = module_of(args, classes, spec.name, options).train()
     fusions = next(m.fusions for m in module.network.modules() if hasattr(m, "fusions"))  # coarse to fine
@@ -142,6 +157,11 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
         for place, fusion in enumerate(fusions):
             if place != kept_place:
                 fusions[place] = create_fusion("bilinear", fusion.hr_channels, fusion.lr_channels)
+    if start is not None:
+        if start != "identity":
+            raise ValueError(f"start must be identity, got {start}")
+        for place, fusion in enumerate(fusions):
+            fusions[place] = Gated(fusion)
     backbone = module.network.backbone
     kept = module.network.backbone = Kept(backbone.out_channels)
     count = len(part["masks"])
@@ -193,7 +213,7 @@ def train(job: tuple[str, int]) -> dict[str, Any]:
         **judge(module, kept, val),
     }
     module.network.backbone = backbone
-    if site is None:
+    if site is None and start is None:
         freqfusion.save_pretrained(module.network, args.out / f"{name.replace('?', '-')}-{seed}")
     return row
 
