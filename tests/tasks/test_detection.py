@@ -104,7 +104,7 @@ def test_schedule(tmp_path: Path) -> None:
     """Warm-up over four steps, drops after the second and third epoch; linear in the images of a step."""
     rates = learning_rates(tmp_path, 2, accumulate=2, warmup_steps=4, milestones=[0.5, 0.75])
     peak = 0.02 * 4 / 16
-    # written after a step, when the rate is that of the next one; two steps an epoch
+    # written after a step, when the rate is that of the next one; two steps per epoch
     factors = [1 / 4, 1 / 2, 3 / 4, 1 / 10, 1 / 10, 1 / 100, 1 / 100, 1 / 100]
     assert rates == pytest.approx([peak * factor for factor in factors])
 

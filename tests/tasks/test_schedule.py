@@ -79,7 +79,7 @@ def test_scheduler_steps_once_an_optimiser_step(tiny_networks, tmp_path):
     _, trainer = tiny_fit(
         tmp_path, "plain", max_epochs=2, accumulate_grad_batches=2, enable_checkpointing=False
     )
-    # 22 images are 5 batches of 4: three steps an epoch, the last one of a single batch
+    # 22 images are 5 batches of 4: three steps per epoch, the last one of a single batch
     assert trainer.global_step == 6
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 6
     assert torch.tensor([group["lr"] for group in trainer.optimizers[0].param_groups]).abs().max() == 0

@@ -196,7 +196,7 @@ def build_explorer(
     if dims < MIN_DIMS:
         raise ValueError(
             f"{len(scenes)} pictures with {len(levels) * len(variants)} maps each do not fit a page: only "
-            f"{dims} numbers a pixel would be left, {MIN_DIMS} are needed; show fewer pictures or fewer sites"
+            f"{dims} numbers per pixel would be left, {MIN_DIMS} are needed; show fewer pictures or fewer sites"
         )
     packed = {
         (scene.name, level, variant): pack_features(values, dims)

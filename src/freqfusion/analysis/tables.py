@@ -30,7 +30,7 @@ DISPLACEMENT = (
 
 
 def similarity_rows(study: FeatureStudy) -> list[dict[str, Any]]:
-    """A row a level, variant, region and class."""
+    """A row per level, variant, region and class."""
     return [
         {"level": level, "variant": variant, **row}
         for level, maps in study.results().items()
@@ -49,7 +49,7 @@ def displacement_rows(study: FeatureStudy) -> list[dict[str, Any]]:
 
 
 def summary(study: FeatureStudy) -> list[dict[str, Any]]:
-    """A row a level and variant: the measures over all pixels and over the boundary's; None if undefined."""
+    """A row per level and variant: the measures over all pixels and over the boundary's; None if undefined."""
     return [
         {"level": level, "variant": variant}
         | {

@@ -167,7 +167,7 @@ def write_comparison(
     images: bool = True,
     root: str | None = None,
 ) -> list[str]:
-    """Write ``results.csv`` (a row a run), ``results.json``, ``results.md``, the figures and ``report.html``.
+    """Write ``results.csv`` (a row per run), ``results.json``, ``results.md``, the figures and ``report.html``.
 
     Args:
         out: their folder.

@@ -37,7 +37,7 @@ class OffsetGenerator(nn.Module):
         groups: groups of channels that move together.
         kernel_size: odd side of the predicting convolutions.
         use_direct_scale: predict magnitudes; otherwise offsets are a quarter of the direction.
-        norm: group normalisation (8 channels a group) of the compressed maps first.
+        norm: group normalisation (8 channels per group) of the compressed maps first.
         direction_feat: ``"sim_concat"`` predicts from features and similarities, ``"sim"`` the direction from
             the similarities alone and the magnitude from the features alone.
         spatial_dims: 3 for volumes, where a voxel has 26 neighbours, 8 sub-voxels and displacements along 3 axes.

@@ -138,7 +138,7 @@ def score_panoptic(counts: Tensor, is_thing: Sequence[bool]) -> dict[str, Tensor
         out of the means; with no class at all a mean is NaN. SQ without a match is 0, as in the benchmark.
 
     Raises:
-        ValueError: if ``counts`` does not have one row a class.
+        ValueError: if ``counts`` does not have one row per class.
     """
     if counts.shape != (len(is_thing), 4):
         raise ValueError(

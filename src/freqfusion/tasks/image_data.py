@@ -135,7 +135,7 @@ class TrainOrder(Sampler[list[tuple[int, int]]]):
 class EvalOrder(Sampler[list[tuple[int, int]]]):
     """This process's share of the images in their own order, each exactly once over all processes.
 
-    Every process gives out the same number of batches (they meet once a batch); where the images run out
+    Every process gives out the same number of batches (they meet once per batch); where the images run out
     the batch is empty.
     """
 

@@ -82,7 +82,7 @@ def normalize_kernels(
     Args:
         logits: ``(B, groups * kernel_size**2, H, W)`` or ``(B, groups * kernel_size**3, D, H, W)``, floating point.
         kernel_size: odd side of the kernels.
-        groups: kernels a pixel.
+        groups: kernels per pixel.
         window: ``(..., kernel_size, kernel_size)`` or any shape with ``kernel_size**2`` positive entries (for
             example a Hamming window), of a volume ``kernel_size**3``; or None for the plain softmax. With a window
             that requires a gradient, torch computes.

@@ -7,7 +7,7 @@ that are centred there, M of them, and the N coarse pixels of all their windows:
     gradient in kernels   S[M, N] = G[M, C] X[N, C]^T     of which the window's places are the gradient
     gradient in x         dX[M, C] = W[M, N] G[N, C]      here M coarse pixels, N fine ones whose windows hold them
 
-W is made once a tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype of
+W is made once per tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype of
 the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums are
 float32; nothing depends on the order of programs.
 
