@@ -7,9 +7,9 @@ that are centred there, M of them, and the N coarse pixels of all their windows:
     gradient in kernels   S[M, N] = G[M, C] X[N, C]^T     of which the window's places are the gradient
     gradient in x         dX[M, C] = W[M, N] G[N, C]      here M coarse pixels, N fine ones whose windows hold them
 
-W is made once per tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype of
-the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums are
-float32; nothing depends on the order of programs.
+W is made once per tile, then a loop runs over the channels (in the last, over fine rows). Products are of the dtype
+of the maps, float32 ones in three TF32 products each, and weights with more digits than the map in two parts. Sums
+are float32; nothing depends on the order of programs.
 
 The fine pixels centred at a coarse pixel are its *phases*, as in :mod:`freqfusion.ops.carafe.torch`: a tile has
 ``ceil(H / h)`` rows of *slots* for each coarse row, and where the ratio is no whole number some slots stay empty.
