@@ -89,8 +89,7 @@ def test_boxes_and_masks(
     truth = create_dataset("coco", data, "train")
     found = sum(len(sample["labels"]) for sample in again)
     assert found == len(content["annotations"])
-    existing = sum(len(sample["labels"]) for sample in truth)
-    assert abs(found - existing) <= existing / 4  # training differs from processor to processor
+    assert abs(found - sum(len(sample["labels"]) for sample in truth)) <= 2
 
     rows = list(csv.DictReader((out / "object_counts.csv").read_text().splitlines()))
     assert len(rows) == 4 * 2
