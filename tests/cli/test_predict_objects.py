@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     torch.manual_seed(0)
     module, data = tiny_detection(write_coco(folder / "data"), warmup_steps=10, milestones=[0.5])
     trainer = create_trainer(
-        folder / "run", accelerator="cpu", max_epochs=60, limit_val_batches=0, enable_progress_bar=False
+        folder / "run", accelerator="cpu", max_epochs=80, limit_val_batches=0, enable_progress_bar=False
     )
     trainer.fit(module, data)
     return folder / "data", folder / "run" / "last.ckpt"

@@ -88,7 +88,14 @@ def test_loftup_in_float32_rounds_like_the_authors_code() -> None:
     upsampler = case.fill(_build(case.meta)).float()
     inputs = {key: value.float() for key, value in case.inputs().items()}
     out = upsampler.upsample(inputs["features"], inputs["image"], _size(case.meta, inputs), None)
-    assert float((out.detach() - single.arrays["out"]).abs().max()) <= 1e-6
+    rounded = single.arrays["out"]
+
+    def distance(x: Tensor) -> float:
+        """Relative, over all values: the largest of them alone differs from processor to processor."""
+        return float((x - rounded).norm() / rounded.norm())
+
+    assert distance(out.detach().double()) <= 3e-7
+    assert distance(case.arrays["out"]) > 1e-4  # without rounding
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_reassembly_agrees_with_the_matrix_product_that_it_is():
 def test_from_logits_counts_as_the_reassembly_and_both_derivatives():
     x, logits = (torch.ones(2, n, 4, 5, device="meta", requires_grad=True) for n in (6, 9))
     with FlopCounterMode(display=False) as counter:
-        out, _ = torch.ops.freqfusion.carafe_from_logits(x, logits, None, None, 3, 1, False, 2)
+        out, _ = torch.ops.freqfusion.carafe_from_logits(x, logits, None, None, 3, 1, False, 2, False)
         assert counter.get_total_flops() == 2 * 2 * 6 * 20 * 9
         out.backward(torch.ones_like(out))
     assert counter.get_total_flops() == 3 * 2 * 2 * 6 * 20 * 9

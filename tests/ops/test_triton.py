@@ -337,7 +337,7 @@ def test_opcheck() -> None:
         (operators.carafe, (x, kernels, 3, 1, False, "triton")),
         (operators.carafe_backward_x, (kernels, grad, (1, 2), 3, 1, True, "triton")),
         (operators.carafe_backward_kernels, (x, grad, 3, 1, False, "triton")),
-        (operators.carafe_from_logits, (x, kernels, None, None, 3, 1, False, 2)),
+        (operators.carafe_from_logits, (x, kernels, None, None, 3, 1, False, 2, False)),
         (operators.carafe_from_logits, (x, kernels, None, grad, 3, 1, False, 0, True)),
         (operators.carafe_from_logits_backward, (fixed, fixed_logits, None, incoming, None, 3, 1, False, 2)),
         (

@@ -386,18 +386,22 @@ class FreqFusion(Fusion):
 
     def _sharpen(self, x: Tensor, highpass_logits: Tensor, residual: bool) -> Tensor:
         """``x`` minus its low-pass, plus ``x`` again if ``residual``, as one reassembly."""
-        window, gain = _given(self.hamming_highpass), 2 if residual else 1
+        window, gain = _window_or_none(self.hamming_highpass), 2 if residual else 1
         kernel_size, groups = self.highpass_kernel, self.up_group
         return carafe_from_logits(x, highpass_logits, kernel_size, groups, window, gain, self.padding_mode)
 
     def _normalise(self, logits: Tensor, kernel_size: int, hamming: Tensor) -> Tensor:
-        return normalize_kernels(logits, kernel_size, self.up_group, _given(hamming))
+        return normalize_kernels(logits, kernel_size, self.up_group, _window_or_none(hamming))
 
     def _add_low_pass(
         self, plus: Tensor, x: Tensor, logits: Tensor, keep: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """``plus`` and the low-pass of ``x`` by the kernels of ``logits``; and these if ``keep``."""
-        window, kernel_size, groups = _given(self.hamming_lowpass), self.lowpass_kernel, self.up_group
+        window, kernel_size, groups = (
+            _window_or_none(self.hamming_lowpass),
+            self.lowpass_kernel,
+            self.up_group,
+        )
         return add_low_pass(plus, x, logits, kernel_size, groups, window, self.padding_mode, keep)
 
     def _reassemble(self, x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
@@ -461,7 +465,7 @@ def _window(kernel_size: int, hamming: bool, dims: int) -> Tensor:
     return window.float()[None, None].to(torch.get_default_device())
 
 
-def _given(window: Tensor) -> Tensor | None:
+def _window_or_none(window: Tensor) -> Tensor | None:
     return window if window.numel() > 1 else None
 
 

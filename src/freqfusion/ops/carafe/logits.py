@@ -28,7 +28,7 @@ def _from_logits(
     groups: int,
     reflect: bool,
     gain: int,
-    keep: bool = False,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     rest = (kernel_size, groups, reflect, gain, keep)
     return kernels_for("triton").carafe_from_logits(x, logits, window, plus, *rest)
@@ -52,20 +52,12 @@ def _from_logits_backward(
 
 @_from_logits.register_fake
 def _(
-    x: Tensor,
-    logits: Tensor,
-    window: Tensor | None,
-    plus: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-    keep: bool = False,
+    x: Tensor, logits: Tensor, window: Tensor | None, plus: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:2], *logits.shape[-2:])
     memory_format = layout(x if plus is None else plus)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    kept = plus is not None and keep
+    kept = plus is not None and rest[-1]
     return out, torch.empty_like(logits, memory_format=layout(logits)) if kept else logits.new_empty(0)
 
 
@@ -169,7 +161,7 @@ def carafe_from_logits(
     tensor([1.3333, 1.0000, 1.3333])
     """
     if choose("carafe_from_logits", None, x, logits) == "triton":
-        rest = (kernel_size, groups, padding_mode == "reflect", gain)
+        rest = (kernel_size, groups, padding_mode == "reflect", gain, False)
         return _from_logits(x, logits, window, None, *rest)[0]
     kernels = _applied_kernels(logits, kernel_size, groups, window, gain)
     return carafe(x, kernels, kernel_size, groups, padding_mode)
