@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 import freqfusion
 from freqfusion._files import write_atomically
+from freqfusion.comparison.race import in_order
 from freqfusion.data.transforms import eval_transform
 from freqfusion.fusion import FusedFeatures, Fusion, create_fusion, list_fusions
 from freqfusion.tasks.image_data import SegmentationData
@@ -44,7 +45,6 @@ from freqfusion.tasks.semantic import SegmentationModule
 from freqfusion.upgrade.base import FusionPoint, FusionSlot
 from freqfusion.zoo import ModelSpec
 
-FIRST = ("bilinear", "freqfusion", "carafe", "dysample+")
 WEIGHTS = {
     "camvid": [0.51, 0.43, 2.14, 0.38, 0.95, 0.62, 3.11, 1.36, 0.83, 2.50, 2.71]
 }  # of the recipe camvid/segnext
@@ -242,9 +242,7 @@ def main() -> None:
     parser.add_argument("--resize", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), required=True)
     parser.add_argument("--network", default="fpn_tf_efficientnet_lite0?channels=64")
     parser.add_argument("--backbone-weights", default="package:efficientnet_lite0")
-    parser.add_argument(
-        "--methods", nargs="+", default=[*FIRST, *(m for m in list_fusions() if m not in FIRST)]
-    )
+    parser.add_argument("--methods", nargs="+", default=in_order(list_fusions()))
     parser.add_argument("--seeds", type=int, default=1, help="so many, from 0 on [1]")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--batch", type=int, default=8)

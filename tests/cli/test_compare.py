@@ -109,6 +109,7 @@ def test_a_method_of_ones_own_from_registration_to_page(extension, tmp_path, cap
         (["runs/a", "--preset", "tiny"], "and not both"),
         (["--config", "compare/camvid", "--preset", "tiny"], "not allowed with argument --config"),
         (["runs/a", "--seeds", "2"], "--seeds is for a race only"),
+        (["runs/a", "--minutes", "8"], "--minutes is for a race only"),
         (["runs/a", "--trainer.max_epochs", "3"], "there is no option --trainer.max_epochs for runs"),
         (["--preset", "tiny", "--split", "test"], "--split is for runs that are there only"),
         (
@@ -183,6 +184,18 @@ def test_runs_left_out_are_told(tmp_path, capsys, monkeypatch):
     out = " ".join(capsys.readouterr().out.split())
     assert "is left out: its last validation is that of step 20 of 40" in out
     assert "a has 50.00 % mIoU." in out
+
+
+def test_a_race_that_is_out_of_time_says_what_is_left(tmp_path, capsys):
+    words = ["compare", "--preset", "tiny", "--seeds", "2", *SHORT, "--out", str(tmp_path / "race")]
+    assert main([*words, "--minutes", "0"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "left after 0 minutes: bilinear, seed 0; freqfusion, seed 0; carafe, seed 0; dysample+, seed 0;"
+        in printed
+    )
+    assert "The same line goes on with them." in printed
+    assert not (tmp_path / "race" / "report.html").exists()
 
 
 def test_ctrl_c_ends_the_runs_and_the_line_goes_on(tmp_path):

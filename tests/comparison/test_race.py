@@ -70,6 +70,37 @@ def test_stopping_ends_the_runs(tmp_path, monkeypatch):
     assert job.process.returncode is not None
 
 
+def test_at_the_end_of_its_time_what_is_done_is_kept(tmp_path, monkeypatch):
+    """Room for two: of five runs one was done before, one comes to its end, two are cut off, one never begins."""
+    jobs = [race.job_of(tmp_path, name, 0) for name in ("before", "quick", "slow", "slow_too", "late")]
+    write_run(jobs[0].folder)
+    write_run(tmp_path / "ready")
+    script = (
+        "import shutil, sys, time; folder = sys.argv[sys.argv.index('--out') + 1]\n"
+        "if 'slow' in folder: time.sleep(60)\n"
+        f"shutil.copytree({str(tmp_path / 'ready')!r}, folder, dirs_exist_ok=True)\n"
+    )
+    original = race.subprocess.Popen
+    monkeypatch.setattr(
+        race.subprocess,
+        "Popen",
+        lambda command, **options: original([sys.executable, "-c", script, *command[4:]], **options),
+    )
+    clock = 0.0
+
+    def watch():
+        nonlocal clock
+        if jobs[1].exit_code() is not None:
+            clock = 9.0
+
+    monkeypatch.setattr(race.time, "monotonic", lambda: clock)
+    run_jobs(jobs, [Slot(1, None)] * 2, [], watch, end=8.0)
+    assert [job.state for job in jobs] == ["done", "done", "waiting", "waiting", "waiting"]
+    assert jobs[2].process.returncode is not None
+    assert jobs[3].process.returncode is not None
+    assert jobs[4].process is None
+
+
 def test_an_unfinished_run_is_not_done_by_being_judged(tmp_path):
     job = race.job_of(tmp_path, "carafe", 0)
     write_run(job.folder, judged=None)

@@ -1,5 +1,6 @@
 """The race of ``freqfusion compare`` and ``quickstart``: checks, runs with a live table, and what came out."""
 
+import math
 import os
 import shlex
 import shutil
@@ -47,6 +48,7 @@ def run_race(
     baseline: str | None = None,
     explanation: Sequence[str] = (),
     images: bool = True,
+    minutes: float = math.inf,
 ) -> int:
     """Train what is missing in the folder of a race and compare all that is complete; returns the exit code.
 
@@ -63,7 +65,9 @@ def run_race(
         baseline: what others are held against; the leader if not given.
         explanation: paragraphs of the page.
         images: show the data set's images in the pictures.
+        minutes: after so many the runs are ended, and those that are complete compared.
     """
+    end = time.monotonic() + 60 * minutes
     fit_words = ["--config", str(config), *words]
     settings = f"{config.read_text(encoding='utf-8')}\n# {shlex.join(words)}\n"
     try:
@@ -89,14 +93,21 @@ def run_race(
     if leaders is None:
         runs += rest
     with _decoded_once(data, out / CACHE, any(not job.is_done() for job in (*runs, *rest))):
-        _run_shown(runs, runs, slots, fit_words, console)
+        _run_shown(runs, runs, slots, fit_words, console, end)
         done = [job.folder for job in runs if job.state == "done"]
         if leaders is not None and done:
             best = {str(m.runs[0].settings["model.fusion"]) for m in compare_runs(done).methods[:leaders]}
             more = [job for job in rest if job.method in best]
             runs += more
-            _run_shown(more, runs, slots, fit_words, console)
+            _run_shown(more, runs, slots, fit_words, console, end)
 
+    left = [f"{job.method}, seed {job.seed}" for job in runs if job.state == "waiting"]
+    if left:
+        console.print(
+            f"left after {minutes:g} minutes: {'; '.join(left)}. The same line goes on with them.",
+            highlight=False,
+            markup=False,
+        )
     failed = [job for job in runs if job.state == "failed"]
     for job in failed:
         console.print(
@@ -157,12 +168,12 @@ def _decoded_once(data: Any, folder: Path, needed: bool) -> Iterator[None]:
 
 
 def _run_shown(
-    jobs: list[Job], shown: list[Job], slots: list[Slot], words: list[str], console: Console
+    jobs: list[Job], shown: list[Job], slots: list[Slot], words: list[str], console: Console, end: float
 ) -> None:
     """Run ``jobs`` under a live table of ``shown``; where there is no terminal, with a line a change."""
     if not console.is_terminal:
         states: dict[str, str] = {}
-        race.run_jobs(jobs, slots, words, lambda: _print_changes(jobs, states, console))
+        race.run_jobs(jobs, slots, words, lambda: _print_changes(jobs, states, console), end)
         return
     began = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -171,6 +182,7 @@ def _run_shown(
             slots,
             words,
             lambda: live.update(_live_table(shown, time.monotonic() - began), refresh=True),
+            end,
         )
 
 

@@ -1,6 +1,7 @@
 """Compare runs: those that are there, or a race of fusion methods that this command trains first."""
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 
@@ -35,7 +36,7 @@ The folder gets report.html, results.csv, results.json, results.md and the pictu
 folder with its log.
 """
 _OF_RUNS = ("split",)
-_OF_RACE = ("methods", "seeds", "leaders", "jobs")
+_OF_RACE = ("methods", "seeds", "leaders", "jobs", "minutes")
 
 
 def _parser(is_race: bool = False) -> CommandParser:
@@ -86,6 +87,12 @@ def _parser(is_race: bool = False) -> CommandParser:
     race.add_argument(
         "--jobs", type=whole_number, help="runs side by side [one per GPU; without a GPU one per core]"
     )
+    race.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="end the runs after so many, and compare those that are complete [no end]",
+    )
     return parser
 
 
@@ -126,10 +133,11 @@ def _runs(parser: CommandParser, args: argparse.Namespace, words: list[str], com
 
 
 def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], command: str) -> int:
+    from freqfusion.comparison.race import in_order
     from freqfusion.fusion import list_fusions
 
     known = list_fusions()
-    methods = known if args.methods == ["all"] else list(dict.fromkeys(args.methods))
+    methods = in_order(known) if args.methods == ["all"] else list(dict.fromkeys(args.methods))
     for name in methods:
         if name not in known:
             parser.error(f"there is no method {name!r}; choose from: {', '.join(known)}")
@@ -171,4 +179,5 @@ def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], com
         jobs=args.jobs,
         baseline=args.baseline,
         images=not args.no_images,
+        minutes=args.minutes,
     )

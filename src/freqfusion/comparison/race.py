@@ -5,6 +5,7 @@ differ. Data order and augmentation follow from the seed alone, and so do the fi
 networks share (see :func:`freqfusion.fusion.create_fusion`). Runs go on where they were interrupted.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -17,10 +18,21 @@ from freqfusion.comparison.runs import LABELS, find_headline, is_complete, read_
 from freqfusion.tasks.image_data import default_workers
 from freqfusion.training.callbacks import FACTS
 
+FIRST = ("bilinear", "freqfusion", "carafe", "dysample+")
+"""The methods that are run before the others: a race that is cut short has them."""
 LOG = "log.txt"
 CHECKPOINT_STEPS = 100
 LOG_STEPS = 10
 """Steps between two signs of life of a run."""
+
+
+def in_order(methods: Sequence[str]) -> list[str]:
+    """The names of methods with the :data:`FIRST` ones in front.
+
+    >>> in_order(["a2u", "carafe", "bilinear"])
+    ['bilinear', 'carafe', 'a2u']
+    """
+    return [*(name for name in FIRST if name in methods), *(name for name in methods if name not in FIRST)]
 
 
 @dataclass
@@ -87,7 +99,11 @@ def make_slots(count: int | None, runs: int, cores: int, devices: int) -> list[S
 
 
 def run_jobs(
-    jobs: Sequence[Job], slots: Sequence[Slot], words: Sequence[str], watch: Callable[[], None]
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    words: Sequence[str],
+    watch: Callable[[], None],
+    end: float = math.inf,
 ) -> None:
     """Run ``freqfusion fit`` for every job that is not done, as many at a time as there are slots.
 
@@ -99,6 +115,8 @@ def run_jobs(
         slots: see :func:`make_slots`.
         words: the words of the command line of ``fit`` that all runs share.
         watch: called about twice a second, and after every change.
+        end: a time of :func:`time.monotonic` at which the runs are ended, if they are not done; they are ``waiting``
+            then.
     """
     waiting = [job for job in jobs if not job.is_done()]
     for job in jobs:
@@ -110,10 +128,12 @@ def run_jobs(
                 if index in running and (code := running[index].exit_code()) is not None:
                     job = running.pop(index)
                     job.state = "done" if code == 0 and job.is_done() else "failed"
-                if index not in running and waiting:
+                if index not in running and waiting and time.monotonic() < end:
                     running[index] = waiting.pop(0)
                     _start(running[index], slot, words)
             watch()
+            if time.monotonic() >= end:
+                break
             if running:
                 time.sleep(0.5)
     finally:
@@ -123,6 +143,7 @@ def run_jobs(
         for job in running.values():
             if job.process is not None:
                 job.process.wait()
+            job.state = "done" if job.is_done() else "waiting"
     watch()
 
 
