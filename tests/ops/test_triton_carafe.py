@@ -5,6 +5,7 @@ numbers in a product of matrices, so half precision is float16 here.
 """
 
 import inspect
+from types import ModuleType
 
 import pytest
 import torch
@@ -264,36 +265,92 @@ def test_no_kernel_adds_atomically() -> None:
         assert "atomic" not in inspect.getsource(module)
 
 
-def test_tuning_measures_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+class Recorded:
+    """A kernel ``(x, out, length, TILE)`` that notes its launches, by Triton's way or past it."""
+
+    __name__ = "recorded"
+    arg_names = ("x", "out", "length", "TILE")
+
+    def __init__(self) -> None:
+        self.slow: list[tuple[tuple[int, ...], dict[str, int]]] = []
+        self.fast: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        def run(*args: object, **constants: int) -> dict[tuple[int, ...], object]:
+            self.slow.append((grid, constants))
+            return {grid: lambda *args: self.fast.append(args)}  # the compiled kernel
+
+        return run
+
+
+def recorded_launch(x: Tensor, out: Tensor, length: int):
+    from freqfusion.ops._triton.launch import Launch
+
+    choices = [{"TILE": 1, "num_warps": 4}, {"TILE": 2, "num_warps": 4}]
+    return Launch(lambda chosen: 10 * chosen["TILE"], [length], choices, {})
+
+
+@pytest.fixture
+def launching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that launches, as where Triton compiles and nothing was launched before."""
     from freqfusion.ops._triton import launch
 
-    launched = []
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_remembered", {})
+    monkeypatch.setattr(launch, "_fastest", {})
+    return launch
 
-    class Kernel:
-        __name__ = "kernel"
 
-        def __getitem__(self, grid: tuple[int]):
-            return lambda *args, **constants: launched.append((grid, constants["TILE"]))
+def test_a_launch_is_prepared_once_for_tensors_that_lie_alike(launching: ModuleType) -> None:
+    kernel, x, out = Recorded(), torch.zeros(2, 6), torch.zeros(2, 6)
+    for _ in range(2):
+        launching.launch(kernel, (x, out), recorded_launch, 9)
+    assert kernel.slow == [((10, 1, 1), {"TILE": 1, "num_warps": 4, "enable_fp_fusion": True})]
+    assert kernel.fast == [(x, out, 9, 1)]
+    others = {
+        "option": ((x, out), 8),
+        "shape": ((x[:1], out[:1]), 9),
+        "strides": ((torch.zeros(6, 2).t(), out), 9),
+        "dtype": ((x.double(), out), 9),
+        "alignment": ((torch.zeros(13)[1:].view(2, 6), out), 9),
+    }
+    for number, (what, (tensors, length)) in enumerate(others.items(), 2):
+        launching.launch(kernel, tensors, recorded_launch, length)
+        assert len(kernel.slow) == number, what
+    assert len(kernel.fast) == 1
 
-    def run(length: int) -> None:
-        choices = [{"TILE": 1}, {"TILE": 2}]
-        out = torch.zeros(3)
-        launch.launch(Kernel(), lambda chosen: 10 * chosen["TILE"], out, out, length, None, choices=choices)
+
+def test_launches_are_not_remembered_without_end(
+    launching: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "REMEMBERED", 3)
+    kernel = Recorded()
+    for length in range(1, 9):
+        launching.launch(kernel, (torch.zeros(length), torch.zeros(length)), recorded_launch, length)
+        assert len(launching._remembered) <= 3
+
+
+def test_tuning_measures_only_when_it_is_asked_for(
+    launching: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Recorded()
+
+    def run(length: int) -> tuple[int, ...]:
+        launching.launch(kernel, (torch.zeros(3), torch.zeros(3)), recorded_launch, length)
+        return kernel.slow[-1][0]
 
     def bench(call) -> float:
         call()
-        return -launched.pop()[1]  # the larger tile is the faster one
+        return -kernel.slow.pop()[1]["TILE"]  # the larger tile is the faster one
 
     monkeypatch.setattr("triton.testing.do_bench", bench)
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    run(9)
-    monkeypatch.setattr(launch, "TUNING", True)
-    monkeypatch.setattr(launch, "_fastest", {})
-    run(9)
-    assert launched == [((10,), 1), ((20,), 2)]
+    assert run(9) == (10, 1, 1)
+    monkeypatch.setattr(launching, "TUNING", True)
+    launching._remembered.clear()
+    assert run(9) == (20, 1, 1)
+    assert len(kernel.slow) == 2
     monkeypatch.setattr("triton.testing.do_bench", lambda call: 1 / 0)
-    run(12)  # of about the same size
-    assert launched[2:] == [((20,), 2)]
+    assert run(12) == (20, 1, 1)  # of about the same size
 
 
 def test_opcheck() -> None:

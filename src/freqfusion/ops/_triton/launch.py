@@ -5,7 +5,8 @@
 
 import os
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -39,56 +40,98 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def launch(
-    kernel: Any,
-    programs: Callable[[Configuration], int],
-    out: Tensor,
-    *args: Any,
-    choices: Sequence[Configuration] = ({},),
-    **constants: Any,
-) -> None:
-    """Run a kernel on the device of ``out``.
+class Launch(NamedTuple):
+    """How to run a kernel on tensors of some shapes, strides, dtypes and alignment."""
 
-    All programs lie on the first axis of the grid, the only one that may be longer than 65535. Products are added
-    in one rounding, which newer releases of Triton do on request alone.
+    programs: Callable[[Configuration], int]
+    """Their number under a configuration. All lie on the first axis of the grid, the only one that may be longer than
+    65535."""
+    numbers: Sequence[float]
+    """Arguments of the kernel after its tensors."""
+    choices: Sequence[Configuration]
+    """Its configurations, the one that is known to be fast first."""
+    constants: dict[str, Any]
+    """Its other constants."""
+
+
+_remembered: dict[Hashable, Callable[..., object]] = {}
+REMEMBERED = 4096
+"""Launches at most that are kept; then all are forgotten, for so many sizes will hardly come again."""
+ALIGNED = 64
+"""Bytes: no access is wider, so no launch depends on more of where a tensor begins."""
+
+
+def launch(
+    kernel: Any, tensors: Sequence[Tensor | None], prepare: Callable[..., Launch], *options: Hashable
+) -> None:
+    """Run a kernel on the device of its tensors.
+
+    To find out how takes as long as a small kernel runs. It is done once for tensors that lie alike.
 
     Args:
         kernel: compiled by Triton on its first call of a kind.
-        programs: their number under a configuration.
-        out: a tensor that the kernel fills.
-        args: of the kernel.
-        choices: its configurations, the one that is known to be fast first.
-        constants: its other constants.
+        tensors: its first arguments; the first of them is not None.
+        prepare: tells how from ``tensors``, of which it reads no values, and ``options``.
+        options: what else matters to it.
     """
-    constants["enable_fp_fusion"] = True
-    with torch.cuda.device_of(out):
-        if COMPILED is not None:
-            built = kernel.warmup(*args, grid=(1,), **constants, **choices[0])
-            COMPILED.append((kernel.__name__, built))
-        else:
-            chosen = choices[0]
-            if TUNING and not INTERPRETED and len(choices) > 1:
-                chosen = _measured(kernel, programs, args, choices, constants)
-            kernel[(programs(chosen),)](*args, **constants, **chosen)
+    first = tensors[0]
+    assert first is not None
+    device = first.device.index
+    lies = [x if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNED) for x in tensors]
+    key = (prepare, device, options, *lies)
+    run = _remembered.get(key)
+    with (
+        nullcontext()
+        if device is None or device == torch.cuda.current_device()
+        else torch.cuda.device(device)
+    ):
+        if run is not None:
+            run(*tensors)
+            return
+        run = _first_run(kernel, tensors, prepare(*tensors, *options))
+    if COMPILED is None:
+        if len(_remembered) >= REMEMBERED:
+            _remembered.clear()
+        _remembered[key] = run
 
 
-def _measured(
-    kernel: Any,
-    programs: Callable[[Configuration], int],
-    args: tuple[Any, ...],
-    choices: Sequence[Configuration],
-    constants: dict[str, Any],
-) -> Configuration:
+def _first_run(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Callable[..., object]:
+    """Run a kernel; returns what runs it on other tensors that lie alike.
+
+    Products are added in one rounding, which newer releases of Triton do on request alone.
+    """
+    options = how.constants | {"enable_fp_fusion": True} | how.choices[0]
+    if COMPILED is not None:
+        built = kernel.warmup(*tensors, *how.numbers, grid=(1,), **options)
+        COMPILED.append((kernel.__name__, built))
+        return built
+    if TUNING and not INTERPRETED and len(how.choices) > 1:
+        options |= _measured(kernel, tensors, how)
+    grid, numbers = (how.programs(options), 1, 1), how.numbers
+    built = kernel[grid](*tensors, *numbers, **options)
+    if INTERPRETED:
+        return lambda *tensors: kernel[grid](*tensors, *numbers, **options)
+    # what Triton compiled takes all arguments in their order, and looks at none of them again
+    names = kernel.arg_names[len(tensors) + len(numbers) :]
+    rest = (*numbers, *(options[name] for name in names))
+    compiled = built[grid]
+    return lambda *tensors: compiled(*tensors, *rest)
+
+
+def _measured(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Configuration:
     """The fastest configuration of a kernel for arguments of about this size, measured once in a process."""
-    sizes = (arg.dtype if isinstance(arg, Tensor) else arg and arg.bit_length() for arg in args)
-    key = (kernel.__name__, *sizes, *constants.items())
+    sizes = (
+        x.dtype if isinstance(x, Tensor) else x and int(x).bit_length() for x in (*tensors, *how.numbers)
+    )
+    key = (kernel.__name__, *sizes, *how.constants.items())
     if key not in _fastest:
         from triton.testing import do_bench
 
-        _fastest[key] = min(
-            choices,
-            key=lambda chosen: do_bench(lambda: kernel[(programs(chosen),)](*args, **constants, **chosen)),
-        )
+        def run(chosen: Configuration) -> None:
+            options = how.constants | {"enable_fp_fusion": True} | chosen
+            kernel[(how.programs(chosen),)](*tensors, *how.numbers, **options)
+
+        _fastest[key] = min(how.choices, key=lambda chosen: do_bench(lambda: run(chosen)))
     return _fastest[key]
 
 
@@ -99,6 +142,7 @@ def _one(out):
 
 def probe(device: torch.device) -> None:
     out = torch.zeros(1, device=device)
-    launch(_one, lambda _: 1, out, out)
+    with torch.cuda.device_of(out):
+        _one[(1,)](out)
     if float(out) != 1:
         raise RuntimeError(f"it wrote {float(out)} instead of 1")

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose
 from freqfusion.ops._checks import accumulation_dtype, layout
 from freqfusion.ops.carafe.naive import carafe_naive
@@ -18,7 +17,7 @@ OPERATORS["carafe_from_logits"] = Operator(
 )
 
 
-@custom_op("freqfusion::carafe_from_logits", mutates_args=())
+@registered("freqfusion::carafe_from_logits")
 def _from_logits(
     x: Tensor,
     logits: Tensor,
@@ -34,7 +33,7 @@ def _from_logits(
     return kernels_for("triton").carafe_from_logits(x, logits, window, plus, *rest)
 
 
-@custom_op("freqfusion::carafe_from_logits_backward", mutates_args=())
+@registered("freqfusion::carafe_from_logits_backward")
 def _from_logits_backward(
     x: Tensor,
     logits: Tensor,

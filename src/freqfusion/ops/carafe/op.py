@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
+from freqfusion.ops._autograd import registered
 from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation, needs_composite
 from freqfusion.ops._checks import (
     accumulation_dtype,
@@ -60,7 +60,7 @@ def _reaching(
     return taps.index_select(2, middle(inner, kernel_size, kernels.device, len(size))).flatten(1, 2), inner
 
 
-@custom_op("freqfusion::carafe", mutates_args=())
+@registered("freqfusion::carafe")
 def _carafe(
     x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
 ) -> Tensor:
@@ -68,7 +68,7 @@ def _carafe(
     return kernels_for(backend).carafe(x, kernels, inner, groups, reflect)
 
 
-@custom_op("freqfusion::carafe_backward_x", mutates_args=())
+@registered("freqfusion::carafe_backward_x")
 def _carafe_backward_x(
     kernels: Tensor,
     grad: Tensor,
@@ -84,7 +84,7 @@ def _carafe_backward_x(
     return kernels_for(backend).carafe_backward_x(kernels, grad, size, inner, groups, reflect)
 
 
-@custom_op("freqfusion::carafe_backward_kernels", mutates_args=())
+@registered("freqfusion::carafe_backward_kernels")
 def carafe_backward_kernels(
     x: Tensor,
     grad: Tensor,
@@ -112,7 +112,7 @@ def _all_taps(taps: Tensor, inner: int, kernel_size: int, groups: int) -> Tensor
     return spread(taps, inner, kernel_size, axis=2, dims=dims).flatten(1, 2)
 
 
-@custom_op("freqfusion::carafe_backward", mutates_args=())
+@registered("freqfusion::carafe_backward")
 def _carafe_backward(
     x: Tensor,
     kernels: Tensor,

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation, needs_composite
 from freqfusion.ops._checks import accumulation_dtype, check_kernel_size, check_map, check_whole, layout
 from freqfusion.ops._windows import reachable
@@ -26,7 +25,7 @@ OPERATORS["local_similarity"] = Operator(
 )
 
 
-@custom_op("freqfusion::local_similarity", mutates_args=())
+@registered("freqfusion::local_similarity")
 def _local_similarity(
     x: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> tuple[Tensor, Tensor]:
@@ -47,7 +46,7 @@ def _planes(window: int) -> int:
     return window * window // 2 + 1
 
 
-@custom_op("freqfusion::local_similarity_backward", mutates_args=())
+@registered("freqfusion::local_similarity_backward")
 def _local_similarity_backward(
     x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int, backend: str = "native"
 ) -> Tensor:

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton.launch import launch
+from freqfusion.ops._triton.launch import Launch, launch
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops._triton.tiles import (
     aligned,
@@ -415,65 +415,82 @@ def local_similarity(
         that is below the floor; then the cosines with the later half of the neighbours. The other half are the same
         numbers seen from there. Of ``planes`` beyond those nothing is said.
     """
-    batch, channels, height, width = x.shape
-    neighbours = window**2 - 1
-    shape = (batch, neighbours, height, width)
+    batch, _, height, width = x.shape
+    shape = (batch, window**2 - 1, height, width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     saved = torch.empty((batch, planes, height, width), dtype=torch.float32, device=x.device)
     if out.numel() == 0:
         return out, saved
     if window == 3:
-        choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, x if is_last(x) else out)
-        launch(
-            _forward,
-            lambda chosen: batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"]),
-            out, x, out, saved, channels, height, width, epsilon, *x.stride(), *out.stride(),
-            saved.stride(0), choices=choices, dilation=dilation, WIDE=is_wide(x, out, saved), **constants,
-        )  # fmt: skip
-        return out, saved
-    launch(
-        _forward_any_window,
-        lambda chosen: batch * height * triton.cdiv(width, chosen["BLOCK_W"]),
-        out, x, out, saved, channels, height, width, dilation, epsilon, *x.stride(), *out.stride(),
-        saved.stride(0),
-        choices=[{"BLOCK_W": size, "num_warps": 4} for size in (64, 32, 128)],
-        WINDOW=window, NEIGHBOURS=triton.next_power_of_2(neighbours),
-    )  # fmt: skip
+        launch(_forward, (x, out, saved), _forward_launch, dilation, epsilon)
+    else:
+        launch(_forward_any_window, (x, out, saved), _any_forward_launch, window, dilation, epsilon)
     return out, saved
+
+
+def _forward_launch(x: Tensor, out: Tensor, saved: Tensor, dilation: int, epsilon: float) -> Launch:
+    batch, channels, height, width = x.shape
+    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, x if is_last(x) else out)
+    numbers = [channels, height, width, epsilon, *x.stride(), *out.stride(), saved.stride(0)]
+    constants |= {"dilation": dilation, "WIDE": is_wide(x, out, saved)}
+    return Launch(partial(_of_tiles, batch, height, width), numbers, choices, constants)
+
+
+def _of_tiles(batch: int, height: int, width: int, chosen: dict[str, int]) -> int:
+    """Programs, one for each tile."""
+    return batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
+
+
+def _any_forward_launch(
+    x: Tensor, out: Tensor, saved: Tensor, window: int, dilation: int, epsilon: float
+) -> Launch:
+    batch, channels, height, width = x.shape
+    return Launch(
+        lambda chosen: batch * height * triton.cdiv(width, chosen["BLOCK_W"]),
+        [channels, height, width, dilation, epsilon, *x.stride(), *out.stride(), saved.stride(0)],
+        [{"BLOCK_W": size, "num_warps": 4} for size in (64, 32, 128)],
+        {"WINDOW": window, "NEIGHBOURS": triton.next_power_of_2(window**2 - 1)},
+    )
 
 
 def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
     """Derivative of :func:`local_similarity` in ``x``, in its layout, given ``saved`` and the result's gradient."""
-    batch, channels, height, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     if out.numel() == 0:
         return out
     if window == 3:
-        choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 4, out)
-        constants["ALIGN_GRAD"] = 1 if constants["LAST"] else alignment(False, width, grad)
-        launch(
-            _backward,
-            lambda chosen: batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"]),
-            out, x, saved, grad, out, channels, height, width,
-            *x.stride(), saved.stride(0), *grad.stride(), *out.stride(),
-            choices=choices, dilation=dilation, WIDE=is_wide(x, saved, grad, out), **constants,
-        )  # fmt: skip
-        return out
+        launch(_backward, (x, saved, grad, out), _backward_launch, dilation)
+    else:
+        launch(_backward_any_window, (x, saved, grad, out), _any_backward_launch, window, dilation)
+    return out
+
+
+def _backward_launch(x: Tensor, saved: Tensor, grad: Tensor, out: Tensor, dilation: int) -> Launch:
+    batch, channels, height, width = x.shape
+    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 4, out)
+    constants["ALIGN_GRAD"] = 1 if constants["LAST"] else alignment(False, width, grad)
+    constants |= {"dilation": dilation, "WIDE": is_wide(x, saved, grad, out)}
+    strides = (*x.stride(), saved.stride(0), *grad.stride(), *out.stride())
+    return Launch(
+        partial(_of_tiles, batch, height, width), [channels, height, width, *strides], choices, constants
+    )
+
+
+def _any_backward_launch(
+    x: Tensor, saved: Tensor, grad: Tensor, out: Tensor, window: int, dilation: int
+) -> Launch:
+    batch, channels, height, width = x.shape
 
     def programs(chosen: dict[str, int]) -> int:
         tiles = triton.cdiv(width, chosen["BLOCK_W"]) * triton.cdiv(channels, chosen["BLOCK_C"])
         return batch * height * tiles
 
-    launch(
-        _backward_any_window, programs, out, x, saved, grad, out, channels, height, width, dilation,
-        *x.stride(), saved.stride(0), *grad.stride(), *out.stride(),
-        choices=[
-            {"BLOCK_C": rows, "BLOCK_W": columns, "num_warps": 4}
-            for rows, columns in ((16, 32), (8, 64), (32, 32), (64, 8))
-        ],
-        WINDOW=window,
-    )  # fmt: skip
-    return out
+    strides = (*x.stride(), saved.stride(0), *grad.stride(), *out.stride())
+    choices = [
+        {"BLOCK_C": rows, "BLOCK_W": columns, "num_warps": 4}
+        for rows, columns in ((16, 32), (8, 64), (32, 32), (64, 8))
+    ]
+    return Launch(programs, [channels, height, width, dilation, *strides], choices, {"WINDOW": window})
 
 
 def explain(x: Tensor) -> str:

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
 from freqfusion.ops._checks import check_count, check_kernel_size, check_map, check_taps, check_tensor, layout
 from freqfusion.ops.normalize_kernels.torch import normalize_kernels as softmax
@@ -25,12 +24,12 @@ def _cannot(backend: str, logits: Tensor) -> str:
 OPERATORS["normalize_kernels"] = Operator(1, ("triton",), _cannot)
 
 
-@custom_op("freqfusion::normalize_kernels", mutates_args=())
+@registered("freqfusion::normalize_kernels")
 def _normalize(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
     return kernels_for("triton").normalize_kernels(logits, window, taps)
 
 
-@custom_op("freqfusion::normalize_kernels_backward", mutates_args=())
+@registered("freqfusion::normalize_kernels_backward")
 def _normalize_backward(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
     return kernels_for("triton").normalize_kernels_backward(logits, window, grad, taps)
 

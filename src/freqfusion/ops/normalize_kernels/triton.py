@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton.launch import launch
+from freqfusion.ops._triton.launch import Launch, launch
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops._triton.tiles import aligned, alignment, compiled, is_wide
 
@@ -101,44 +102,56 @@ def _pixel_stride(x: Tensor) -> int | None:
     return across if height == 1 or down == width * across else None
 
 
-def _launch(kernel: object, window: Tensor | None, taps: int, *maps: Tensor) -> None:
+def _run(kernel: object, window: Tensor | None, taps: int, *maps: Tensor) -> None:
     """Run a kernel on maps of one shape, the last of which it fills."""
-    out = maps[-1]
-    batch, channels, height, width = out.shape
-    if out.numel() == 0:
+    if maps[-1].numel() == 0:
         return
+    first, *rest = (x if _pixel_stride(x) is not None else x.contiguous() for x in maps)
+    tensors = (first, first if window is None else window.reshape(-1), *rest)
+    launch(kernel, tensors, _prepare, taps, window is not None)
+
+
+def _prepare(logits: Tensor, *others: Any) -> Launch:
+    """Of the window, the other maps, the number of taps and whether there is a window."""
+    _, *rest, taps, windowed = others
+    maps = [logits, *rest]
+    batch, channels, height, width = logits.shape
     pixels = height * width
-    maps = tuple(x if _pixel_stride(x) is not None else x.contiguous() for x in maps)
-    strides = [number for x in maps for number in (x.stride(0), x.stride(1), _pixel_stride(x))]
+    strides: list[Any] = [number for x in maps for number in (x.stride(0), x.stride(1), _pixel_stride(x))]
     padded = triton.next_power_of_2(taps)
     rows = all(_pixel_stride(x) == 1 for x in maps)
     # measured on an H100 with 25 taps in bfloat16
     if rows:
-        choices = [{"BP": max(2, min(256, 8192 // padded)), "RUN": 2, "num_warps": 4}]
+        choice = {"BP": max(2, min(256, 8192 // padded)), "RUN": 2, "num_warps": 4}
     else:
-        choices = [{"BP": max(1, min(64, 1024 // padded)), "RUN": 0, "num_warps": 4}]
+        choice = {"BP": max(1, min(64, 1024 // padded)), "RUN": 0, "num_warps": 4}
     flat = [x.flatten(2).unsqueeze(2) for x in maps]
-    launch(
-        kernel,
+    constants = {
+        "TAPS": taps,
+        "PAD": padded,
+        "WINDOW": windowed,
+        "ALIGN": alignment(False, pixels, *flat) if rows else 1,
+        "WIDE": is_wide(*maps),
+    }
+    return Launch(
         lambda chosen: batch * (channels // taps) * triton.cdiv(pixels, chosen["BP"]),
-        out, maps[0], maps[0] if window is None else window.reshape(-1), *maps[1:],
-        pixels, channels // taps, *strides,
-        choices=choices, TAPS=taps, PAD=padded, WINDOW=window is not None,
-        ALIGN=alignment(False, pixels, *flat) if rows else 1, WIDE=is_wide(*maps),
-    )  # fmt: skip
+        [pixels, channels // taps, *strides],
+        [choice],
+        constants,
+    )
 
 
 def normalize_kernels(logits: Tensor, window: Tensor | None, taps: int) -> Tensor:
     """As :func:`freqfusion.ops.normalize_kernels`, in the layout of ``logits``; ``taps`` of each group."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
-    _launch(_forward, window, taps, logits, out)
+    _run(_forward, window, taps, logits, out)
     return out
 
 
 def normalize_kernels_backward(logits: Tensor, window: Tensor | None, grad: Tensor, taps: int) -> Tensor:
     """Derivative of :func:`normalize_kernels` in ``logits``, of their dtype and layout."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout(logits))
-    _launch(_backward, window, taps, logits, grad, out)
+    _run(_backward, window, taps, logits, grad, out)
     return out
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from freqfusion.ops._autograd import second_derivative
+from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose, implementation
 from freqfusion.ops._checks import check_count, check_filled, check_groups, check_map, check_pair, layout
 from freqfusion.ops.resample.naive import resample_naive
@@ -24,14 +23,14 @@ OPERATORS["resample"] = Operator(
 )
 
 
-@custom_op("freqfusion::resample", mutates_args=())
+@registered("freqfusion::resample")
 def _resample(
     x: Tensor, offsets: Tensor, groups: int, unit_size: Sequence[int], backend: str = "native"
 ) -> Tensor:
     return kernels_for(backend).resample(x, offsets, groups, *unit_size)
 
 
-@custom_op("freqfusion::resample_backward_x", mutates_args=())
+@registered("freqfusion::resample_backward_x")
 def _resample_backward_x(
     x: Tensor,
     offsets: Tensor,
@@ -43,7 +42,7 @@ def _resample_backward_x(
     return kernels_for(backend).resample_backward_x(offsets, grad, x.shape[2:], groups, *unit_size)
 
 
-@custom_op("freqfusion::resample_backward_offsets", mutates_args=())
+@registered("freqfusion::resample_backward_offsets")
 def _resample_backward_offsets(
     x: Tensor,
     offsets: Tensor,

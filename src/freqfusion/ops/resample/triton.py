@@ -25,7 +25,7 @@ from torch import Tensor
 
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, launch
+from freqfusion.ops._triton.launch import Configuration, Launch, launch
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops._triton.tiles import (
     aligned,
@@ -469,59 +469,80 @@ def _gather(
     tl.store(at, total.to(out.dtype.element_ty), mask=valid[:, None] & real[None, :])
 
 
-def _programs(planes: int, height: int, width: int, blocks: int, chosen: Configuration) -> int:
-    """Of tiles of all planes, one for each block of channels."""
-    return planes * blocks * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
+def _of_tiles(planes: int, height: int, width: int, channels: int, chosen: Configuration) -> int:
+    """Programs: one for each tile of each plane and each block of channels."""
+    tiles = triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
+    return planes * tiles * triton.cdiv(channels, chosen["BC"])
 
 
 def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
     """As :func:`freqfusion.ops.resample`."""
-    (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     out = torch.empty(
-        (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout(x)
+        (*x.shape[:2], *offsets.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
-    if out.numel() == 0:
-        return out
+    if out.numel():
+        last = is_last(x, out)
+        kernel, prepare = (_forward_last, _last_launch) if last else (_forward_rows, _rows_launch)
+        launch(kernel, (x, offsets, out), prepare, groups, unit_height, unit_width)
+    return out
+
+
+def _last_launch(
+    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Launch:
+    batch, channels, height, width = out.shape
     channels //= groups
-    args = (
-        x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
-        *x.stride(), *offsets.stride(), *out.stride(),
-    )  # fmt: skip
-    if is_last(x, out):
-        align = alignment(True, channels, x, out)
-        size = tile_of_last(channels, align)
-        launch(
-            _forward_last,
-            lambda chosen: _programs(
-                batch * groups, height, width, triton.cdiv(channels, chosen["BC"]), chosen
-            ),
-            out, *args, choices=[size | {"num_warps": 4}],
-            ALIGN=align, WIDE=is_wide(x, out), EVEN=channels % size["BC"] == 0,
-        )  # fmt: skip
-        return out
+    align = alignment(True, channels, x, out)
+    size = tile_of_last(channels, align)
+    return Launch(
+        partial(_of_tiles, batch * groups, height, width, channels),
+        _forward_numbers(x, offsets, out, groups, unit_height, unit_width),
+        [size | {"num_warps": 4}],
+        {"ALIGN": align, "WIDE": is_wide(x, out), "EVEN": channels % size["BC"] == 0},
+    )
+
+
+def _rows_launch(
+    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Launch:
+    batch, channels, height, width = out.shape
 
     def programs(chosen: Configuration) -> int:
-        tiles = triton.cdiv(width, chosen["BLOCK_W"]) * triton.cdiv(channels, chosen["BLOCK_C"])
+        tiles = triton.cdiv(width, chosen["BLOCK_W"]) * triton.cdiv(channels // groups, chosen["BLOCK_C"])
         return batch * groups * height * tiles
 
-    launch(
-        _forward_rows, programs, out, *args,
-        choices=small([
+    choices = small(
+        [
             {"BLOCK_C": block, "BLOCK_W": columns, "num_warps": 4}
             for block, columns in ((8, 64), (16, 64), (8, 128), (64, 8))
-        ]),
-    )  # fmt: skip
-    return out
+        ]
+    )
+    numbers = _forward_numbers(x, offsets, out, groups, unit_height, unit_width)
+    return Launch(programs, numbers, choices, {})
+
+
+def _forward_numbers(
+    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+) -> list[int]:
+    sizes = (x.shape[1] // groups, groups, *x.shape[-2:], *out.shape[-2:], unit_height, unit_width)
+    return [*sizes, *x.stride(), *offsets.stride(), *out.stride()]
 
 
 def resample_backward_offsets(
     x: Tensor, offsets: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``offsets``, of their dtype."""
-    (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     out = torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
-    if out.numel() == 0:
-        return out
+    if out.numel():
+        tensors = (x, offsets, grad, out)
+        launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width)
+    return out
+
+
+def _offsets_launch(
+    x: Tensor, offsets: Tensor, grad: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+) -> Launch:
+    (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     channels //= groups
     last = is_last(x, grad)
     align = alignment(True, channels, x, grad) if last else 1
@@ -529,14 +550,13 @@ def resample_backward_offsets(
         size = tile_of_last(channels, align) | {"num_warps": 4}
     else:
         size = {"TH": 8, "TW": 32, "BC": 8, "RUN": 1, "num_warps": 8}
-    launch(
-        _backward_offsets,
-        lambda chosen: _programs(batch * groups, height, width, 1, chosen),
-        out, x, offsets, grad, out, channels, groups, h, w, height, width, unit_height, unit_width,
-        *x.stride(), *offsets.stride(), *grad.stride(), *out.stride(),
-        choices=small([size]), LAST=last, ALIGN=align, WIDE=is_wide(x, grad), EVEN=channels % size["BC"] == 0,
-    )  # fmt: skip
-    return out
+    sizes = (channels, groups, h, w, height, width, unit_height, unit_width)
+    return Launch(
+        lambda chosen: _of_tiles(batch * groups, height, width, 1, chosen),
+        [*sizes, *x.stride(), *offsets.stride(), *grad.stride(), *out.stride()],
+        small([size]),
+        {"LAST": last, "ALIGN": align, "WIDE": is_wide(x, grad), "EVEN": channels % size["BC"] == 0},
+    )
 
 
 def resample_backward_x(
@@ -555,38 +575,80 @@ def resample_backward_x(
     )
     if out.numel() == 0:
         return out
-    channels //= groups
-    last = is_last(grad, out)
-    single = grad.dtype == torch.float32
-    align = alignment(True, channels, grad, out) if last else alignment(False, width, grad, out)
-    # fewer registers where rows are read one by one; more warps for float32 whose channels lie last
-    if last or single or align == 1:
-        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
-    else:
-        size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
-    (size,) = small([size | {"BC": min(64, max(16, triton.next_power_of_2(channels)))}])
+    size = _gather_size(grad, out, groups)
     rows, columns = triton.cdiv(height, size["SH"]), triton.cdiv(width, size["SW"])
     planes, positions = batch * groups, size["SH"] * size["SW"]
     places = torch.empty((planes, rows, columns, 2, positions), dtype=torch.float32, device=grad.device)
     boxes = torch.empty((planes, rows, 4, columns), dtype=torch.int32, device=grad.device)
     row_boxes = torch.empty((planes, 2, rows), dtype=torch.int32, device=grad.device)
-    launch(
-        _landing, lambda _: planes * rows, out, offsets, places, boxes, row_boxes,
-        groups, h, w, height, width, unit_height, unit_width, *offsets.stride(), rows, columns,
-        choices=[{"SH": size["SH"], "SW": size["SW"], "num_warps": 8}], CHUNK=SEARCHED,
-    )  # fmt: skip
-    bfloat16 = grad.dtype == torch.bfloat16
-    launch(
-        _gather,
-        lambda chosen: _programs(planes, h, w, triton.cdiv(channels, chosen["BC"]), chosen),
-        out, places, boxes, row_boxes, grad, out, channels, groups, h, w, height, width,
-        *grad.stride(), *out.stride(), rows, columns,
-        choices=[size], LAST=last,
-        ALIGN=align,
-        WIDE=is_wide(grad, out), PRECISION="tf32x3" if single else "ieee",
-        SPLIT=bfloat16, WIDEN=bfloat16 and INTERPRETED, CHUNK=SEARCHED,
-    )  # fmt: skip
+    rest = (groups, h, w, unit_height, unit_width, size["SH"], size["SW"])
+    launch(_landing, (offsets, places, boxes, row_boxes), _landing_launch, *rest)
+    launch(_gather, (places, boxes, row_boxes, grad, out), _gather_launch, groups)
     return out
+
+
+def _gather_size(grad: Tensor, out: Tensor, groups: int) -> Configuration:
+    """Tiles of the map (``TH`` x ``TW`` pixels, ``BC`` channels) and of positions (``SH`` x ``SW``)."""
+    last, single = is_last(grad, out), grad.dtype == torch.float32
+    # fewer registers where rows are read one by one; more warps for float32 whose channels lie last
+    if last or single or _gather_alignment(grad, out, groups) == 1:
+        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
+    else:
+        size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
+    (size,) = small([size | {"BC": min(64, max(16, triton.next_power_of_2(grad.shape[1] // groups)))}])
+    return size
+
+
+def _gather_alignment(grad: Tensor, out: Tensor, groups: int) -> int:
+    last = is_last(grad, out)
+    return alignment(last, grad.shape[1] // groups if last else grad.shape[3], grad, out)
+
+
+def _landing_launch(
+    offsets: Tensor,
+    places: Tensor,
+    boxes: Tensor,
+    row_boxes: Tensor,
+    groups: int,
+    h: int,
+    w: int,
+    unit_height: int,
+    unit_width: int,
+    rows_of_tile: int,
+    columns_of_tile: int,
+) -> Launch:
+    planes, rows, columns = places.shape[:3]
+    sizes = (groups, h, w, *offsets.shape[-2:], unit_height, unit_width)
+    return Launch(
+        lambda _: planes * rows,
+        [*sizes, *offsets.stride(), rows, columns],
+        [{"SH": rows_of_tile, "SW": columns_of_tile, "num_warps": 8}],
+        {"CHUNK": SEARCHED},
+    )
+
+
+def _gather_launch(
+    places: Tensor, boxes: Tensor, row_boxes: Tensor, grad: Tensor, out: Tensor, groups: int
+) -> Launch:
+    planes, rows, columns = places.shape[:3]
+    (channels, h, w), (height, width) = out.shape[1:], grad.shape[-2:]
+    channels //= groups
+    bfloat16 = grad.dtype == torch.bfloat16
+    constants = {
+        "LAST": is_last(grad, out),
+        "ALIGN": _gather_alignment(grad, out, groups),
+        "WIDE": is_wide(grad, out),
+        "PRECISION": "tf32x3" if grad.dtype == torch.float32 else "ieee",
+        "SPLIT": bfloat16,
+        "WIDEN": bfloat16 and INTERPRETED,
+        "CHUNK": SEARCHED,
+    }
+    return Launch(
+        partial(_of_tiles, planes, h, w, channels),
+        [channels, groups, h, w, height, width, *grad.stride(), *out.stride(), rows, columns],
+        [_gather_size(grad, out, groups)],
+        constants,
+    )
 
 
 def explain(x: Tensor, groups: int) -> str:

@@ -23,8 +23,7 @@ gradient.
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import torch
 import triton
@@ -33,7 +32,7 @@ from torch import Tensor
 
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, capability, launch
+from freqfusion.ops._triton.launch import Configuration, Launch, capability, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
 from freqfusion.ops.carafe.triton.sums import (
     SIZES,
@@ -836,42 +835,52 @@ def forward(
     kept: Tensor | None = None,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.triton.sums.forward`, in half precision."""
-    sizes = sizes_of(x, kernels, kernel_size, groups)
     out = empty_result(x, kernels, plus)
     kernels = small(kernels)
+    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
+    rest = (kernel_size, groups, reflect, normalize, gain, kept is not None)
+    launch(carafe_band_forward, tensors, _forward_launch, *rest)
+    return out
+
+
+def _forward_launch(
+    x: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    out: Tensor,
+    plus: Tensor | None,
+    kept: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    normalize: bool,
+    gain: int,
+    keep: bool,
+) -> Launch:
+    sizes = sizes_of(x, kernels, kernel_size, groups)
     x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
-    launch(
-        carafe_band_forward,
-        lambda chosen: sizes.tiles(x.shape[0], chosen),
-        out,
-        x,
-        kernels,
-        window,
-        out,
-        plus,
-        kernels if kept is None else kept,
-        *numbers,
-        int(kept is not None),
-        *x_map.strides,
-        *k_map.strides,
-        *o_map.strides,
-        choices=_forward_choices(sizes, x_map.last),
+    constants = {
         **units,
         **x_map.constants("X"),
         **k_map.constants("K"),
         **o_map.constants("O"),
         **sizes.ratio,
-        K=kernel_size,
-        TAPS=sizes.taps,
-        REFLECT=reflect,
-        NORMALIZE=normalize,
-        WINDOWED=window is not None,
-        GAIN=gain,
-        SPLIT=_splits(x, kernels, normalize, gain),
-        PLUS=plus is not None,
+        "K": kernel_size,
+        "TAPS": sizes.taps,
+        "REFLECT": reflect,
+        "NORMALIZE": normalize,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "SPLIT": _splits(x, kernels, normalize, gain),
+        "PLUS": plus is not None,
+    }
+    return Launch(
+        partial(sizes.tiles, x.shape[0]),
+        [*numbers, int(keep), *x_map.strides, *k_map.strides, *o_map.strides],
+        _forward_choices(sizes, x_map.last),
+        constants,
     )
-    return out
 
 
 def backward_kernels(
@@ -888,43 +897,51 @@ def backward_kernels(
     more: Tensor | None = None,
 ) -> None:
     """As :func:`freqfusion.ops.carafe.triton.sums.backward_kernels`."""
-    sizes = sizes_of(x, grad, kernel_size, groups)
     logits = None if logits is None else small(logits)
+    tensors = (x, grad, logits, window, out, applied, out if more is None else more)
+    rest = (kernel_size, groups, reflect, gain, more is not None)
+    launch(carafe_band_kernels, tensors, _kernels_launch, *rest)
+
+
+def _kernels_launch(
+    x: Tensor,
+    grad: Tensor,
+    logits: Tensor | None,
+    window: Tensor | None,
+    out: Tensor,
+    applied: Tensor | None,
+    more: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+    has_more: bool,
+) -> Launch:
+    sizes = sizes_of(x, grad, kernel_size, groups)
     x_map, g_map, o_map = dense_map(x, groups), dense_map(grad, groups), dense_map(out)
     k_map = o_map if logits is None else dense_map(logits)
     numbers, units = sizes.arguments((x_map,), (g_map, k_map, o_map))
     wide = x.dtype == torch.float32
-    launch(
-        carafe_band_kernels,
-        lambda chosen: sizes.tiles(x.shape[0], chosen),
-        out,
-        x,
-        grad,
-        logits,
-        window,
-        out,
-        applied,
-        out if more is None else more,
-        *numbers,
-        int(more is not None),
-        *x_map.strides,
-        *g_map.strides,
-        *k_map.strides,
-        *o_map.strides,
-        choices=_kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
+    constants = {
         **units,
         **x_map.constants("X"),
         **g_map.constants("G"),
         **k_map.constants("K"),
         **o_map.constants("O"),
         **sizes.ratio,
-        K=kernel_size,
-        TAPS=sizes.taps,
-        REFLECT=reflect,
-        NORMALIZE=logits is not None,
-        WINDOWED=window is not None,
-        GAIN=gain,
-        PRECISION="tf32x3" if wide else "ieee",
+        "K": kernel_size,
+        "TAPS": sizes.taps,
+        "REFLECT": reflect,
+        "NORMALIZE": logits is not None,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "PRECISION": "tf32x3" if wide else "ieee",
+    }
+    return Launch(
+        partial(sizes.tiles, x.shape[0]),
+        [*numbers, int(has_more), *x_map.strides, *g_map.strides, *k_map.strides, *o_map.strides],
+        _kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
+        constants,
     )
 
 
@@ -934,39 +951,47 @@ def backward_x(
     """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, with a ``gain`` of :func:`forward`."""
     margin = kernel_size // 2 if reflect else 0
     out = padded_gradient(grad, h, w, margin)
+    rest = (h, w, margin, kernel_size, groups, gain)
+    launch(carafe_band_x, (small(kernels), grad, out), _x_launch, *rest)
+    return folded(out, grad, margin)
+
+
+def _x_launch(
+    kernels: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    h: int,
+    w: int,
+    margin: int,
+    kernel_size: int,
+    groups: int,
+    gain: int,
+) -> Launch:
     sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])
-    kernels = small(kernels)
     k_map, g_map, o_map = dense_map(kernels), dense_map(grad, groups), dense_map(out, groups)
     numbers, units = sizes.arguments((o_map,), (k_map, g_map))
-    wide = grad.dtype == torch.float32
+    batch, wide = grad.shape[0], grad.dtype == torch.float32
 
     def programs(chosen: Configuration) -> int:
-        return sizes.tiles(grad.shape[0], chosen, margin) * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
+        return sizes.tiles(batch, chosen, margin) * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
 
-    launch(
-        carafe_band_x,
-        programs,
-        out,
-        kernels,
-        grad,
-        out,
-        *numbers,
-        margin,
-        *k_map.strides,
-        *g_map.strides,
-        *o_map.strides,
-        choices=_x_choices(sizes, g_map.last, wide),
+    constants = {
         **units,
         **k_map.constants("K"),
         **g_map.constants("G"),
         **o_map.constants("O"),
         **sizes.ratio,
-        K=kernel_size,
-        GAIN=gain,
-        SPLIT=_splits(grad, kernels, False, gain),
-        PRECISION="tf32x3" if wide else "ieee",
+        "K": kernel_size,
+        "GAIN": gain,
+        "SPLIT": _splits(grad, kernels, False, gain),
+        "PRECISION": "tf32x3" if wide else "ieee",
+    }
+    return Launch(
+        programs,
+        [*numbers, margin, *k_map.strides, *g_map.strides, *o_map.strides],
+        _x_choices(sizes, g_map.last, wide),
+        constants,
     )
-    return folded(out, grad, margin)
 
 
 def backward_both(
@@ -985,7 +1010,6 @@ def backward_both(
     h, w = x.shape[-2:]
     margin = kernel_size // 2 if reflect else 0
     out = padded_gradient(grad, h, w, margin)
-    sizes = sizes_of(x, grad, kernel_size, groups)
     raw = torch.empty(
         kernels.shape,
         dtype=torch.float32 if normalize else kernels.dtype,
@@ -995,47 +1019,53 @@ def backward_both(
     if not reflect:
         raw.zero_()  # taps outside of x have no gradient
     kernels = small(kernels)
-    x_map, g_map, k_map = dense_map(x, groups), dense_map(grad, groups), dense_map(kernels)
-    o_map, d_map = dense_map(out, groups), dense_map(raw)
-    numbers, units = sizes.arguments((x_map, g_map, k_map, o_map, d_map), ())
-    constants: dict[str, Any] = {
-        "K": kernel_size,
-        "TAPS": sizes.taps,
-        "WINDOWED": window is not None,
-        "GAIN": gain,
-    }
-    launch(
-        carafe_band_resident,
-        lambda chosen: sizes.tiles(x.shape[0], chosen, margin),
-        out,
-        x,
-        grad,
-        kernels,
-        window,
-        out,
-        raw,
-        *numbers[:4],
-        margin,
-        *x_map.strides,
-        *g_map.strides,
-        *k_map.strides,
-        *o_map.strides,
-        *d_map.strides,
-        choices=_resident_choices(sizes, x_map.last and g_map.last, _has_wgmma(x)),
-        C_UNIT=units["C_UNIT"],
-        W_UNIT=units["W_UNIT"],
-        **x_map.constants("X"),
-        **g_map.constants("G"),
-        **k_map.constants("K"),
-        **o_map.constants("O"),
-        **d_map.constants("D"),
-        REFLECT=reflect,
-        NORMALIZE=normalize,
-        SPLIT=_splits(grad, kernels, normalize, gain),
-        **constants,
-    )
+    rest = (margin, kernel_size, groups, reflect, normalize, gain)
+    launch(carafe_band_resident, (x, grad, kernels, window, out, raw), _both_launch, *rest)
     if more is not None:
         raw += more
     if normalize:
         raw = normalize_kernels_backward(kernels, window, raw, kernel_size**2)
     return folded(out, grad, margin), raw
+
+
+def _both_launch(
+    x: Tensor,
+    grad: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    out: Tensor,
+    raw: Tensor,
+    margin: int,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    normalize: bool,
+    gain: int,
+) -> Launch:
+    sizes = sizes_of(x, grad, kernel_size, groups)
+    x_map, g_map, k_map = dense_map(x, groups), dense_map(grad, groups), dense_map(kernels)
+    o_map, d_map = dense_map(out, groups), dense_map(raw)
+    numbers, units = sizes.arguments((x_map, g_map, k_map, o_map, d_map), ())
+    strides = (number for lies in (x_map, g_map, k_map, o_map, d_map) for number in lies.strides)
+    constants = {
+        "C_UNIT": units["C_UNIT"],
+        "W_UNIT": units["W_UNIT"],
+        **x_map.constants("X"),
+        **g_map.constants("G"),
+        **k_map.constants("K"),
+        **o_map.constants("O"),
+        **d_map.constants("D"),
+        "K": kernel_size,
+        "TAPS": sizes.taps,
+        "REFLECT": reflect,
+        "NORMALIZE": normalize,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "SPLIT": _splits(grad, kernels, normalize, gain),
+    }
+    return Launch(
+        partial(sizes.tiles, x.shape[0], margin=margin),
+        [*numbers[:4], margin, *strides],
+        _resident_choices(sizes, x_map.last and g_map.last, _has_wgmma(x)),
+        constants,
+    )

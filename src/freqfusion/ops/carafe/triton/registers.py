@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, launch
+from freqfusion.ops._triton.launch import Configuration, Launch, launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
 from freqfusion.ops.carafe.triton.sums import SIZES, empty_result, sizes_of, small
 
@@ -336,42 +336,51 @@ def forward(
     kept: Tensor | None = None,
 ) -> Tensor:
     """As :func:`freqfusion.ops.carafe.triton.sums.forward`, with borders of zeros."""
-    sizes = sizes_of(x, kernels, kernel_size, groups)
     out = empty_result(x, kernels, plus)
     kernels = small(kernels)
+    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
+    rest = (kernel_size, groups, normalize, gain, kept is not None)
+    launch(carafe_registers_forward, tensors, _forward_launch, *rest)
+    return out
+
+
+def _forward_launch(
+    x: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    out: Tensor,
+    plus: Tensor | None,
+    kept: Tensor,
+    kernel_size: int,
+    groups: int,
+    normalize: bool,
+    gain: int,
+    keep: bool,
+) -> Launch:
+    sizes, batch = sizes_of(x, kernels, kernel_size, groups), x.shape[0]
     x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
 
     def programs(chosen: Configuration) -> int:
         rows = triton.cdiv(sizes.h, chosen["TH"] * chosen["R"])
         tiles = rows * triton.cdiv(sizes.w, chosen["TW"])
-        return x.shape[0] * groups * tiles * triton.cdiv(sizes.channels, chosen["CHANNELS"])
+        return batch * groups * tiles * triton.cdiv(sizes.channels, chosen["CHANNELS"])
 
-    launch(
-        carafe_registers_forward,
-        programs,
-        out,
-        x,
-        kernels,
-        window,
-        out,
-        plus,
-        kernels if kept is None else kept,
-        *numbers,
-        int(kept is not None),
-        *x_map.strides,
-        *k_map.strides,
-        *o_map.strides,
-        choices=_choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels),
+    constants = {
         **units,
         **x_map.constants("X"),
         **k_map.constants("K"),
         **o_map.constants("O"),
-        K=kernel_size,
-        SCALE=sizes.scale_y,
-        NORMALIZE=normalize,
-        WINDOWED=window is not None,
-        GAIN=gain,
-        PLUS=plus is not None,
+        "K": kernel_size,
+        "SCALE": sizes.scale_y,
+        "NORMALIZE": normalize,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "PLUS": plus is not None,
+    }
+    return Launch(
+        programs,
+        [*numbers, int(keep), *x_map.strides, *k_map.strides, *o_map.strides],
+        _choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels),
+        constants,
     )
-    return out

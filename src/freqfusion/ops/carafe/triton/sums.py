@@ -20,7 +20,7 @@ from torch import Tensor
 
 from freqfusion.ops._checks import is_channels_last, layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, launch
+from freqfusion.ops._triton.launch import Configuration, Launch, launch
 from freqfusion.ops._triton.maps import Dense, dense
 from freqfusion.ops.carafe.torch import fold_padding
 
@@ -475,41 +475,47 @@ def forward(
     With a ``gain`` it is what the reassembly leaves of that many times ``x``. ``plus``, of the strides of the result,
     is added; then ``kept``, of those of ``kernels``, receives the kernels.
     """
-    sizes = sizes_of(x, kernels, kernel_size, groups)
     out = empty_result(x, kernels, plus)
+    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
+    rest = (kernel_size, groups, reflect, normalize, gain, kept is not None)
+    launch(carafe_sums_forward, tensors, _forward_launch, *rest)
+    return out
+
+
+def _forward_launch(
+    x: Tensor,
+    kernels: Tensor,
+    window: Tensor | None,
+    out: Tensor,
+    plus: Tensor | None,
+    kept: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    normalize: bool,
+    gain: int,
+    keep: bool,
+) -> Launch:
+    sizes, batch = sizes_of(x, kernels, kernel_size, groups), x.shape[0]
     phases = _phases(sizes)
 
     def programs(chosen: Configuration) -> int:
         tiles = triton.cdiv(sizes.w, chosen["BLOCK_W"]) * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
-        return x.shape[0] * groups * sizes.h * tiles * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
+        return batch * groups * sizes.h * tiles * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
 
-    launch(
-        carafe_sums_forward,
-        programs,
-        out,
-        x,
-        kernels,
-        window,
-        out,
-        plus,
-        kernels if kept is None else kept,
-        *sizes.numbers,
-        int(kept is not None),
-        *x.stride(),
-        *kernels.stride(),
-        *out.stride(),
-        choices=_choices(x),
-        K=kernel_size,
-        TAPS=triton.next_power_of_2(kernel_size**2),
-        REFLECT=reflect,
-        NORMALIZE=normalize,
-        WINDOWED=window is not None,
-        GAIN=gain,
-        PLUS=plus is not None,
-        PHASES=phases,
+    constants = {
+        "K": kernel_size,
+        "TAPS": triton.next_power_of_2(kernel_size**2),
+        "REFLECT": reflect,
+        "NORMALIZE": normalize,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "PLUS": plus is not None,
+        "PHASES": phases,
         **sizes.ratio,
-    )
-    return out
+    }
+    numbers = [*sizes.numbers, int(keep), *x.stride(), *kernels.stride(), *out.stride()]
+    return Launch(programs, numbers, _choices(x), constants)
 
 
 def backward_kernels(
@@ -530,7 +536,27 @@ def backward_kernels(
     Then ``applied`` receives the normalised kernels; ``more`` is a further gradient in these. All are of the strides
     of ``out``.
     """
-    sizes = sizes_of(x, grad, kernel_size, groups)
+    tensors = (x, grad, logits, window, out, applied, out if more is None else more)
+    launch(
+        carafe_sums_kernels, tensors, _kernels_launch, kernel_size, groups, reflect, gain, more is not None
+    )
+
+
+def _kernels_launch(
+    x: Tensor,
+    grad: Tensor,
+    logits: Tensor | None,
+    window: Tensor | None,
+    out: Tensor,
+    applied: Tensor | None,
+    more: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    gain: int,
+    has_more: bool,
+) -> Launch:
+    sizes, batch = sizes_of(x, grad, kernel_size, groups), x.shape[0]
     phases = _phases(sizes)
     taps = triton.next_power_of_2(kernel_size**2)
     choices = [{"BLOCK_W": 8}]
@@ -540,35 +566,20 @@ def backward_kernels(
 
     def programs(chosen: Configuration) -> int:
         blocks = triton.cdiv(sizes.w, chosen["BLOCK_W"]) * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
-        return x.shape[0] * groups * sizes.h * blocks
+        return batch * groups * sizes.h * blocks
 
-    launch(
-        carafe_sums_kernels,
-        programs,
-        out,
-        x,
-        grad,
-        logits,
-        window,
-        out,
-        applied,
-        out if more is None else more,
-        *sizes.numbers,
-        int(more is not None),
-        *x.stride(),
-        *grad.stride(),
-        *(out if logits is None else logits).stride(),
-        *out.stride(),
-        choices=choices,
-        K=kernel_size,
-        TAPS=taps,
-        REFLECT=reflect,
-        NORMALIZE=logits is not None,
-        WINDOWED=window is not None,
-        GAIN=gain,
-        PHASES=phases,
+    strides = [*x.stride(), *grad.stride(), *(out if logits is None else logits).stride(), *out.stride()]
+    constants = {
+        "K": kernel_size,
+        "TAPS": taps,
+        "REFLECT": reflect,
+        "NORMALIZE": logits is not None,
+        "WINDOWED": window is not None,
+        "GAIN": gain,
+        "PHASES": phases,
         **sizes.ratio,
-    )
+    }
+    return Launch(programs, [*sizes.numbers, int(has_more), *strides], choices, constants)
 
 
 def backward_x(
@@ -577,29 +588,29 @@ def backward_x(
     """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, for a :func:`forward` with this ``gain``."""
     margin = kernel_size // 2 if reflect else 0
     out = padded_gradient(grad, h, w, margin)
-    sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])
+    rest = (h, w, margin, kernel_size, groups, gain)
+    launch(carafe_sums_x, (kernels, grad, out), _x_launch, *rest)
+    return folded(out, grad, margin)
+
+
+def _x_launch(
+    kernels: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    h: int,
+    w: int,
+    margin: int,
+    kernel_size: int,
+    groups: int,
+    gain: int,
+) -> Launch:
+    sizes, batch = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:]), grad.shape[0]
 
     def programs(chosen: Configuration) -> int:
         columns = triton.cdiv(w + 2 * margin, chosen["BLOCK_W"])
         blocks = columns * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
-        return grad.shape[0] * groups * (h + 2 * margin) * blocks
+        return batch * groups * (h + 2 * margin) * blocks
 
-    launch(
-        carafe_sums_x,
-        programs,
-        out,
-        kernels,
-        grad,
-        out,
-        *sizes.numbers,
-        margin,
-        *kernels.stride(),
-        *grad.stride(),
-        *out.stride(),
-        choices=_choices(grad),
-        K=kernel_size,
-        GAIN=gain,
-        PHASES=_phases(sizes),
-        **sizes.ratio,
-    )
-    return folded(out, grad, margin)
+    numbers = [*sizes.numbers, margin, *kernels.stride(), *grad.stride(), *out.stride()]
+    constants = {"K": kernel_size, "GAIN": gain, "PHASES": _phases(sizes), **sizes.ratio}
+    return Launch(programs, numbers, _choices(grad), constants)
