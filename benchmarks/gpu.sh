@@ -21,7 +21,7 @@ if [ -n "$dry" ]; then
   tables=(--device cpu --shapes one-pixel --rounds 1)
   training=(--device cpu --training segnext_t --shrink 8 --rounds 1)
 else
-  workers=8
+  workers=$(($(nproc) > 16 ? 16 : $(nproc))) # most of their time is compiling
   tables=(--device cuda --shapes coco --rounds 5)
   training=(--device cuda --training --rounds 5)
 fi
@@ -47,7 +47,7 @@ if [ -n "$dry" ]; then
   step kernels 100 "$python" benchmarks/gpu_steps.py kernels
 elif command -v compute-sanitizer >/dev/null; then
   step memcheck 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    compute-sanitizer --tool memcheck --error-exitcode 9 "$python" benchmarks/gpu_steps.py kernels
+    compute-sanitizer --tool memcheck --target-processes all --error-exitcode 9 "$python" benchmarks/gpu_steps.py kernels
 else
   echo "memcheck: compute-sanitizer is not installed" | tee -a "$out/steps.txt"
 fi

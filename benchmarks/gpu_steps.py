@@ -1,9 +1,14 @@
 """The steps of gpu.sh that are Python: every kernel once, time by kernel of the module, and the page."""
 
+import itertools
 import json
+import multiprocessing
+import os
 import platform
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from torch import Tensor
 from freqfusion import FreqFusion
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, use_backend
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
+from freqfusion.ops.normalized_similarity.op import normalized_similarity
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -42,6 +48,12 @@ OPERATORS = {
         (25, 2 * HEIGHT, 2 * WIDTH),
     ),
     "local_similarity": (local_similarity, (16, HEIGHT, WIDTH)),
+    "normalized similarity": (
+        lambda x: normalized_similarity(
+            x, *torch.linspace(-1, 1, 32, device=x.device).to(x.dtype).chunk(2), 2
+        ),
+        (16, HEIGHT, WIDTH),
+    ),
     "normalize k5": (
         lambda k: normalize_kernels(k, 5, window=torch.ones(5, 5, device=k.device)),
         (25, HEIGHT, WIDTH),
@@ -70,28 +82,27 @@ def _run(name: str, device: torch.device, dtype: torch.dtype, layout: torch.memo
 def kernels() -> int:
     """Every operator forward and backward at a small odd size, against float64 of the same rounded inputs."""
     wrong = 0
-    for name in OPERATORS:
-        for dtype in DTYPES:
-            for layout, memory_format in LAYOUTS.items():
-                label = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
-                try:
-                    with use_backend("triton"):
-                        found = _run(name, DEVICE, dtype, memory_format)
-                except Exception as error:
-                    print(f"FAILED {label}: {type(error).__name__}: {error}", flush=True)
-                    wrong += 1
-                    continue
-                expected = _exact(name, dtype)
-                errors = [
-                    float((x - y).norm() / y.norm().clamp_min(1e-12))
-                    for x, y in zip(found, expected, strict=True)
-                ]
-                right = max(errors) < TOLERANCE[dtype]
-                wrong += not right
-                print(
-                    "ok    " if right else "WRONG ", label, " ".join(f"{x:.1e}" for x in errors), flush=True
-                )
+    calls = list(itertools.product(OPERATORS, DTYPES, LAYOUTS))
+    with _processes(len(calls)) as pool:  # most of the time is compiling, one kernel after the other
+        for right in pool.map(_check, *zip(*calls, strict=True)):
+            wrong += not right
     return int(wrong > 0)
+
+
+def _check(name: str, dtype: torch.dtype, layout: str) -> bool:
+    """Whether an operator is right; prints what it found."""
+    label = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
+    try:
+        with use_backend("triton"):
+            found = _run(name, DEVICE, dtype, LAYOUTS[layout])
+    except Exception as error:
+        print(f"FAILED {label}: {type(error).__name__}: {error}", flush=True)
+        return False
+    expected = _exact(name, dtype)
+    errors = [float((x - y).norm() / y.norm().clamp_min(1e-12)) for x, y in zip(found, expected, strict=True)]
+    right = max(errors) < TOLERANCE[dtype]
+    print("ok    " if right else "WRONG ", label, " ".join(f"{x:.1e}" for x in errors), flush=True)
+    return right
 
 
 def _exact(name: str, dtype: torch.dtype) -> list[Tensor]:
@@ -109,28 +120,57 @@ def _exact(name: str, dtype: torch.dtype) -> list[Tensor]:
 
 def profile(folder: Path) -> int:
     """Time by kernel, launches and kept memory of FreqFusion at the finest level of two COCO images."""
-    size, repeats = ((100, 168), 10) if CUDA else ((5, 7), 1)
-    fine = tuple(2 * side for side in size)
+    kinds = list(itertools.product((torch.bfloat16, torch.float32), LAYOUTS))
+    with _processes(len(kinds)) as pool:
+        list(pool.map(_first_step, *zip(*kinds, strict=True)))
     records = []
-    for dtype in (torch.bfloat16, torch.float32):
-        for layout, memory_format in LAYOUTS.items():
-            torch.manual_seed(0)
-            fusion = FreqFusion(256, 256).to(DEVICE, dtype)
-            hr, lr = (
-                torch.randn(2, 256, *side, dtype=dtype, device=DEVICE)
-                .contiguous(memory_format=memory_format)
-                .requires_grad_()
-                for side in (fine, size)
-            )
-            for backward in (False, True):
-                records.append(_profiled(fusion, hr, lr, backward, repeats) | {"layout": layout})
-                _print(records[-1])
+    for dtype, layout in kinds:
+        fusion, hr, lr = _module_and_maps(dtype, layout)
+        for backward in (False, True):
+            records.append(_profiled(fusion, hr, lr, backward, 10 if CUDA else 1) | {"layout": layout})
+            _print(records[-1])
     (folder / "profile.json").write_text(json.dumps(records, indent=1) + "\n")
     return 0
 
 
+def _module_and_maps(dtype: torch.dtype, layout: str) -> tuple[FreqFusion, Tensor, Tensor]:
+    torch.manual_seed(0)
+    coarse = (100, 168) if CUDA else (5, 7)
+    hr, lr = (
+        torch.randn(2, 256, *size, dtype=dtype, device=DEVICE)
+        .contiguous(memory_format=LAYOUTS[layout])
+        .requires_grad_()
+        for size in ((2 * coarse[0], 2 * coarse[1]), coarse)
+    )
+    return FreqFusion(256, 256).to(DEVICE, dtype), hr, lr
+
+
+def _first_step(dtype: torch.dtype, layout: str) -> None:
+    """Run the module forward and backward once; prints how long it took, which is mostly compiling."""
+    fusion, hr, lr = _module_and_maps(dtype, layout)
+    began = time.monotonic()
+    _, fine, coarse = fusion(hr, lr)
+    torch.autograd.backward((fine, coarse), (torch.ones_like(fine), torch.ones_like(coarse)))
+    _wait()
+    seconds = time.monotonic() - began
+    print(f"first step, {str(dtype).removeprefix('torch.')}, {layout}: {seconds:.1f} s", flush=True)
+
+
+def _wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def _processes(calls: int) -> ProcessPoolExecutor:
+    """At most eight, for each holds a GPU's context; a fresh one each, for a GPU does not survive a fork."""
+    count = min(8, calls, os.cpu_count() or 1)
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+
 def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeats: int) -> dict[str, Any]:
     kept = 0
+    leaves = (hr, lr, *fusion.parameters())
+    ones = (torch.ones_like(hr), torch.ones_like(hr))
 
     def run() -> None:
         nonlocal kept
@@ -139,27 +179,35 @@ def _profiled(fusion: FreqFusion, hr: Tensor, lr: Tensor, backward: bool, repeat
             _, fine, coarse = fusion(hr, lr)
         if backward:
             kept = (torch.cuda.memory_allocated() if CUDA else 0) - before
-            torch.autograd.backward((fine, coarse), (torch.ones_like(fine), torch.ones_like(coarse)))
+            torch.autograd.grad((fine, coarse), leaves, ones)
 
     for _ in range(3 if CUDA else 1):
         run()
+    _wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    asked = time.perf_counter() - began  # what Python and torch do to launch, where the GPU is not slower
+    _wait()
+    whole = time.perf_counter() - began
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if CUDA else [activity.CPU]
     with torch.profiler.profile(activities=activities) as seen:
         for _ in range(repeats):
             run()
-        if CUDA:
-            torch.cuda.synchronize()
+        _wait()
     kernels = {}
     for event in seen.key_averages():
-        time = event.self_device_time_total if CUDA else event.self_cpu_time_total
-        if time and (not CUDA or event.device_type == torch.autograd.DeviceType.CUDA):
-            kernels[event.key] = {"us": time / repeats, "launches": event.count / repeats}
+        spent = event.self_device_time_total if CUDA else event.self_cpu_time_total
+        if spent and (not CUDA or event.device_type == torch.autograd.DeviceType.CUDA):
+            kernels[event.key] = {"us": spent / repeats, "launches": event.count / repeats}
     return {
         "dtype": str(hr.dtype).removeprefix("torch."),
         "pass": "forward+backward" if backward else "forward",
         "us": sum(kernel["us"] for kernel in kernels.values()),
         "launches": sum(kernel["launches"] for kernel in kernels.values()),
+        "asked_us": 1e6 * asked / repeats,
+        "wall_us": 1e6 * whole / repeats,
         "kept_bytes": kept,
         "kernels": dict(sorted(kernels.items(), key=lambda item: -item[1]["us"])),
     }
@@ -174,8 +222,9 @@ def _print(record: dict[str, Any]) -> None:
 def _title(record: dict[str, Any]) -> str:
     kept = f", outputs and kept {record['kept_bytes'] / 2**20:.0f} MiB" if record["kept_bytes"] else ""
     return (
-        f"FreqFusion, {record['dtype']}, {record['layout']}, {record['pass']}: {record['us']:.0f} us in "
-        f"{record['launches']:.0f} launches{kept}"
+        f"FreqFusion, {record['dtype']}, {record['layout']}, {record['pass']}: {record['us']:.0f} us of the GPU in "
+        f"{record['launches']:.0f} launches; by the clock {record['wall_us']:.0f} us, launching them takes "
+        f"{record['asked_us']:.0f}{kept}"
     )
 
 

@@ -13,6 +13,7 @@ from freqfusion.fusion.base import Convolution, FusedFeatures, Fusion, convoluti
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
+from freqfusion.ops.normalized_similarity.op import normalized_similarity
 from freqfusion.ops.resize import resize
 
 DirectionFeat = Literal["sim_concat", "sim"]
@@ -104,20 +105,22 @@ class OffsetGenerator(nn.Module):
             hr_feat: ``(B, in_channels, H, W)`` compressed fine map.
             lr_feat: ``(B, in_channels, h, w)`` compressed coarse map.
         """
-        if self.norm_hr is not None and self.norm_lr is not None:
-            hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
-        hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
         size = hr_feat.shape[2:]
+        concat = self.direction_feat == "sim_concat"
+        if concat:
+            hr_feat = hr_direction = _with_similarity(hr_feat, self.norm_hr)
+            lr_feat = lr_direction = _with_similarity(lr_feat, self.norm_lr)
+        else:
+            if self.norm_hr is not None and self.norm_lr is not None:
+                hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
+            hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
 
         def to_fine(predicted: Tensor) -> Tensor:
             return resize(_nhwc.pixel_shuffle(predicted), size, "nearest")
 
-        if self.direction_feat == "sim_concat":
-            hr_feat = hr_direction = _nhwc.to_nhwc(torch.cat((hr_feat, hr_direction), dim=1))
-            lr_feat = lr_direction = _nhwc.to_nhwc(torch.cat((lr_feat, lr_direction), dim=1))
         if self.direct_scale is None or self.hr_direct_scale is None:
             return (to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)) * 0.25
-        if self.direction_feat == "sim_concat":
+        if concat:
             coarse = _convolve_both(lr_feat, self.offset, self.direct_scale)
             fine = _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale)
             direction, magnitude = (to_fine(coarse) + fine).chunk(2, dim=1)
@@ -485,10 +488,20 @@ def _convolve_both(x: Tensor, first: Convolution, second: Convolution) -> Tensor
     return convolve(x, weight, bias, padding=first.padding, dilation=first.dilation)
 
 
+def _with_similarity(x: Tensor, norm: nn.GroupNorm | None) -> Tensor:
+    """``x``, normalised if there is a ``norm``, and its similarities, ``(B, C + 8, H, W)`` or 26 more of a volume."""
+    if norm is not None and _is_plain(norm):
+        joined = normalized_similarity(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    else:
+        x = x if norm is None else norm(x)
+        joined = torch.cat((x, local_similarity(x)), dim=1)
+    return _nhwc.to_nhwc(joined)
+
+
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling it does nothing but convolve: adapters, sharding and hooks want to be called."""
+    """Whether calling it does what its class says: adapters, sharding and hooks want to be called."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) in (nn.Conv2d, nn.Conv3d) and not (hooks or layer._backward_hooks)
+    return type(layer) in (nn.Conv2d, nn.Conv3d, nn.GroupNorm) and not (hooks or layer._backward_hooks)
 
 
 def _bias(layer: Convolution) -> Tensor:

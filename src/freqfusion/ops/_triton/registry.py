@@ -46,7 +46,7 @@ class Usage(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Of all kernels."""
-    for operator in ("carafe", "local_similarity", "normalize_kernels", "resample"):
+    for operator in ("carafe", "local_similarity", "normalize_kernels", "normalized_similarity", "resample"):
         yield from implementation(operator, "triton").cases()
 
 

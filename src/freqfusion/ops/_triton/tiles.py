@@ -15,9 +15,9 @@ from freqfusion.ops._triton.maps import span
 
 SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
-    *("tile_rows", "tile_columns"),
+    *("tile_rows", "tile_columns", "length", "chunks", "shifted", "images"),
 )
-STRIDES = tuple(f"{name}_{axis}" for name in "xfgos" for axis in "bchwp")
+STRIDES = tuple(f"{name}_{axis}" for name in "axfgos" for axis in "bchwp")
 
 
 def compiled(function: Any) -> Any:
@@ -37,6 +37,15 @@ def is_last(*maps: Tensor) -> bool:
 def is_wide(*maps: Tensor) -> bool:
     """Whether the places of one image's values do not all fit 32 bits."""
     return any(span(x) >= 2**31 for x in maps)
+
+
+def pixel_stride(x: Tensor) -> int | None:
+    """From one pixel to the next through all rows, where it is the same everywhere."""
+    height, width = x.shape[-2:]
+    down, across = x.stride()[-2:]
+    if width == 1:
+        return down
+    return across if height == 1 or down == width * across else None
 
 
 def alignment(last: bool, size: int, *maps: Tensor) -> int:

@@ -199,13 +199,17 @@ def _weighted(place, mask, weight):
 
 @compiled
 def _backward(
-    x, saved, grad, out, channels, height, width,
+    x, saved, grad, out, plus, channels, height, width,
     x_b, x_c, x_h, x_w, s_b, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    p_b, p_c, p_h, p_w,
     dilation: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_GRAD: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, PLUS: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """Each pixel gathers from its eight neighbours; their weights are made once for all channels."""
+    """Each pixel gathers from its eight neighbours; their weights are made once for all channels.
+
+    If PLUS, ``plus`` is added.
+    """
     x_b = aligned(x_b, ALIGN)
     x_h = aligned(x_h, ALIGN)
     o_b = aligned(o_b, ALIGN)
@@ -214,6 +218,9 @@ def _backward(
         channels = aligned(channels, ALIGN)
         x_w = aligned(x_w, ALIGN)
         o_w = aligned(o_w, ALIGN)
+        p_b = aligned(p_b, ALIGN)
+        p_h = aligned(p_h, ALIGN)
+        p_w = aligned(p_w, ALIGN)
     else:
         width = aligned(width, ALIGN)
         x_c = aligned(x_c, ALIGN)
@@ -259,6 +266,9 @@ def _backward(
     out += image * o_b
     here = i * x_h + j * x_w
     there = i * o_h + j * o_w
+    if PLUS:
+        plus += image * p_b
+        there_plus = i * p_h + j * p_w
     across = dilation * x_w
     for start in tl.range(0, channels, BC):
         channel = (c + start)[:, None]
@@ -279,6 +289,10 @@ def _backward(
         total += _weighted(below - across, mask_left & down[None, :], weight_5)
         total += _weighted(below, mask & down[None, :], weight_6)
         total += _weighted(below + across, mask_right & down[None, :], weight_7)
+        if PLUS:
+            total += tl.load(plus + (channel * p_c + there_plus[None, :]), mask=mask, other=0.0).to(
+                tl.float32
+            )
         tl.store(out + (channel * o_c + there[None, :]), total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -389,26 +403,27 @@ def _backward_any_window(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=real[:, None] & valid[None, :])
 
 
-def _tiles(x: Tensor, block: int, like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
+def _tiles(x: Tensor, block: int, rows: int, *like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
     """Configurations and constants of the kernels of a 3 x 3 window, as measured for 64 channels on an H100.
 
     Args:
         x: the map.
         block: channels that a program takes at once where the pixels of a row lie side by side.
-        like: a result that shall have the layout of ``x``, or ``x`` itself.
+        rows: of a tile there.
+        like: maps that are read or written in the same way.
     """
     channels, width = x.shape[1], x.shape[-1]
-    last = is_last(x, like)
-    align = alignment(last, channels if last else width, x, like)
-    size = tile_of_last(channels, align) if last else {"TH": 4, "TW": 64, "BC": block, "RUN": 2}
+    last = is_last(x, *like)
+    align = alignment(last, channels if last else width, x, *like)
+    size = tile_of_last(channels, align) if last else {"TH": rows, "TW": 64, "BC": block, "RUN": 2}
     constants = {"LAST": last, "ALIGN": align, "EVEN": channels % size["BC"] == 0}
     return small([size | {"num_warps": 4}]), constants
 
 
 def local_similarity(
-    x: Tensor, window: int, dilation: int, epsilon: float, planes: int
+    x: Tensor, window: int, dilation: int, epsilon: float, planes: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`freqfusion.ops.local_similarity`, in the layout of ``x``, and what the backward pass needs.
+    """As :func:`freqfusion.ops.local_similarity`, into ``out`` if given, and what the backward pass needs.
 
     Returns:
         The similarities, and ``saved`` ``(B, planes, H, W)``, float32: one over each pixel's length, negative where
@@ -416,8 +431,9 @@ def local_similarity(
         numbers seen from there. Of ``planes`` beyond those nothing is said.
     """
     batch, _, height, width = x.shape
-    shape = (batch, window**2 - 1, height, width)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    if out is None:
+        shape = (batch, window**2 - 1, height, width)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     saved = torch.empty((batch, planes, height, width), dtype=torch.float32, device=x.device)
     if out.numel() == 0:
         return out, saved
@@ -430,7 +446,7 @@ def local_similarity(
 
 def _forward_launch(x: Tensor, out: Tensor, saved: Tensor, dilation: int, epsilon: float) -> Launch:
     batch, channels, height, width = x.shape
-    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, x if is_last(x) else out)
+    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, 4, x if is_last(x) else out)
     numbers = [channels, height, width, epsilon, *x.stride(), *out.stride(), saved.stride(0)]
     constants |= {"dilation": dilation, "WIDE": is_wide(x, out, saved)}
     return Launch(partial(_of_tiles, batch, height, width), numbers, choices, constants)
@@ -453,24 +469,40 @@ def _any_forward_launch(
     )
 
 
-def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
-    """Derivative of :func:`local_similarity` in ``x``, in its layout, given ``saved`` and the result's gradient."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+def local_similarity_backward(
+    x: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    window: int,
+    dilation: int,
+    plus: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Derivative of :func:`local_similarity` in ``x``, given ``saved`` and the result's gradient.
+
+    It is in the layout of ``x``, or in ``out``. With a window of 3 ``plus``, a map like ``x``, is added.
+    """
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     if out.numel() == 0:
         return out
     if window == 3:
-        launch(_backward, (x, saved, grad, out), _backward_launch, dilation)
+        launch(_backward, (x, saved, grad, out, plus), _backward_launch, dilation)
     else:
         launch(_backward_any_window, (x, saved, grad, out), _any_backward_launch, window, dilation)
     return out
 
 
-def _backward_launch(x: Tensor, saved: Tensor, grad: Tensor, out: Tensor, dilation: int) -> Launch:
+def _backward_launch(
+    x: Tensor, saved: Tensor, grad: Tensor, out: Tensor, plus: Tensor | None, dilation: int
+) -> Launch:
     batch, channels, height, width = x.shape
-    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 4, out)
+    single = x.dtype == torch.float32
+    like = [out] if plus is None else [out, plus]
+    choices, constants = _tiles(x, 8 if single else 4, 1 if single else 4, *like)
     constants["ALIGN_GRAD"] = 1 if constants["LAST"] else alignment(False, width, grad)
-    constants |= {"dilation": dilation, "WIDE": is_wide(x, saved, grad, out)}
-    strides = (*x.stride(), saved.stride(0), *grad.stride(), *out.stride())
+    constants |= {"dilation": dilation, "WIDE": is_wide(x, saved, grad, *like), "PLUS": plus is not None}
+    strides = (*x.stride(), saved.stride(0), *grad.stride(), *out.stride(), *like[-1].stride())
     return Launch(
         partial(_of_tiles, batch, height, width), [channels, height, width, *strides], choices, constants
     )

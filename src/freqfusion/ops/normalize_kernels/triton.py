@@ -15,7 +15,7 @@ from torch import Tensor
 from freqfusion.ops._checks import layout
 from freqfusion.ops._triton.launch import Launch, launch
 from freqfusion.ops._triton.registry import Case
-from freqfusion.ops._triton.tiles import aligned, alignment, compiled, is_wide
+from freqfusion.ops._triton.tiles import aligned, alignment, compiled, is_wide, pixel_stride
 
 
 @triton.jit
@@ -93,20 +93,11 @@ def _backward(
     tl.store(at, value.to(out.dtype.element_ty), mask=mask)
 
 
-def _pixel_stride(x: Tensor) -> int | None:
-    """From one pixel to the next through all rows, where it is the same everywhere."""
-    height, width = x.shape[-2:]
-    down, across = x.stride()[-2:]
-    if width == 1:
-        return down
-    return across if height == 1 or down == width * across else None
-
-
 def _run(kernel: object, window: Tensor | None, taps: int, *maps: Tensor) -> None:
     """Run a kernel on maps of one shape, the last of which it fills."""
     if maps[-1].numel() == 0:
         return
-    first, *rest = (x if _pixel_stride(x) is not None else x.contiguous() for x in maps)
+    first, *rest = (x if pixel_stride(x) is not None else x.contiguous() for x in maps)
     tensors = (first, first if window is None else window.reshape(-1), *rest)
     launch(kernel, tensors, _prepare, taps, window is not None)
 
@@ -117,9 +108,9 @@ def _prepare(logits: Tensor, *others: Any) -> Launch:
     maps = [logits, *rest]
     batch, channels, height, width = logits.shape
     pixels = height * width
-    strides: list[Any] = [number for x in maps for number in (x.stride(0), x.stride(1), _pixel_stride(x))]
+    strides: list[Any] = [number for x in maps for number in (x.stride(0), x.stride(1), pixel_stride(x))]
     padded = triton.next_power_of_2(taps)
-    rows = all(_pixel_stride(x) == 1 for x in maps)
+    rows = all(pixel_stride(x) == 1 for x in maps)
     # measured on an H100 with 25 taps in bfloat16
     if rows:
         choice = {"BP": max(2, min(256, 8192 // padded)), "RUN": 2, "num_warps": 4}

@@ -549,7 +549,7 @@ def _offsets_launch(
     if last:
         size = tile_of_last(channels, align) | {"num_warps": 4}
     else:
-        size = {"TH": 8, "TW": 32, "BC": 8, "RUN": 1, "num_warps": 8}
+        size = {"TH": 4, "TW": 16, "BC": 8, "RUN": 1, "num_warps": 4}
     sizes = (channels, groups, h, w, height, width, unit_height, unit_width)
     return Launch(
         lambda chosen: _of_tiles(batch * groups, height, width, 1, chosen),
@@ -590,9 +590,13 @@ def resample_backward_x(
 def _gather_size(grad: Tensor, out: Tensor, groups: int) -> Configuration:
     """Tiles of the map (``TH`` x ``TW`` pixels, ``BC`` channels) and of positions (``SH`` x ``SW``)."""
     last, single = is_last(grad, out), grad.dtype == torch.float32
-    # fewer registers where rows are read one by one; more warps for float32 whose channels lie last
-    if last or single or _gather_alignment(grad, out, groups) == 1:
-        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 8 if last and single else 4}
+    # fewer registers where rows are read one by one
+    if not last and _gather_alignment(grad, out, groups) == 1:
+        size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 4}
+    elif last:
+        size = {"TH": 4, "TW": 4 if single else 16, "SH": 4, "SW": 8, "num_warps": 4}
+    elif single:
+        size = {"TH": 4, "TW": 16, "SH": 4, "SW": 8, "num_warps": 4}
     else:
         size = {"TH": 8, "TW": 16, "SH": 2, "SW": 16, "num_warps": 4}
     (size,) = small([size | {"BC": min(64, max(16, triton.next_power_of_2(grad.shape[1] // groups)))}])

@@ -719,9 +719,9 @@ def _fine_tile(sizes: Sizes, last: bool, most_rows: int = 4) -> Configuration:
 @lru_cache(256)
 def _forward_choices(sizes: Sizes, last: bool) -> list[Configuration]:
     block = _channel_block(sizes.channels, 64)
-    stages = 1 if block < 64 else 3 if last else 2
     tile = _fine_tile(sizes, last) | {"BLOCK_C": block}
-    return [tile | _options(4, stages), tile | _options(8, 2), tile | _options(4, 1)]
+    first = _options(4, 3) if last else _options(8, 1)
+    return [tile | (first if block == 64 else _options(4, 1)), tile | _options(8, 2), tile | _options(4, 2)]
 
 
 @lru_cache(256)
@@ -738,7 +738,11 @@ def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[
         tile = _fine_tile(sizes, last, 4 if wgmma or not wide else 4 // scale)
     large = tile["M"] * tile["N"] >= 2**14
     tile["BLOCK_C"] = _channel_block(sizes.channels, 32 if wide or (large and not last) else 64)
-    first = _options(8 if large or (wide and wgmma) else 4, 2 if wide or (large and last) else 3)
+    many = sizes.channels > 32
+    if wide:
+        first = _options(4, 3 if many else 1) if wgmma else _options(8 if large else 4, 2)
+    else:
+        first = _options(4, 3) if many and not (large and last) else _options(8, 2)
     return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
 
 
@@ -765,7 +769,8 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
         "COLUMNS": width,
         "BLOCK_C": _channel_block(sizes.channels, most),
     }
-    return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
+    stages = 3 if not wide else 1 if sizes.channels <= 64 else 2
+    return [tile | _options(4, stages), tile | _options(8, 3), tile | _options(4, 2)]
 
 
 @lru_cache(256)
@@ -773,12 +778,12 @@ def _resident_choices(sizes: Sizes, last: bool, wgmma: bool) -> list[Configurati
     radius = sizes.kernel_size // 2
     left = radius if last else 2
     if wgmma:
-        rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64
+        rows, columns, block = 8 - 2 * radius - (radius == 1), 16 - 4, 64 if last else 32
     else:
         rows, columns, block = 6 - 2 * radius if last else 2, 16 - radius - left, 32
     tile = _window_of(rows, columns, left, 16, sizes) | {"BLOCK_C": _channel_block(sizes.channels, block)}
-    warps = 4 if last else 8
-    return [tile | _options(warps, 3), tile | _options(12 - warps, 3), tile | _options(4, 2)]
+    first = (_options(8, 3) if last else _options(4, 2)) if wgmma else _options(4 if last else 8, 3)
+    return [tile | first, tile | _options(4, 3), tile | _options(8, 2)]
 
 
 # ------------------------------------------------------------------------------------------------------- launching

@@ -292,9 +292,10 @@ def _choices(kernel_size: int, scale: int, last: bool, channels: int) -> list[Co
         rows = 4 if kernel_size == 3 else 2
         tiles = [{"R": rows, "TH": 2, "TW": 64, "CHANNELS": 32, "BLOCK_C": 1}]
         tiles.append({"R": rows, "TH": 4, "TW": 32, "CHANNELS": 32, "BLOCK_C": 1})
+        options["num_warps"] = 2 if kernel_size == 3 else 4
     else:
-        tiles = [{"R": 1, "TH": 4, "TW": 32, "CHANNELS": 64, "BLOCK_C": 1}]
-        tiles.append({"R": 1, "TH": 8, "TW": 16, "CHANNELS": 32, "BLOCK_C": 1})
+        tiles = [{"R": 1, "TH": 8, "TW": 16, "CHANNELS": 32, "BLOCK_C": 1}]
+        tiles.append({"R": 1, "TH": 4, "TW": 32, "CHANNELS": 64, "BLOCK_C": 1})
     return [tile | options | {"EVEN_C": channels % tile["BLOCK_C"] == 0} for tile in tiles]
 
 

@@ -446,11 +446,13 @@ def folded(out: Tensor, grad: Tensor, margin: int) -> Tensor:
     return fold_padding(out, margin, True).to(grad.dtype).contiguous(memory_format=layout(grad))
 
 
-def _choices(x: Tensor) -> list[Configuration]:
-    """With lanes along channels or columns, whichever lie side by side."""
+def _choices(x: Tensor, channels: int) -> list[Configuration]:
+    """With lanes along channels or columns, whichever lie side by side; ``channels`` are those of a group."""
     if INTERPRETED:
         return [{"BLOCK_C": 8, "BLOCK_W": 8}]
-    tiles = [(64, 8), (32, 32)] if is_channels_last(x) else [(8, 32), (16, 32)]
+    tiles = [(32, 16), (64, 8)] if is_channels_last(x) else [(16, 16), (8, 32)]
+    if channels > 32:
+        tiles.reverse()
     return [{"BLOCK_C": c, "BLOCK_W": w, "num_warps": 4} for c, w in tiles]
 
 
@@ -515,7 +517,7 @@ def _forward_launch(
         **sizes.ratio,
     }
     numbers = [*sizes.numbers, int(keep), *x.stride(), *kernels.stride(), *out.stride()]
-    return Launch(programs, numbers, _choices(x), constants)
+    return Launch(programs, numbers, _choices(x, sizes.channels), constants)
 
 
 def backward_kernels(
@@ -561,7 +563,7 @@ def _kernels_launch(
     taps = triton.next_power_of_2(kernel_size**2)
     choices = [{"BLOCK_W": 8}]
     if not INTERPRETED:  # a program's sums are phases * taps * BLOCK_W, which have to fit into registers
-        first = {"BLOCK_W": 32 if phases * taps <= 128 else 16, "num_warps": 1 if phases * taps <= 16 else 4}
+        first = {"BLOCK_W": 32 if phases * taps <= 128 else 16, "num_warps": 4}
         choices = [first, {"BLOCK_W": 16, "num_warps": 4}]
 
     def programs(chosen: Configuration) -> int:
@@ -613,4 +615,4 @@ def _x_launch(
 
     numbers = [*sizes.numbers, margin, *kernels.stride(), *grad.stride(), *out.stride()]
     constants = {"K": kernel_size, "GAIN": gain, "PHASES": _phases(sizes), **sizes.ratio}
-    return Launch(programs, numbers, _choices(grad), constants)
+    return Launch(programs, numbers, _choices(grad, sizes.channels), constants)

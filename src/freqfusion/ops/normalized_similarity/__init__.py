@@ -1,0 +1,1 @@
+"""A map normalised in groups of channels, and its local similarity."""
