@@ -64,10 +64,13 @@ def test_narrow_maps_have_their_channels_innermost(nhwc):
         assert x.is_contiguous(memory_format=torch.channels_last), name
 
 
-def test_compression_has_two_derivatives():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compression_has_two_derivatives(layout):
     convolution = torch.nn.Conv2d(3, 4, 1).double()
-    x = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert_close("value", _nhwc.compress(convolution, x), convolution(x), 1e-12)
+    x = torch.randn(2, 3, 2, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    found = _nhwc.compress(convolution, x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_close("value", found, convolution(x), 1e-12)
     assert torch.autograd.gradgradcheck(lambda x: _nhwc.compress(convolution, x), (x,))
 
 

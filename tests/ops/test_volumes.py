@@ -20,8 +20,6 @@ from freqfusion.ops import (
     resample_naive,
     window_similarity,
 )
-from freqfusion.ops.carafe import op as carafe_op
-from freqfusion.ops.local_similarity import op as similarity_op
 from support import assert_close
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -241,17 +239,18 @@ def test_opcheck(each_backend: str) -> None:
         noise(2, 4, 3, 4, 4).float(),
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    operators = torch.ops.freqfusion
     cases: list[tuple[Any, tuple[Any, ...]]] = [
-        (carafe_op._carafe, (x, kernels, 3, 2, False, each_backend)),
-        (carafe_op._carafe_backward_x, (kernels, grad, (2, 3, 2), 3, 2, True, each_backend)),
-        (carafe_op.carafe_backward_kernels, (x, grad, 3, 2, False, each_backend)),
-        (similarity_op._local_similarity, (x, 3, 2, each_backend)),
+        (operators.carafe, (x, kernels, 3, 2, False, each_backend)),
+        (operators.carafe_backward_x, (kernels, grad, (2, 3, 2), 3, 2, True, each_backend)),
+        (operators.carafe_backward_kernels, (x, grad, 3, 2, False, each_backend)),
+        (operators.local_similarity, (x, 3, 2, each_backend)),
     ]
     for operator, arguments in cases:
         arguments = tuple(
             value.detach().requires_grad_() if isinstance(value, Tensor) else value for value in arguments
         )
-        results = torch.library.opcheck(operator, arguments, test_utils=tests)
+        results = torch.library.opcheck(operator.default, arguments, test_utils=tests)
         assert set(results.values()) == {"SUCCESS"}, results
 
 

@@ -9,6 +9,7 @@ operand transposed for nothing.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.fusion.base import Convolution
@@ -31,9 +32,11 @@ def to_nhwc(x: Tensor) -> Tensor:
 
 
 def compress(convolution: Convolution, x: Tensor) -> Tensor:
-    """A plain 1x1 convolution of ``(B, C, H, W)`` row by row; the result has its channels innermost."""
+    """A plain 1x1 convolution of ``(B, C, H, W)`` and its bias in one; the result has its channels innermost."""
     assert convolution.bias is not None
     tensors = x, convolution.weight.flatten(1), convolution.bias
+    if is_channels_last(x):
+        return F.linear(x.permute(0, 2, 3, 1), *tensors[1:]).permute(0, 3, 1, 2)
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         tensors = tensors[0].to(dtype), tensors[1].to(dtype), tensors[2].to(dtype)

@@ -473,7 +473,7 @@ def _window_or_none(window: Tensor) -> Tensor | None:
 
 
 def _compress(layer: Convolution, x: Tensor) -> Tensor:
-    if _nhwc.wanted(x) and _is_plain(layer) and not is_channels_last(x):
+    if _nhwc.wanted(x) and _is_plain(layer):
         return _nhwc.compress(layer, x)
     compressed: Tensor = layer(x)
     return compressed

@@ -6,6 +6,7 @@ An operator enters itself into :data:`OPERATORS`, and its folder holds what comp
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
@@ -44,6 +45,7 @@ class Operator(NamedTuple):
 OPERATORS: dict[str, Operator] = {}
 
 
+@cache
 def implementation(operator: str, backend: str) -> ModuleType:
     """The module whose functions compute an operator, imported on first use: Triton's are slow to import."""
     return _native if backend == "native" else import_module(f"freqfusion.ops.{operator}.{backend}")

@@ -4,6 +4,7 @@
 # mypy: disallow-untyped-defs=False
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import triton
@@ -29,12 +30,17 @@ class Dense(NamedTuple):
 
 def dense(x: Tensor, groups: int = 1) -> Dense | None:
     """How a map lies in memory; None where neither channels nor columns lie side by side."""
-    last = x.stride(1) == 1 and x.shape[1] > 1
-    if not last and x.stride(3) != 1 and x.shape[3] > 1:
+    return _dense(x.shape, x.stride(), groups)
+
+
+@lru_cache(4096)  # every launch asks about all its maps
+def _dense(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> Dense | None:
+    last = strides[1] == 1 and shape[1] > 1
+    if not last and strides[3] != 1 and shape[3] > 1:
         return None
     axes = (0, 3 if last else 1, 2)
-    images, other, rows = (x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes)
-    unit = math.gcd(8, images, other, rows, x.shape[1] // groups if last else x.shape[3])
+    images, other, rows = (strides[axis] if shape[axis] > 1 else 0 for axis in axes)
+    unit = math.gcd(8, images, other, rows, shape[1] // groups if last else shape[3])
     return Dense((images // unit, other // unit, rows // unit), last, unit)
 
 
