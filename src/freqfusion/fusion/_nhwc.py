@@ -15,6 +15,7 @@ from torch import Tensor
 from freqfusion.fusion.base import Convolution
 from freqfusion.ops._backends import needs_composite
 from freqfusion.ops._checks import is_channels_last
+from freqfusion.ops.convolution.op import convolution
 from freqfusion.ops.resize import shuffle
 
 HALF = (torch.float16, torch.bfloat16)
@@ -42,6 +43,12 @@ def compress(convolution: Convolution, x: Tensor) -> Tensor:
         tensors = tensors[0].to(dtype), tensors[1].to(dtype), tensors[2].to(dtype)
     out: Tensor = _Compress.apply(*tensors)
     return out
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """A convolution with an odd kernel that keeps the size."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return convolution(x.to(dtype), weight.to(dtype), bias, dilation)
 
 
 class _Compress(torch.autograd.Function):

@@ -346,12 +346,12 @@ class FreqFusion(Fusion):
         """Enhanced initial fusion: sharpened fine map, low-pass kernels and high-pass logits."""
         highpass_logits: Tensor | None = None
         if self.content_encoder2 is not None:
-            highpass_logits = self.content_encoder2(hr)  # of the map before it is sharpened
+            highpass_logits = _convolve(self.content_encoder2, hr)  # of the map before it is sharpened
             hr = self._sharpen(hr, highpass_logits, residual=True)
             coarse_lowpass, coarse_highpass = self._coarse_logits(lr, self.content_encoder2)
         else:
-            coarse_lowpass = self.content_encoder(lr)
-        lowpass_logits = self.content_encoder(hr)
+            coarse_lowpass = _convolve(self.content_encoder, lr)
+        lowpass_logits = _convolve(self.content_encoder, hr)
         lowpass_logits, _ = self._add_low_pass(lowpass_logits, coarse_lowpass, lowpass_logits)
         if highpass_logits is None:
             return hr, self._lowpass_kernels(lowpass_logits), None
@@ -364,7 +364,7 @@ class FreqFusion(Fusion):
     def _coarse_logits(self, lr: Tensor, highpass_encoder: Convolution) -> tuple[Tensor, Tensor]:
         """Coarse logits of the low-pass and of the high-pass, ``(B, up_group * kernel**2, h, w)`` each."""
         if is_channels_last(lr):  # results that lie side by side are worth a second pass over a small map
-            return self.content_encoder(lr), highpass_encoder(lr)
+            return _convolve(self.content_encoder, lr), _convolve(highpass_encoder, lr)
         both = _convolve_both(lr, self.content_encoder, highpass_encoder)
         lowpass, highpass = both.split((self.content_encoder.out_channels, highpass_encoder.out_channels), 1)
         return lowpass, highpass
@@ -479,11 +479,20 @@ def _compress(layer: Convolution, x: Tensor) -> Tensor:
     return compressed
 
 
+def _convolve(layer: Convolution, x: Tensor) -> Tensor:
+    if _nhwc.wanted(x) and _is_plain(layer):
+        return _nhwc.convolve(x, layer.weight, _bias(layer), layer.dilation[0])
+    convolved: Tensor = layer(x)
+    return convolved
+
+
 def _convolve_both(x: Tensor, first: Convolution, second: Convolution) -> Tensor:
     """Channels of both convolutions of ``x``, which have all but their channels in common, in one pass over it."""
     if not (_is_plain(first) and _is_plain(second)):
         return torch.cat((first(x), second(x)), dim=1)
     weight, bias = torch.cat((first.weight, second.weight)), torch.cat((_bias(first), _bias(second)))
+    if _nhwc.wanted(x):
+        return _nhwc.convolve(x, weight, bias, first.dilation[0])
     convolve = F.conv2d if x.ndim == 4 else F.conv3d
     return convolve(x, weight, bias, padding=first.padding, dilation=first.dilation)
 

@@ -4,6 +4,7 @@ from freqfusion.ops._backends import Explanation, available_backends, explain, u
 from freqfusion.ops.carafe import logits as _logits  # noqa: F401  enters its operator
 from freqfusion.ops.carafe.naive import carafe_naive
 from freqfusion.ops.carafe.op import carafe
+from freqfusion.ops.convolution import op as _convolution  # noqa: F401  enters its operator
 from freqfusion.ops.local_similarity.naive import local_similarity_naive
 from freqfusion.ops.local_similarity.op import local_similarity
 from freqfusion.ops.normalize_kernels.naive import normalize_kernels_naive

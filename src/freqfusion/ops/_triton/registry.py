@@ -46,7 +46,8 @@ class Usage(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Of all kernels."""
-    for operator in ("carafe", "local_similarity", "normalize_kernels", "normalized_similarity", "resample"):
+    pixels = ("local_similarity", "normalize_kernels", "normalized_similarity", "resample")
+    for operator in ("carafe", "convolution", *pixels):
         yield from implementation(operator, "triton").cases()
 
 

@@ -15,7 +15,7 @@ from freqfusion.ops._triton.maps import span
 
 SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
-    *("tile_rows", "tile_columns", "length", "chunks", "shifted", "images"),
+    *("tile_rows", "tile_columns", "length", "chunks", "shifted", "images", "outputs"),
 )
 STRIDES = tuple(f"{name}_{axis}" for name in "axfgos" for axis in "bchwp")
 
@@ -77,13 +77,13 @@ def described(last: bool, align: int) -> str:
     return "channels side by side"
 
 
-def tile_of_last(channels: int, align: int) -> dict[str, int]:
+def tile_of_last(channels: int, align: int, values: int = 2048) -> dict[str, int]:
     """Height, width and channels of a tile of a map whose channels lie last.
 
-    It has 2048 values, and fewer where a thread cannot take 8 of them at once: its registers hold so many.
+    It has so many values, and fewer where a thread cannot take 8 of them at once: its registers hold so many.
     """
     block = min(64, max(16, triton.next_power_of_2(channels)))
-    pixels = 2048 // block if align >= 4 else 512 // block
+    pixels = values // block if align >= 4 else 512 // block
     height = 8 if pixels >= 64 else 4 if pixels >= 16 else 2
     return {"TH": height, "TW": pixels // height, "BC": block, "RUN": 0}
 

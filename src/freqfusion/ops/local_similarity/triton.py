@@ -415,7 +415,7 @@ def _tiles(x: Tensor, block: int, rows: int, *like: Tensor) -> tuple[list[dict[s
     channels, width = x.shape[1], x.shape[-1]
     last = is_last(x, *like)
     align = alignment(last, channels if last else width, x, *like)
-    size = tile_of_last(channels, align) if last else {"TH": rows, "TW": 64, "BC": block, "RUN": 2}
+    size = tile_of_last(channels, align, 1024) if last else {"TH": rows, "TW": 64, "BC": block, "RUN": 2}
     constants = {"LAST": last, "ALIGN": align, "EVEN": channels % size["BC"] == 0}
     return small([size | {"num_warps": 4}]), constants
 

@@ -186,15 +186,15 @@ def _strides(*maps: Tensor) -> list[int]:
     return found
 
 
-def _block(channels: int) -> tuple[int, int]:
-    """Channels and pixels of a tile of 2048 values."""
+def _block(channels: int, values: int = 2048) -> tuple[int, int]:
+    """Channels and pixels of a tile of so many values."""
     columns = padded(channels)
-    return columns, max(1, 2048 // columns)
+    return columns, max(1, values // columns)
 
 
 def _summed(a: Tensor, x: Tensor, shifted: bool) -> Tensor:
     """Sums ``(B, 2, channels)``, float32, the channels filled up to a power of two: see :func:`_sums`."""
-    columns, rows = _block(x.shape[1])
+    columns, rows = _block(x.shape[1], 4096)
     pixels, images = _pixels(x), x.shape[0]
     length = triton.cdiv(triton.cdiv(pixels * images, PROGRAMS), rows) * rows
     chunks = triton.cdiv(pixels, length)
@@ -205,11 +205,11 @@ def _summed(a: Tensor, x: Tensor, shifted: bool) -> Tensor:
 
 def _sums_launch(a: Tensor, x: Tensor, parts: Tensor, length: int, shifted: bool) -> Launch:
     images, chunks = parts.shape[:2]
-    columns, rows = _block(x.shape[1])
+    columns, rows = _block(x.shape[1], 4096)
     return Launch(
         lambda _: images * chunks,
         [x.shape[1], _pixels(x), length, chunks, int(shifted), *_strides(a, x)],
-        [{"BP": rows, "num_warps": 4}],
+        [{"BP": rows, "num_warps": 8}],
         {"WIDE": is_wide(a, x), "BC": columns},
     )
 

@@ -547,7 +547,8 @@ def _offsets_launch(
     last = is_last(x, grad)
     align = alignment(True, channels, x, grad) if last else 1
     if last:
-        size = tile_of_last(channels, align) | {"num_warps": 4}
+        values = 1024 if x.dtype == torch.float32 else 2048
+        size = tile_of_last(channels, align, values) | {"num_warps": 4}
     else:
         size = {"TH": 4, "TW": 16, "BC": 8, "RUN": 1, "num_warps": 4}
     sizes = (channels, groups, h, w, height, width, unit_height, unit_width)

@@ -450,10 +450,10 @@ def _choices(x: Tensor, channels: int) -> list[Configuration]:
     """With lanes along channels or columns, whichever lie side by side; ``channels`` are those of a group."""
     if INTERPRETED:
         return [{"BLOCK_C": 8, "BLOCK_W": 8}]
-    tiles = [(32, 16), (64, 8)] if is_channels_last(x) else [(16, 16), (8, 32)]
+    tiles = [(32, 16, 2), (64, 8, 4) if is_channels_last(x) else (8, 32, 4)]
     if channels > 32:
         tiles.reverse()
-    return [{"BLOCK_C": c, "BLOCK_W": w, "num_warps": 4} for c, w in tiles]
+    return [{"BLOCK_C": c, "BLOCK_W": w, "num_warps": warps} for c, w, warps in tiles]
 
 
 def _phases(sizes: Sizes) -> int:

@@ -1,0 +1,1 @@
+"""Small convolutions whose channels lie side by side."""
