@@ -10,7 +10,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from freqfusion.ops import carafe, carafe_naive, normalize_kernels
-from freqfusion.ops.carafe import op
 from support import assert_close, load_golden
 
 META, ARRAYS = load_golden("ops_carafe_a")
@@ -117,13 +116,14 @@ def test_opcheck(dtype: torch.dtype, out_size: tuple[int, int], each_backend: st
     for tensor in (x, kernels, grad):
         tensor.requires_grad_()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    operators = torch.ops.freqfusion
     for operator, arguments in (
-        (op._carafe, (x, kernels, 3, 2, False)),
-        (op._carafe, (x.detach().contiguous(memory_format=torch.channels_last), kernels, 3, 2, True)),
-        (op._carafe_backward_x, (kernels, grad, (5, 6), 3, 2, False)),
-        (op.carafe_backward_kernels, (x, grad, 3, 2, True)),
+        (operators.carafe, (x, kernels, 3, 2, False)),
+        (operators.carafe, (x.detach().contiguous(memory_format=torch.channels_last), kernels, 3, 2, True)),
+        (operators.carafe_backward_x, (kernels, grad, (5, 6), 3, 2, False)),
+        (operators.carafe_backward_kernels, (x, grad, 3, 2, True)),
     ):
-        results = torch.library.opcheck(operator, (*arguments, each_backend), test_utils=tests)
+        results = torch.library.opcheck(operator.default, (*arguments, each_backend), test_utils=tests)
         assert set(results.values()) == {"SUCCESS"}, results
 
 
