@@ -5,6 +5,7 @@ import torch
 
 from freqfusion import FreqFusion
 from freqfusion.fusion import _nhwc
+from freqfusion.ops import available_backends, use_backend
 from support import assert_close
 
 
@@ -49,6 +50,25 @@ def test_agrees_with_the_inputs_layout(monkeypatch, options, layout):
     if layout == torch.contiguous_format:
         assert found[2].is_contiguous()
         assert found[3].is_contiguous()
+
+
+@pytest.mark.skipif(bool(available_backends()["triton"]), reason="Triton is not there")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiles_in_one_piece_with_the_kernels(nhwc, layout):
+    """As on CUDA in half precision: no operator does while it is traced what torch's compiler cannot follow."""
+    torch.manual_seed(0)
+    fusion = FreqFusion(8, 8, compressed_channels=16, lowpass_kernel=3).half()
+    hr, lr = (
+        torch.randn(1, 8, *size).half().contiguous(memory_format=layout).requires_grad_()
+        for size in ((6, 10), (3, 5))
+    )
+    with use_backend("triton"):
+        expected = fusion(hr, lr)
+        _, fine, coarse = torch.compile(fusion, backend="aot_eager", fullgraph=True)(hr, lr)
+        grads = torch.autograd.grad((fine.float().sum() + coarse.float().sum()), (hr, lr))
+    assert_close("fine", fine.float(), expected[1].float(), 2e-3)
+    assert_close("coarse", coarse.float(), expected[2].float(), 2e-3)
+    assert all(bool(grad.isfinite().all()) for grad in grads)
 
 
 def test_narrow_maps_have_their_channels_innermost(nhwc):
