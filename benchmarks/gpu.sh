@@ -42,18 +42,18 @@ step() {
 }
 
 : >"$out/steps.txt"
-step tests 110 "$python" -m pytest -m gpu -n "$workers" -vv -p no:cacheprovider tests/ops tests/fusion tests/analysis
+step tests 100 "$python" -m pytest -m gpu -n "$workers" -vv -p no:cacheprovider tests/ops tests/fusion tests/analysis
 if [ -n "$dry" ]; then
   step kernels 100 "$python" benchmarks/gpu_steps.py kernels
 elif command -v compute-sanitizer >/dev/null; then
-  step memcheck 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+  step memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool memcheck --target-processes all --error-exitcode 9 "$python" benchmarks/gpu_steps.py kernels
 else
   echo "memcheck: compute-sanitizer is not installed" | tee -a "$out/steps.txt"
 fi
-step profile 30 "$python" benchmarks/gpu_steps.py profile "$out"
+step profile 75 "$python" benchmarks/gpu_steps.py profile "$out"
 tables=("${benchmark[@]}" --ops carafe local_similarity resample normalize freqfusion "${tables[@]}")
-step bfloat16 130 "${tables[@]}" --dtype bfloat16 --compile --minutes 1.7 --out "$out/bfloat16"
-step float32 50 "${tables[@]}" --dtype float32 --minutes 0.6 --out "$out/float32"
-step training 90 "${benchmark[@]}" "${training[@]}" --minutes 1.2 --out "$out/training"
+step bfloat16 100 "${tables[@]}" --dtype bfloat16 --compile --minutes 1.3 --out "$out/bfloat16"
+step float32 40 "${tables[@]}" --dtype float32 --minutes 0.4 --out "$out/float32"
+step training 85 "${benchmark[@]}" "${training[@]}" --minutes 1.1 --out "$out/training"
 step page 15 "$python" benchmarks/gpu_steps.py page "$out"

@@ -162,8 +162,8 @@ def _wait() -> None:
 
 
 def _processes(calls: int) -> ProcessPoolExecutor:
-    """At most eight, for each holds a GPU's context; a fresh one each, for a GPU does not survive a fork."""
-    count = min(8, calls, os.cpu_count() or 1)
+    """At most sixteen, for each holds a GPU's context; fresh ones, for that does not survive a fork."""
+    count = min(16, calls, os.cpu_count() or 1)
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 

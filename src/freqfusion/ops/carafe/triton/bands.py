@@ -742,7 +742,7 @@ def _kernels_choices(sizes: Sizes, last: bool, wide: bool, wgmma: bool) -> list[
     if wide:
         first = _options(4, 3 if many else 1) if wgmma else _options(8 if large else 4, 2)
     else:
-        first = _options(4, 3) if many and not (large and last) else _options(8, 2)
+        first = _options(4, 3) if many and not (large and (last or not wgmma)) else _options(8, 2)
     return [tile | first, tile | _options(4, 2), tile | _options(8, 2)]
 
 

@@ -10,6 +10,7 @@ shifted window holds it, at most ``kernel_size // 2`` columns further than by th
 # mypy: disallow-untyped-defs=False, disable-error-code="assignment, var-annotated"
 # ruff: noqa: RUF005
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -278,8 +279,8 @@ def _sum_of(values, weights, FIRST_VALUE: tl.constexpr, FIRST_WEIGHT: tl.constex
     return total
 
 
-def _choices(kernel_size: int, scale: int, last: bool, channels: int) -> list[Configuration]:
-    """EVEN_C: no block of channels needs a mask."""
+def _choices(kernel_size: int, scale: int, last: bool, channels: int, single: bool) -> list[Configuration]:
+    """``single``: float32. EVEN_C: no block of channels needs a mask."""
     options = {"num_warps": 4, "num_stages": 2}
     if INTERPRETED:
         tile = {"R": 2 if scale == 1 else 1, "TH": 2, "TW": 4, "CHANNELS": 8, "BLOCK_C": 4 if last else 1}
@@ -292,7 +293,7 @@ def _choices(kernel_size: int, scale: int, last: bool, channels: int) -> list[Co
         rows = 4 if kernel_size == 3 else 2
         tiles = [{"R": rows, "TH": 2, "TW": 64, "CHANNELS": 32, "BLOCK_C": 1}]
         tiles.append({"R": rows, "TH": 4, "TW": 32, "CHANNELS": 32, "BLOCK_C": 1})
-        options["num_warps"] = 2 if kernel_size == 3 else 4
+        options["num_warps"] = 2 if kernel_size == 3 and single else 4
     else:
         tiles = [{"R": 1, "TH": 8, "TW": 16, "CHANNELS": 32, "BLOCK_C": 1}]
         tiles.append({"R": 1, "TH": 4, "TW": 32, "CHANNELS": 64, "BLOCK_C": 1})
@@ -382,6 +383,6 @@ def _forward_launch(
     return Launch(
         programs,
         [*numbers, int(keep), *x_map.strides, *k_map.strides, *o_map.strides],
-        _choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels),
+        _choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels, x.dtype == torch.float32),
         constants,
     )
