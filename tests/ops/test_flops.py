@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import freqfusion.ops._flops  # noqa: F401  registers the formulas
-from freqfusion.ops import carafe, window_similarity
+from freqfusion.ops import available_backends, carafe, use_backend, window_similarity
+from freqfusion.ops.convolution.op import convolution
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -67,3 +68,18 @@ def test_importing_the_package_leaves_the_counter_out():
     code = "import sys, freqfusion; print('torch.utils.flop_counter' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(bool(available_backends()["triton"]), reason="Triton is not there")
+def test_our_convolution_counts_as_torchs() -> None:
+    x = torch.randn(2, 8, 5, 4).half().contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(3, 8, 3, 3).half().requires_grad_(), torch.zeros(3).half().requires_grad_()
+    counts = []
+    for backend in ("triton", "torch"):
+        with use_backend(backend), FlopCounterMode(display=False) as forward:
+            out = convolution(x, weight, bias)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(out, (x, weight), out)
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert counts[0][0] == 2 * 8 * 9 * 3 * 2 * 5 * 4
