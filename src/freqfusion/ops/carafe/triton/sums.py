@@ -450,9 +450,8 @@ def _choices(x: Tensor, channels: int) -> list[Configuration]:
     """With lanes along channels or columns, whichever lie side by side; ``channels`` are those of a group."""
     if INTERPRETED:
         return [{"BLOCK_C": 8, "BLOCK_W": 8}]
-    newer = capability(x.device) >= 90  # elsewhere registers spill under two warps
-    tiles = [(32, 16, 2 if newer else 4), (64, 8, 4) if is_channels_last(x) else (8, 32, 4)]
-    if channels > 32:
+    tiles = [(32, 16, 2), (64, 8, 4) if is_channels_last(x) else (8, 32, 4)]
+    if channels > 32 or capability(x.device) < 90:  # where registers would spill
         tiles.reverse()
     return [{"BLOCK_C": c, "BLOCK_W": w, "num_warps": warps} for c, w, warps in tiles]
 
