@@ -189,7 +189,12 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "sides": _SIDES,
         "threads": _whole(1, 1024),
     },
-    "compare": {"jobs": _whole(1, 1024), "leaders": _whole(1), "seeds": _whole(1, 1000)},
+    "compare": {
+        "jobs": _whole(1, 1024),
+        "leaders": _whole(1),
+        "minutes": Bound(0, above=True),
+        "seeds": _whole(1, 1000),
+    },
     "export": {"channels": _whole(1, 65536), "dynamic": _whole(0, SIDE), "size": _SIZE},
     "feature pictures": {
         "chunk": _whole(1),

@@ -188,10 +188,10 @@ def test_runs_left_out_are_told(tmp_path, capsys, monkeypatch):
 
 def test_a_race_that_is_out_of_time_says_what_is_left(tmp_path, capsys):
     words = ["compare", "--preset", "tiny", "--seeds", "2", *SHORT, "--out", str(tmp_path / "race")]
-    assert main([*words, "--minutes", "0"]) == 0
+    assert main([*words, "--minutes", "0.0001"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "left after 0 minutes: bilinear, seed 0; freqfusion, seed 0; carafe, seed 0; dysample+, seed 0;"
+        "left after 0.0001 minutes: bilinear, seed 0; freqfusion, seed 0; carafe, seed 0; dysample+, seed 0;"
         in printed
     )
     assert "The same line goes on with them." in printed

@@ -318,6 +318,9 @@ def test_a_launch_is_prepared_once_for_tensors_that_lie_alike(launching: ModuleT
         launching.launch(kernel, tensors, recorded_launch, length)
         assert len(kernel.slow) == number, what
     assert len(kernel.fast) == 1
+    another = Recorded()
+    launching.launch(another, (x, out), recorded_launch, 9)
+    assert len(another.slow) == 1
 
 
 def test_launches_are_not_remembered_without_end(

@@ -90,7 +90,6 @@ def _parser(is_race: bool = False) -> CommandParser:
     race.add_argument(
         "--minutes",
         type=float,
-        default=math.inf,
         help="end the runs after so many, and compare those that are complete [no end]",
     )
     return parser
@@ -179,5 +178,5 @@ def _race(parser: CommandParser, args: argparse.Namespace, words: list[str], com
         jobs=args.jobs,
         baseline=args.baseline,
         images=not args.no_images,
-        minutes=args.minutes,
+        minutes=args.minutes or math.inf,
     )

@@ -78,13 +78,10 @@ def launch(
     assert first is not None
     device = first.device.index
     lies = [x if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNED) for x in tensors]
-    key = (prepare, device, options, *lies)
+    key = (id(kernel), prepare, device, options, *lies)  # kernels live as long as their modules
     run = _remembered.get(key)
-    with (
-        nullcontext()
-        if device is None or device == torch.cuda.current_device()
-        else torch.cuda.device(device)
-    ):
+    here = device is None or device == torch.cuda.current_device()
+    with nullcontext() if here else torch.cuda.device(device):
         if run is not None:
             run(*tensors)
             return
