@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
-from freqfusion.ops._triton.launch import Configuration, Launch, launch
+from freqfusion.ops._triton.launch import Launch, launch
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops._triton.tiles import compiled, is_wide, pixel_stride
 from freqfusion.ops.local_similarity.naive import EPSILON
@@ -237,18 +237,20 @@ def normalized_similarity(
 def _normalize_launch(
     x: Tensor, sums: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, epsilon: float
 ) -> Launch:
+    return _by_pixels(x, groups, [epsilon], x, out)
+
+
+def _by_pixels(x: Tensor, groups: int, numbers: list[float], *maps: Tensor) -> Launch:
+    """A tile of pixels for each program; ``numbers`` come between the sizes of ``x`` and the strides of ``maps``."""
     columns, rows = _block(x.shape[1])
     chunks = triton.cdiv(_pixels(x), rows)
+    programs = x.shape[0] * chunks
     return Launch(
-        partial(_of_chunks, x.shape[0] * chunks),
-        [x.shape[1], _pixels(x), chunks, epsilon, *_strides(x, out)],
+        lambda _: programs,
+        [x.shape[1], _pixels(x), chunks, *numbers, *_strides(*maps)],
         [{"BP": rows, "num_warps": 4}],
-        {"WIDE": is_wide(x, out), "TOGETHER": x.shape[1] // groups, "BC": columns},
+        {"WIDE": is_wide(*maps), "TOGETHER": x.shape[1] // groups, "BC": columns},
     )
-
-
-def _of_chunks(programs: int, chosen: Configuration) -> int:
-    return programs
 
 
 def normalized_similarity_backward(
@@ -289,14 +291,7 @@ def _backward_launch(
     groups: int,
     epsilon: float,
 ) -> Launch:
-    columns, rows = _block(x.shape[1])
-    chunks = triton.cdiv(_pixels(x), rows)
-    return Launch(
-        partial(_of_chunks, x.shape[0] * chunks),
-        [x.shape[1], _pixels(x), chunks, x.shape[0], epsilon, *_strides(x, grad, out)],
-        [{"BP": rows, "num_warps": 4}],
-        {"WIDE": is_wide(x, grad, out), "TOGETHER": x.shape[1] // groups, "BC": columns},
-    )
+    return _by_pixels(x, groups, [x.shape[0], epsilon], x, grad, out)
 
 
 def cases() -> Iterator[Case]:
