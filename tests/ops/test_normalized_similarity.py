@@ -67,7 +67,14 @@ def test_elsewhere_it_is_composed() -> None:
 @pytest.mark.parametrize("dtype", [F32, F16])
 @pytest.mark.parametrize(
     ("shape", "groups"),
-    [((2, 16, 5, 7), 2), ((1, 24, 3, 4), 3), ((3, 8, 1, 1), 1), ((2, 12, 6, 3), 3), ((1, 64, 9, 13), 8)],
+    [
+        ((2, 16, 5, 7), 2),
+        ((1, 24, 3, 4), 3),
+        ((3, 8, 1, 1), 1),
+        ((2, 12, 6, 3), 3),
+        ((1, 64, 9, 13), 8),
+        ((1, 72, 4, 5), 9),
+    ],
 )
 def test_agrees_with_float64(
     shape: tuple[int, ...], groups: int, dtype: torch.dtype, layout: torch.memory_format

@@ -15,9 +15,9 @@ from freqfusion.ops._triton.maps import span
 
 SIZES = (
     *("channels", "groups", "pixels", "height", "width", "h", "w", "unit_height", "unit_width"),
-    *("tile_rows", "tile_columns", "length", "chunks", "shifted", "images", "outputs"),
+    *("tile_rows", "tile_columns", "length", "chunks", "images", "summing", "outputs"),
 )
-STRIDES = tuple(f"{name}_{axis}" for name in "axfgosp" for axis in "bchwp")
+STRIDES = tuple(f"{name}_{axis}" for name in "xfgospr" for axis in "bchwp")
 
 
 def compiled(function: Any) -> Any:

@@ -6,6 +6,8 @@ have kernels that take all neighbours of a stretch of one row at once.
 
 Both keep for the backward pass what :func:`local_similarity` calls ``saved``. A bad value reaches the pixels that
 have it as a neighbour, and no others.
+
+The first kernels also serve :mod:`freqfusion.ops.normalized_similarity`, which normalises groups of channels first.
 """
 
 # Triton gives the arguments of a kernel their types.
@@ -20,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqfusion.ops._checks import layout
+from freqfusion.ops._triton.groups import affine, derivative, gradient_of_parameters, origin_of
 from freqfusion.ops._triton.launch import Launch, launch
 from freqfusion.ops._triton.registry import Case
 from freqfusion.ops._triton.tiles import (
@@ -44,9 +47,19 @@ def _inverse(squares, epsilon):
 
 
 @triton.jit
-def _meet(place, mask, centre, product, squares):
+def _value(loaded, known, NORMALIZE: tl.constexpr):
+    """Some channels; if NORMALIZE as the normalised map has them, of which ``known`` is the :func:`affine`."""
+    value = loaded.to(tl.float32)
+    if NORMALIZE:
+        mean, scale, shift = known
+        value = (value - mean[:, None]) * scale[:, None] + shift[:, None]
+        value = value.to(loaded.dtype).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _meet(value, centre, product, squares):
     """Add some channels of a neighbour to its inner product with the centre and to its squared length."""
-    value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     return product + tl.sum(centre * value, axis=0), squares + tl.sum(value * value, axis=0)
 
 
@@ -68,16 +81,23 @@ def _put(
 
 
 @compiled
-def _forward(
-    x, out, saved, channels, height, width, epsilon, x_b, x_c, x_h, x_w, o_b, o_c, o_h, o_w, s_b,
+def similarity_forward(
+    x, out, saved, sums, weight, bias, normalized, channels, height, width, epsilon, variance_epsilon,
+    x_b, x_c, x_h, x_w, o_b, o_c, o_h, o_w, s_b,
     dilation: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    NORMALIZE: tl.constexpr, TOGETHER: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
+    """A tile of pixels. If NORMALIZE, ``normalized``, of the strides of ``out``, receives what is compared."""
     x_b = aligned(x_b, ALIGN)
     x_h = aligned(x_h, ALIGN)
     if LAST:
         channels = aligned(channels, ALIGN)
         x_w = aligned(x_w, ALIGN)
+        if NORMALIZE:
+            o_b = aligned(o_b, ALIGN)
+            o_h = aligned(o_h, ALIGN)
+            o_w = aligned(o_w, ALIGN)
     else:
         width = aligned(width, ALIGN)
         x_c = aligned(x_c, ALIGN)
@@ -97,10 +117,13 @@ def _forward(
         c = c.to(tl.int64)
         i = i.to(tl.int64)
         j = j.to(tl.int64)
-    x += image * x_b
+    first = x + image * x_b
     here = i * x_h + j * x_w
     down = dilation * x_h
     across = dilation * x_w
+    if NORMALIZE:
+        written = normalized + image * o_b + (i * o_h + j * o_w)[None, :]
+    pixels = tl.cast(height, tl.int64) * width
     squares = tl.zeros((TH * TW,), tl.float32)
     product_4 = tl.zeros((TH * TW,), tl.float32)
     product_5 = tl.zeros((TH * TW,), tl.float32)
@@ -124,15 +147,26 @@ def _forward(
             mask_5 &= real
             mask_6 &= real
             mask_7 &= real
-        place = x + (channel * x_c + here[None, :])
-        centre = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-        squares += tl.sum(centre * centre, axis=0)
-        product_4, squares_4 = _meet(place + across, mask_4, centre, product_4, squares_4)
+        place = first + (channel * x_c + here[None, :])
+        loaded = tl.load(place, mask=mask, other=0.0)
+        loaded_4 = tl.load(place + across, mask=mask_4, other=0.0)
         place += down
-        product_5, squares_5 = _meet(place - across, mask_5, centre, product_5, squares_5)
-        product_6, squares_6 = _meet(place, mask_6, centre, product_6, squares_6)
-        product_7, squares_7 = _meet(place + across, mask_7, centre, product_7, squares_7)
-    pixels = tl.cast(height, tl.int64) * width
+        loaded_5 = tl.load(place - across, mask=mask_5, other=0.0)
+        loaded_6 = tl.load(place, mask=mask_6, other=0.0)
+        loaded_7 = tl.load(place + across, mask=mask_7, other=0.0)
+        known = None
+        if NORMALIZE:  # while the pixels are on their way
+            known = affine(
+                x, sums, weight, bias, image, c + start, channels, pixels, variance_epsilon, x_b, x_c, TOGETHER
+            )  # fmt: skip
+        centre = _value(loaded, known, NORMALIZE)
+        if NORMALIZE:
+            tl.store(written + channel * o_c, centre.to(normalized.dtype.element_ty), mask=mask)
+        squares += tl.sum(centre * centre, axis=0)
+        product_4, squares_4 = _meet(_value(loaded_4, known, NORMALIZE), centre, product_4, squares_4)
+        product_5, squares_5 = _meet(_value(loaded_5, known, NORMALIZE), centre, product_5, squares_5)
+        product_6, squares_6 = _meet(_value(loaded_6, known, NORMALIZE), centre, product_6, squares_6)
+        product_7, squares_7 = _meet(_value(loaded_7, known, NORMALIZE), centre, product_7, squares_7)
     saved += image * s_b + (i * width + j)
     inverse = _inverse(squares, epsilon)
     tl.store(saved, inverse, mask=valid)
@@ -198,38 +232,48 @@ def _weighted(place, mask, weight):
 
 
 @compiled
-def _backward(
-    x, saved, grad, out, plus, channels, height, width,
+def similarity_backward(
+    x, saved, grad, out, plus, raw, sums, weight, grad_sums, in_weight, in_bias,
+    channels, height, width, images, summing, variance_epsilon,
     x_b, x_c, x_h, x_w, s_b, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
-    p_b, p_c, p_h, p_w,
+    p_b, p_c, p_h, p_w, r_b, r_c, r_h, r_w,
     dilation: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_GRAD: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr, PLUS: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, NORMALIZE: tl.constexpr, TOGETHER: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Each pixel gathers from its eight neighbours; their weights are made once for all channels.
 
-    If PLUS, ``plus`` is added.
+    If NORMALIZE, ``x`` is what became of ``raw``, and ``plus`` a further gradient in it. Then a first pass,
+    ``summing``, only fills its program's share of the ``grad_sums`` of
+    :func:`freqfusion.ops._triton.groups.derivative`; given their totals, a second one makes the gradient in ``raw``.
+    To compute what both need twice moves fewer bytes than to keep it.
     """
     x_b = aligned(x_b, ALIGN)
     x_h = aligned(x_h, ALIGN)
     o_b = aligned(o_b, ALIGN)
     o_h = aligned(o_h, ALIGN)
+    p_b = aligned(p_b, ALIGN)
+    p_h = aligned(p_h, ALIGN)
+    r_b = aligned(r_b, ALIGN)
+    r_h = aligned(r_h, ALIGN)
     if LAST:
         channels = aligned(channels, ALIGN)
         x_w = aligned(x_w, ALIGN)
         o_w = aligned(o_w, ALIGN)
-        p_b = aligned(p_b, ALIGN)
-        p_h = aligned(p_h, ALIGN)
         p_w = aligned(p_w, ALIGN)
+        r_w = aligned(r_w, ALIGN)
     else:
         width = aligned(width, ALIGN)
         x_c = aligned(x_c, ALIGN)
         o_c = aligned(o_c, ALIGN)
+        p_c = aligned(p_c, ALIGN)
+        r_c = aligned(r_c, ALIGN)
         s_b = aligned(s_b, ALIGN)
         g_b = aligned(g_b, ALIGN_GRAD)
         g_c = aligned(g_c, ALIGN_GRAD)
         g_h = aligned(g_h, ALIGN_GRAD)
-    i, j, image = tile(tl.program_id(0), height, width, TH, TW, RUN)
+    program = tl.program_id(0)
+    i, j, image = tile(program, height, width, TH, TW, RUN)
     image = image.to(tl.int64)
     valid = (i < height) & (j < width)
     up = valid & (i >= dilation)
@@ -266,9 +310,11 @@ def _backward(
     out += image * o_b
     here = i * x_h + j * x_w
     there = i * o_h + j * o_w
-    if PLUS:
+    if NORMALIZE:
         plus += image * p_b
         there_plus = i * p_h + j * p_w
+        there_raw = i * r_h + j * r_w
+        share = grad_sums + program.to(tl.int64) * (2 * channels)
     across = dilation * x_w
     for start in tl.range(0, channels, BC):
         channel = (c + start)[:, None]
@@ -289,11 +335,31 @@ def _backward(
         total += _weighted(below - across, mask_left & down[None, :], weight_5)
         total += _weighted(below, mask & down[None, :], weight_6)
         total += _weighted(below + across, mask_right & down[None, :], weight_7)
-        if PLUS:
-            total += tl.load(plus + (channel * p_c + there_plus[None, :]), mask=mask, other=0.0).to(
-                tl.float32
-            )
-        tl.store(out + (channel * o_c + there[None, :]), total.to(out.dtype.element_ty), mask=mask)
+        place = out + (channel * o_c + there[None, :])
+        if not NORMALIZE:
+            tl.store(place, total.to(out.dtype.element_ty), mask=mask)
+        else:
+            at = plus + (channel * p_c + there_plus[None, :])
+            total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            some = c + start
+            at = raw + image * r_b + (channel * r_c + there_raw[None, :])
+            value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            if summing != 0:
+                value -= origin_of(raw, image, some, channels, r_b, r_c)[:, None]
+                total = tl.where(mask, total, 0.0)
+                tl.store(share + some, tl.sum(total, axis=1), mask=some < channels)
+                tl.store(share + channels + some, tl.sum(total * value, axis=1), mask=some < channels)
+            else:
+                if program == 0:
+                    gradient_of_parameters(
+                        raw, sums, grad_sums, in_weight, in_bias, images, some, channels, pixels,
+                        variance_epsilon, r_b, r_c, TOGETHER,
+                    )  # fmt: skip
+                total = derivative(
+                    value, total, raw, sums, grad_sums, weight, image, some, channels, pixels,
+                    variance_epsilon, r_b, r_c, TOGETHER,
+                )  # fmt: skip
+                tl.store(place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @compiled
@@ -403,27 +469,34 @@ def _backward_any_window(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=real[:, None] & valid[None, :])
 
 
-def _tiles(x: Tensor, block: int, rows: int, *like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
+def _tiles(
+    x: Tensor, block: int, rows: int, together: int, *like: Tensor
+) -> tuple[list[dict[str, int]], dict[str, int]]:
     """Configurations and constants of the kernels of a 3 x 3 window, as measured for 64 channels on an H100.
 
     Args:
         x: the map.
         block: channels that a program takes at once where the pixels of a row lie side by side.
         rows: of a tile there.
+        together: channels of a group that is normalised, of which a program takes all at once, or 0.
         like: maps that are read or written in the same way.
     """
     channels, width = x.shape[1], x.shape[-1]
     last = is_last(x, *like)
     align = alignment(last, channels if last else width, x, *like)
-    size = tile_of_last(channels, align, 1024) if last else {"TH": rows, "TW": 64, "BC": block, "RUN": 2}
-    constants = {"LAST": last, "ALIGN": align, "EVEN": channels % size["BC"] == 0}
+    if last:
+        size = tile_of_last(channels, align, 1024)
+    else:
+        size = {"TH": rows, "TW": 64, "BC": max(block, together), "RUN": 2}
+    even = channels % size["BC"] == 0
+    constants = {"LAST": last, "ALIGN": align, "EVEN": even, "NORMALIZE": together > 0, "TOGETHER": together}
     return small([size | {"num_warps": 4}]), constants
 
 
 def local_similarity(
-    x: Tensor, window: int, dilation: int, epsilon: float, planes: int, out: Tensor | None = None
+    x: Tensor, window: int, dilation: int, epsilon: float, planes: int
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`freqfusion.ops.local_similarity`, into ``out`` if given, and what the backward pass needs.
+    """As :func:`freqfusion.ops.local_similarity`, and what the backward pass needs.
 
     Returns:
         The similarities, and ``saved`` ``(B, planes, H, W)``, float32: one over each pixel's length, negative where
@@ -431,25 +504,44 @@ def local_similarity(
         numbers seen from there. Of ``planes`` beyond those nothing is said.
     """
     batch, _, height, width = x.shape
-    if out is None:
-        shape = (batch, window**2 - 1, height, width)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    shape = (batch, window**2 - 1, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     saved = torch.empty((batch, planes, height, width), dtype=torch.float32, device=x.device)
     if out.numel() == 0:
         return out, saved
     if window == 3:
-        launch(_forward, (x, out, saved), _forward_launch, dilation, epsilon)
+        kernel, prepare = FORWARD
+        launch(kernel, (x, out, saved, None, None, None, None), prepare, dilation, epsilon)
     else:
         launch(_forward_any_window, (x, out, saved), _any_forward_launch, window, dilation, epsilon)
     return out, saved
 
 
-def _forward_launch(x: Tensor, out: Tensor, saved: Tensor, dilation: int, epsilon: float) -> Launch:
+def _forward_launch(
+    x: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    sums: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized: Tensor | None,
+    dilation: int,
+    epsilon: float,
+    together: int = 0,
+    variance_epsilon: float = 0.0,
+) -> Launch:
     batch, channels, height, width = x.shape
-    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, 4, x if is_last(x) else out)
-    numbers = [channels, height, width, epsilon, *x.stride(), *out.stride(), saved.stride(0)]
+    like = [x if is_last(x) else out] if normalized is None else [normalized]
+    choices, constants = _tiles(x, 8 if x.dtype == torch.float32 else 16, 4, together, *like)
+    numbers = [
+        *(channels, height, width, epsilon, variance_epsilon),
+        *(*x.stride(), *out.stride(), saved.stride(0)),
+    ]
     constants |= {"dilation": dilation, "WIDE": is_wide(x, out, saved)}
     return Launch(partial(_of_tiles, batch, height, width), numbers, choices, constants)
+
+
+FORWARD = similarity_forward, _forward_launch
 
 
 def _of_tiles(batch: int, height: int, width: int, chosen: dict[str, int]) -> int:
@@ -469,43 +561,61 @@ def _any_forward_launch(
     )
 
 
-def local_similarity_backward(
-    x: Tensor,
-    saved: Tensor,
-    grad: Tensor,
-    window: int,
-    dilation: int,
-    plus: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Derivative of :func:`local_similarity` in ``x``, given ``saved`` and the result's gradient.
-
-    It is in the layout of ``x``, or in ``out``. With a window of 3 ``plus``, a map like ``x``, is added.
-    """
-    if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+def local_similarity_backward(x: Tensor, saved: Tensor, grad: Tensor, window: int, dilation: int) -> Tensor:
+    """Derivative of :func:`local_similarity` in ``x``, of its layout, given ``saved`` and the result's gradient."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     if out.numel() == 0:
         return out
     if window == 3:
-        launch(_backward, (x, saved, grad, out, plus), _backward_launch, dilation)
+        kernel, prepare = BACKWARD
+        launch(kernel, (x, saved, grad, out, *[None] * 7), prepare, dilation)
     else:
         launch(_backward_any_window, (x, saved, grad, out), _any_backward_launch, window, dilation)
     return out
 
 
 def _backward_launch(
-    x: Tensor, saved: Tensor, grad: Tensor, out: Tensor, plus: Tensor | None, dilation: int
+    x: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    plus: Tensor | None,
+    raw: Tensor | None,
+    sums: Tensor | None,
+    weight: Tensor | None,
+    grad_sums: Tensor | None,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    dilation: int,
+    together: int = 0,
+    variance_epsilon: float = 0.0,
+    summing: bool = False,
 ) -> Launch:
     batch, channels, height, width = x.shape
-    single = x.dtype == torch.float32
-    like = [out] if plus is None else [out, plus]
-    choices, constants = _tiles(x, 8 if single else 4, 1 if single else 4, *like)
+    more = [] if plus is None or raw is None else [plus, raw]
+    choices, constants = _backward_tiles(x, together, out, *more)
     constants["ALIGN_GRAD"] = 1 if constants["LAST"] else alignment(False, width, grad)
-    constants |= {"dilation": dilation, "WIDE": is_wide(x, saved, grad, *like), "PLUS": plus is not None}
-    strides = (*x.stride(), saved.stride(0), *grad.stride(), *out.stride(), *like[-1].stride())
-    return Launch(
-        partial(_of_tiles, batch, height, width), [channels, height, width, *strides], choices, constants
-    )
+    constants |= {"dilation": dilation, "WIDE": is_wide(x, saved, grad, out, *more)}
+    numbers = [
+        *(channels, height, width, batch, int(summing), variance_epsilon),
+        *(*x.stride(), saved.stride(0), *grad.stride(), *out.stride()),
+        *(stride for map_ in more or [out, out] for stride in map_.stride()),
+    ]
+    return Launch(partial(_of_tiles, batch, height, width), numbers, choices, constants)
+
+
+BACKWARD = similarity_backward, _backward_launch
+
+
+def _backward_tiles(x: Tensor, together: int, *like: Tensor) -> tuple[list[dict[str, int]], dict[str, int]]:
+    single = x.dtype == torch.float32
+    return _tiles(x, 8 if single else 4, 1 if single else 4, together, *like)
+
+
+def backward_programs(x: Tensor, together: int, *like: Tensor) -> int:
+    """How many programs take an image of ``x`` whose groups are normalised; ``like``: the other wide maps."""
+    (chosen,), _ = _backward_tiles(x, together, *like)
+    return _of_tiles(1, x.shape[2], x.shape[3], chosen)
 
 
 def _any_backward_launch(

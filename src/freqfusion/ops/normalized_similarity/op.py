@@ -14,7 +14,9 @@ from freqfusion.ops.local_similarity.op import local_similarity
 from freqfusion.ops.local_similarity.torch import local_similarity as mirrored
 
 MAX_CHANNELS = 256
-"""A program takes all channels of a pixel."""
+"""A program adds up all channels of its pixels."""
+TOGETHER = (1, 2, 4, 8, 16)
+"""Channels of a group that the kernels can normalise."""
 
 kernels_for = partial(implementation, "normalized_similarity")
 
@@ -60,18 +62,13 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     joined = torch.empty(
         (batch, channels + 8, *sides), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
-    sums = x.new_empty((batch, 2, padded(channels)), dtype=torch.float32)
+    sums = x.new_empty((batch, 2, channels), dtype=torch.float32)
     return joined, sums, x.new_empty((batch, 5, *sides), dtype=torch.float32)
 
 
 @_joined_backward.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, memory_format=layout(x)), torch.empty_like(weight), torch.empty_like(bias)
-
-
-def padded(channels: int) -> int:
-    """The next power of two."""
-    return 1 << (channels - 1).bit_length()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -130,8 +127,7 @@ def normalized_similarity(
     >>> tuple(normalized_similarity(x, one, zero, groups=2).shape)
     (1, 12, 3, 3)
     """
-    together = x.shape[1] // groups
-    if together & (together - 1) == 0 and choose("normalized_similarity", None, x) == "triton":
+    if x.shape[1] // groups in TOGETHER and choose("normalized_similarity", None, x) == "triton":
         return _joined(x, weight, bias, groups, epsilon)[0]
     normalized = F.group_norm(x, groups, weight, bias, epsilon)
     return torch.cat((normalized, local_similarity(normalized)), dim=1)
