@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqfusion.ops._triton import compiles
+
 
 def second_derivative(
     function: Callable[..., Tensor],
@@ -62,15 +64,29 @@ class Registered:
         self.register_fake = self._definition.register_fake
 
     def register_autograd(
-        self, derivative: Callable[..., tuple[Any, ...]], setup_context: Callable[[Any, Any, Any], None]
+        self,
+        derivative: Callable[..., tuple[Any, ...]],
+        setup_context: Callable[[Any, Any, Any], None],
+        ahead: bool = False,
     ) -> None:
-        """As :meth:`torch.library.CustomOpDef.register_autograd`; all arguments are positional."""
+        """As :meth:`torch.library.CustomOpDef.register_autograd`; all arguments are positional.
+
+        Args:
+            derivative: of a context and the gradients of the results.
+            setup_context: fills that context.
+            ahead: whether the derivative launches kernels, which :mod:`freqfusion.ops._triton.ahead` compiles.
+        """
         self._definition.register_autograd(derivative, setup_context=setup_context)
         function = self._function
 
         def forward(ctx: Any, *args: Any) -> Any:
+            compiles.new = False
             out = function(*args)
             setup_context(ctx, args, out)
+            if ahead and compiles.new:
+                from freqfusion.ops._triton.ahead import rehearse
+
+                rehearse(derivative, setup_context, ctx.needs_input_grad, args, out)
             return out
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(derivative)}

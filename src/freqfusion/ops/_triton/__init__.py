@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from functools import cache
 from importlib.util import find_spec
 
@@ -16,6 +17,15 @@ MINIMUM = (3, 4)
 """The release that torch 2.8 brings."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Compiles(threading.local):
+    """Whether a thread has compiled a kernel since it was last asked."""
+
+    new = False
+
+
+compiles = _Compiles()
 
 
 def cannot(*tensors: Tensor) -> str:

@@ -3,9 +3,12 @@
 # Triton gives the arguments of a kernel their types.
 # mypy: disallow-untyped-defs=False
 
+import logging
 import os
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._triton import INTERPRETED
+from freqfusion.ops._triton import INTERPRETED, compiles
 
 Configuration = dict[str, int]
 """Tile sizes and the options of Triton (``num_warps``, ``num_stages``) that a kernel is launched with."""
@@ -22,18 +25,14 @@ VARIABLE = "FREQFUSION_TUNE"
 TUNING = os.environ.get(VARIABLE, "") not in ("", "0")
 """Whether the first call of a kind measures all configurations; otherwise the first one serves."""
 
-COMPILED: list[tuple[str, Any]] | None = None
-"""Where not None, kernels are compiled and noted here with their names instead of run; for the registry."""
-COMPILED_FOR = 0
-"""Then the compute capability, 90 for 9.0."""
-
+_log = logging.getLogger(__name__)
 _fastest: dict[Hashable, Configuration] = {}
 
 
 def capability(device: torch.device) -> int:
-    """Compute capability, 90 for 9.0: of a device or of what the registry compiles for; 90 in the interpreter."""
-    if COMPILED is not None:
-        return COMPILED_FOR
+    """Compute capability, 90 for 9.0: of a device or of what is compiled for; 90 in the interpreter."""
+    if _instead.take is not None:
+        return _instead.capability
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -54,6 +53,33 @@ class Launch(NamedTuple):
     """Its other constants."""
 
 
+class _Instead(threading.local):
+    """What happens in a thread to kernels instead of running them: see :func:`instead_of_running`."""
+
+    take: Callable[[Any, Sequence[Tensor | None], Launch], object] | None = None
+    capability = 0
+
+
+_instead = _Instead()
+
+
+@contextmanager
+def instead_of_running(
+    take: Callable[[Any, Sequence[Tensor | None], Launch], object], capability: int
+) -> Iterator[None]:
+    """This thread hands the kernels that it launches to ``take``; their choice is that for a compute capability."""
+    before = _instead.take, _instead.capability
+    _instead.take, _instead.capability = take, capability
+    try:
+        yield
+    finally:
+        _instead.take, _instead.capability = before
+
+
+_kinds: set[Hashable] = set()
+"""Of kernels that were launched: what they are compiled for."""
+pending: dict[int, list[Future[None]]] = {}
+"""Of kernels: what :mod:`freqfusion.ops._triton.ahead` compiles, or has compiled since they were last asked for."""
 _remembered: dict[Hashable, Callable[..., object]] = {}
 REMEMBERED = 4096
 """Launches at most that are kept; then all are forgotten, for so many sizes will hardly come again."""
@@ -74,6 +100,9 @@ def launch(
         prepare: returns how to run it, from ``options`` and how ``tensors`` lie, never from their values.
         options: what else matters to it.
     """
+    if _instead.take is not None:
+        _instead.take(kernel, tensors, prepare(*tensors, *options))
+        return
     first = tensors[0]
     assert first is not None
     device = first.device.index
@@ -86,24 +115,42 @@ def launch(
             run(*tensors)
             return
         run = _first_run(kernel, tensors, prepare(*tensors, *options))
-    if COMPILED is None:
-        if len(_remembered) >= REMEMBERED:
-            _remembered.clear()
-        _remembered[key] = run
+    if len(_remembered) >= REMEMBERED:
+        _remembered.clear()
+    _remembered[key] = run
+
+
+def _options(how: Launch) -> dict[str, Any]:
+    """Products are added in one rounding, which newer releases of Triton do on request alone."""
+    return how.constants | {"enable_fp_fusion": True} | how.choices[0]
+
+
+def compiled(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Any:
+    """A kernel as Triton compiles it for such tensors, whose values do not matter."""
+    return kernel.warmup(*tensors, *how.numbers, grid=(1,), **_options(how))
+
+
+def note(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> None:
+    """That a kernel is about to be compiled, if it is the first of its kind; waits for threads that compile it.
+
+    What none of them has begun is left to the caller.
+    """
+    kind = (id(kernel), *_options(how).items(), *(x if x is None else x.dtype for x in tensors))
+    if kind not in _kinds:
+        _kinds.add(kind)
+        compiles.new = True
+    for job in pending.pop(id(kernel), ()):
+        if not job.cancel() and (error := job.exception()):
+            _log.debug("%s could not be compiled ahead", kernel.__name__, exc_info=error)
 
 
 def _first_run(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Callable[..., object]:
-    """Run a kernel; returns what runs it on other tensors that lie alike.
-
-    Products are added in one rounding, which newer releases of Triton do on request alone.
-    """
-    options = how.constants | {"enable_fp_fusion": True} | how.choices[0]
-    if COMPILED is not None:
-        built = kernel.warmup(*tensors, *how.numbers, grid=(1,), **options)
-        COMPILED.append((kernel.__name__, built))
-        return built
+    """Run a kernel; returns what runs it on other tensors that lie alike."""
+    options = _options(how)
     if TUNING and not INTERPRETED and len(how.choices) > 1:
         options |= _measured(kernel, tensors, how)
+    elif not INTERPRETED:
+        note(kernel, tensors, how)
     grid, numbers = (how.programs(options), 1, 1), how.numbers
     built = kernel[grid](*tensors, *numbers, **options)
     if INTERPRETED:

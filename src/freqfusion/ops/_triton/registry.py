@@ -8,11 +8,12 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -71,12 +72,16 @@ class _NoDevice:
 def _compiling(capability: int) -> Iterator[list[tuple[str, Any]]]:
     built: list[tuple[str, Any]] = []
     before = dict(vars(driver))  # `reset_active` would look for a GPU
+
+    def take(kernel: Any, tensors: Sequence[Tensor | None], how: launch.Launch) -> None:
+        launch.note(kernel, tensors, how)
+        built.append((kernel.__name__, launch.compiled(kernel, tensors, how)))
+
     driver.set_active(_NoDevice(capability))
-    launch.COMPILED, launch.COMPILED_FOR = built, capability
     try:
-        yield built
+        with launch.instead_of_running(take, capability):
+            yield built
     finally:
-        launch.COMPILED = None
         vars(driver).update(before)
 
 

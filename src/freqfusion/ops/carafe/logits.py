@@ -108,7 +108,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-_from_logits.register_autograd(_derivative, setup_context=_save)
+_from_logits.register_autograd(_derivative, setup_context=_save, ahead=True)
 _from_logits_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
 
 

@@ -225,7 +225,7 @@ def _backward_kernels_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
     )
 
 
-_carafe.register_autograd(_carafe_derivative, setup_context=_save)
+_carafe.register_autograd(_carafe_derivative, setup_context=_save, ahead=True)
 _carafe_backward_x.register_autograd(_backward_x_derivative, setup_context=_save)
 carafe_backward_kernels.register_autograd(_backward_kernels_derivative, setup_context=_save)
 _carafe_backward.register_autograd(_both_derivative, setup_context=_save_three)

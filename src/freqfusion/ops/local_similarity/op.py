@@ -107,7 +107,7 @@ def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     return x_part, None, grad_part, *(None for _ in ctx.rest)
 
 
-_local_similarity.register_autograd(_derivative, setup_context=_save)
+_local_similarity.register_autograd(_derivative, setup_context=_save, ahead=True)
 _local_similarity_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
 
 

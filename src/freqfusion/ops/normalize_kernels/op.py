@@ -66,7 +66,7 @@ def _backward_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     return in_logits, None, incoming, None
 
 
-_normalize.register_autograd(_derivative, setup_context=_save)
+_normalize.register_autograd(_derivative, setup_context=_save, ahead=True)
 _normalize_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
 
 

@@ -102,7 +102,7 @@ def _composed(groups: int, epsilon: float, x: Tensor, weight: Tensor, bias: Tens
     return torch.cat((normalized, mirrored(normalized, 3, 2)), dim=1)
 
 
-_joined.register_autograd(_derivative, setup_context=_save)
+_joined.register_autograd(_derivative, setup_context=_save, ahead=True)
 _joined_backward.register_autograd(_backward_derivative, setup_context=_save_backward)
 
 

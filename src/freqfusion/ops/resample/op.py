@@ -104,7 +104,7 @@ def _second(ctx: Any, cotangents: tuple[Tensor | None, Tensor | None]) -> tuple[
     return (*inputs, incoming, *(None for _ in ctx.rest))
 
 
-_resample.register_autograd(_derivative, setup_context=_save)
+_resample.register_autograd(_derivative, setup_context=_save, ahead=True)
 _resample_backward_x.register_autograd(
     lambda ctx, grad: _second(ctx, (grad, None)), setup_context=_save_backward
 )

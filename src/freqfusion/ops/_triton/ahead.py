@@ -1,0 +1,96 @@
+"""Kernels of a backward pass, compiled on other cores while the forward pass goes on.
+
+A first step waits for its compiler, one kernel after the other, and the backward pass has two thirds of them. So
+when an operator has compiled a kernel, its derivative is rehearsed: it runs on tensors that nobody filled, and a few
+threads compile what it would launch (the compiler lets go of Python's lock). What the rehearsal does not foresee, or
+has no time for, is compiled when it is launched, as without it.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime import driver
+
+from freqfusion.ops._triton import launch
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """One is left for the forward pass, which compiles too; more than three find little to do."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(max(1, min(3, cores - 1)), thread_name_prefix="freqfusion-compile")
+
+
+class _Rehearsed:
+    """What a derivative asks of its context."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Tensor | None, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """Their gradients are not looked at."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """All are there."""
+
+
+def rehearse(
+    derivative: Callable[..., Any],
+    setup_context: Callable[[Any, Any, Any], None],
+    needs_input_grad: tuple[bool, ...],
+    args: tuple[Any, ...],
+    out: Any,
+) -> None:
+    """Start to compile what a derivative launches, if the gradients lie as the results do.
+
+    Args:
+        derivative: the operator's, of a context and the gradients of its results.
+        setup_context: fills that context from ``args`` and ``out``.
+        needs_input_grad: which arguments want gradients.
+        args: of the operator.
+        out: its result or results.
+    """
+    device = next(x.device for x in args if isinstance(x, Tensor))
+    context, results = _Rehearsed(needs_input_grad), _unfilled(out)
+
+    def take(kernel: Any, tensors: Any, how: launch.Launch) -> None:
+        jobs = launch.pending.setdefault(id(kernel), [])
+        jobs.append(_threads().submit(_compile, kernel, tensors, how, device))
+
+    try:
+        with launch.instead_of_running(take, launch.capability(device)):
+            setup_context(context, tuple(_unfilled(x) for x in args), results)
+            derivative(context, *(results if isinstance(results, tuple) else (results,)))
+    except Exception:  # it costs the time that it was to save
+        _log.debug("a derivative could not be rehearsed", exc_info=True)
+
+
+def _unfilled(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_unfilled(part) for part in x)
+    if not isinstance(x, Tensor):
+        return x
+    # not on "meta", whose operators may import a second's worth of Python; of these the wide ones are never touched
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+
+
+def _compile(kernel: Any, tensors: Any, how: launch.Launch, device: torch.device) -> None:
+    if device.type != "cuda":
+        launch.compiled(kernel, tensors, how)
+        return
+    with torch.cuda.device(device):
+        built = launch.compiled(kernel, tensors, how)
+        # for older releases of Triton a C compiler makes the launcher of each kernel
+        driver.active.launcher_cls(built.src, built.metadata)
