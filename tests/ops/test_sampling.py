@@ -25,41 +25,41 @@ def run(code: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e30"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_backward_of_resample_survives(value: str, dtype: str) -> None:
+def test_backward_of_resample_survives(dtype: str) -> None:
     run(f"""
 from freqfusion.ops import resample
 torch.manual_seed(0)
-for size in (1, 7, 64):
-    x = torch.randn(2, 8, size, size).to(torch.{dtype}).requires_grad_()
-    offsets = torch.randn(2, 4, size, size)
-    offsets.view(-1)[::5] = float({value!r})
-    offsets = offsets.to(torch.{dtype}).requires_grad_()
-    out = resample(x, offsets, 2, backend="torch")
-    out.sum().backward()
-    unknown = offsets.detach().unflatten(1, (2, 2)).isnan().any(1)  # (B, groups, H, W)
-    assert torch.equal(out.detach().unflatten(1, (2, 4)).isnan().all(2), unknown)
-    assert torch.equal(offsets.grad.unflatten(1, (2, 2)).isnan().all(1), unknown)
-    assert x.grad.isnan().any() == unknown.any()
+for value in ("nan", "inf", "-inf", "1e30"):
+    for size in (1, 7, 64):
+        x = torch.randn(2, 8, size, size).to(torch.{dtype}).requires_grad_()
+        offsets = torch.randn(2, 4, size, size)
+        offsets.view(-1)[::5] = float(value)
+        offsets = offsets.to(torch.{dtype}).requires_grad_()
+        out = resample(x, offsets, 2, backend="torch")
+        out.sum().backward()
+        unknown = offsets.detach().unflatten(1, (2, 2)).isnan().any(1)  # (B, groups, H, W)
+        assert torch.equal(out.detach().unflatten(1, (2, 4)).isnan().all(2), unknown), (value, size)
+        assert torch.equal(offsets.grad.unflatten(1, (2, 2)).isnan().all(1), unknown), (value, size)
+        assert x.grad.isnan().any() == unknown.any(), (value, size)
 """)
 
 
-@pytest.mark.parametrize("method", ["dysample", "dysample+", "dysample-s", "dysample-s+", "freqfusion"])
-def test_training_with_nan_weights_survives(method: str) -> None:
-    run(f"""
+def test_training_with_nan_weights_survives() -> None:
+    run("""
 from freqfusion import create_fusion
 from freqfusion.ops import use_backend
-fusion = create_fusion({method!r}, 16, 16)
-hr, lr = torch.randn(1, 16, 32, 32, requires_grad=True), torch.randn(1, 16, 16, 16, requires_grad=True)
-with torch.no_grad():
-    for name, parameter in fusion.named_parameters():
-        if "offset" in name:
-            parameter.view(-1)[0] = float("nan")
-with use_backend("torch"):
-    out = fusion(hr_feat=hr, lr_feat=lr).lr_feat
-    out.sum().backward()
-assert out.isnan().any() and lr.grad.isnan().any()
+for method in ("dysample", "dysample+", "dysample-s", "dysample-s+", "freqfusion"):
+    fusion = create_fusion(method, 16, 16)
+    hr, lr = torch.randn(1, 16, 32, 32, requires_grad=True), torch.randn(1, 16, 16, 16, requires_grad=True)
+    with torch.no_grad():
+        for name, parameter in fusion.named_parameters():
+            if "offset" in name:
+                parameter.view(-1)[0] = float("nan")
+    with use_backend("torch"):
+        out = fusion(hr_feat=hr, lr_feat=lr).lr_feat
+        out.sum().backward()
+    assert out.isnan().any() and lr.grad.isnan().any(), method
 """)
 
 
