@@ -142,7 +142,8 @@ def _module_and_maps(dtype: torch.dtype, layout: str) -> tuple[FreqFusion, Tenso
         .requires_grad_()
         for size in ((2 * coarse[0], 2 * coarse[1]), coarse)
     )
-    return FreqFusion(256, 256).to(DEVICE, dtype), hr, lr
+    fusion = FreqFusion(256, 256).to(DEVICE, dtype)
+    return fusion.to(memory_format=LAYOUTS[layout]), hr, lr
 
 
 def _first_step(dtype: torch.dtype, layout: str) -> None:

@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +136,21 @@ def test_a_derivative_that_cannot_be_rehearsed_costs_nothing(foreseen: list[Laun
     ahead.rehearse(fails, lambda *_: None, (True,), (torch.zeros(1),), torch.zeros(1))
     assert foreseen == []
     assert launched_by(lambda: None)[1] == []  # and what comes later is not taken away
+
+
+def test_on_a_gpu_the_launcher_is_made_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from freqfusion.ops._triton import ahead, launch
+
+    made: list[object] = []
+    on: list[torch.device] = []
+    built = SimpleNamespace(src="source", metadata="metadata")
+    active = SimpleNamespace(launcher_cls=lambda *about: made.append(about))
+    monkeypatch.setattr(ahead, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(on.append(device)))
+    monkeypatch.setattr(launch, "compiled", lambda *call: built)
+    ahead._compile(None, (), None, torch.device("cuda:1"))
+    assert made == [("source", "metadata")]
+    assert on == [torch.device("cuda:1")]
 
 
 class Kernel:
