@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqfusion.ops._triton import compiles
+from freqfusion.ops._triton import recorded
 
 
 def second_derivative(
@@ -80,10 +80,13 @@ class Registered:
         function = self._function
 
         def forward(ctx: Any, *args: Any) -> Any:
-            compiles.new = False
-            out = function(*args)
+            recorded.now, recorded.compiled = ahead, False
+            try:
+                out = function(*args)
+            finally:
+                recorded.now = False
             setup_context(ctx, args, out)
-            if ahead and compiles.new:
+            if recorded.compiled:
                 from freqfusion.ops._triton.ahead import rehearse
 
                 rehearse(derivative, setup_context, ctx.needs_input_grad, args, out)

@@ -19,13 +19,14 @@ MINIMUM = (3, 4)
 _log = logging.getLogger(__name__)
 
 
-class _Compiles(threading.local):
-    """Whether a thread has compiled a kernel since it was last asked."""
+class _Recorded(threading.local):
+    """Whether a thread runs an operator whose gradient is recorded, and whether that compiled a kernel."""
 
-    new = False
+    now = False
+    compiled = False
 
 
-compiles = _Compiles()
+recorded = _Recorded()
 
 
 def cannot(*tensors: Tensor) -> str:

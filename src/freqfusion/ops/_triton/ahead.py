@@ -8,9 +8,11 @@ has no time for, is compiled when it is launched, as without it.
 
 import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +21,41 @@ from triton.runtime import driver
 
 from freqfusion.ops._triton import launch
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = max(1, min(3, CORES - 1))
+"""At most at a time. One core is left for the forward pass, which compiles too; more than three find little to do."""
+
 _log = logging.getLogger(__name__)
+_jobs: deque[tuple[Future[None], Callable[[], None]]] = deque()
+_free = threading.Semaphore(THREADS)
 
 
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """One is left for the forward pass, which compiles too; more than three find little to do."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(max(1, min(3, cores - 1)), thread_name_prefix="freqfusion-compile")
+def _work() -> None:
+    """Do what is to be done, but begin nothing more once the program wants to end: it waits for this thread."""
+    try:
+        while _jobs and threading.main_thread().is_alive():
+            job, function = _jobs.popleft()
+            if not job.set_running_or_notify_cancel():
+                continue
+            try:
+                function()
+            except Exception as error:
+                job.set_exception(error)
+            else:
+                job.set_result(None)
+    except IndexError:  # another thread took the last
+        pass
+    finally:
+        _free.release()
+
+
+def _submit(function: Callable[[], None]) -> Future[None]:
+    """Where all threads are just ending, it stays undone until there is another job, or its result is asked for."""
+    job: Future[None] = Future()
+    _jobs.append((job, function))
+    if _free.acquire(blocking=False):
+        threading.Thread(target=_work, name="freqfusion-compile").start()
+    return job
 
 
 class _Rehearsed:
@@ -62,14 +91,18 @@ def rehearse(
         args: of the operator.
         out: its result or results.
     """
-    device = next(x.device for x in args if isinstance(x, Tensor))
-    context, results = _Rehearsed(needs_input_grad), _unfilled(out)
-
-    def take(kernel: Any, tensors: Any, how: launch.Launch) -> None:
-        jobs = launch.pending.setdefault(id(kernel), [])
-        jobs.append(_threads().submit(_compile, kernel, tensors, how, device))
-
+    fills = getattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    if torch.are_deterministic_algorithms_enabled() and fills:
+        return  # tensors of the size of the maps would be filled
     try:
+        device = next(x.device for x in args if isinstance(x, Tensor))
+        context, results = _Rehearsed(needs_input_grad), _unfilled(out)
+
+        def take(kernel: Any, tensors: Any, how: launch.Launch) -> None:
+            kind = launch.kind_of(kernel, tensors, how)
+            if kind not in launch.pending:
+                launch.pending[kind] = _submit(partial(_compile, kernel, tensors, how, device))
+
         with launch.instead_of_running(take, launch.capability(device)):
             setup_context(context, tuple(_unfilled(x) for x in args), results)
             derivative(context, *(results if isinstance(results, tuple) else (results,)))

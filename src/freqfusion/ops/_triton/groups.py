@@ -42,7 +42,8 @@ def statistics(x, sums, image, c, channels, pixels, epsilon, x_b, x_c, TOGETHER:
     origin = origin_of(x, image, c, channels, x_b, x_c)
     first, second = sums_of(sums, image, c, channels)
     from_origin = first / pixels
-    variance = tl.maximum(second / pixels - from_origin * from_origin, 0.0)
+    variance = second / pixels - from_origin * from_origin
+    variance = tl.where(variance < 0, 0.0, variance)
     # of the channels' means, counted from the group's: their digits
     mean = mean_of_groups(origin + from_origin, real, TOGETHER)
     apart = origin - mean + from_origin

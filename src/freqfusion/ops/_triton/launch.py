@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._triton import INTERPRETED, compiles
+from freqfusion.ops._triton import INTERPRETED, recorded
 
 Configuration = dict[str, int]
 """Tile sizes and the options of Triton (``num_warps``, ``num_stages``) that a kernel is launched with."""
@@ -76,10 +76,10 @@ def instead_of_running(
         _instead.take, _instead.capability = before
 
 
-_kinds: set[Hashable] = set()
-"""Of kernels that were launched: what they are compiled for."""
-pending: dict[int, list[Future[None]]] = {}
-"""Of kernels: what :mod:`freqfusion.ops._triton.ahead` compiles, or has compiled since they were last asked for."""
+_noted: set[Hashable] = set()
+"""Kinds of kernels that operators launched whose gradient was recorded."""
+pending: dict[Hashable, Future[None]] = {}
+"""Kinds of kernels that :mod:`freqfusion.ops._triton.ahead` compiles, or has compiled and nobody asked for."""
 _remembered: dict[Hashable, Callable[..., object]] = {}
 REMEMBERED = 4096
 """Launches at most that are kept; then all are forgotten, for so many sizes will hardly come again."""
@@ -107,7 +107,8 @@ def launch(
     assert first is not None
     device = first.device.index
     lies = [x if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNED) for x in tensors]
-    key = (id(kernel), prepare, device, options, *lies)  # kernels live as long as their modules
+    # kernels live as long as their modules; what ran without gradients may not have been noted
+    key = (id(kernel), prepare, device, options, recorded.now, *lies)
     run = _remembered.get(key)
     here = device is None or device == torch.cuda.current_device()
     with nullcontext() if here else torch.cuda.device(device):
@@ -130,18 +131,20 @@ def compiled(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Any:
     return kernel.warmup(*tensors, *how.numbers, grid=(1,), **_options(how))
 
 
-def note(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> None:
-    """That a kernel is about to be compiled, if it is the first of its kind; waits for threads that compile it.
+def kind_of(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Hashable:
+    """Nearly what a kernel is compiled for: Triton may compile it again for strides of one."""
+    return id(kernel), *_options(how).items(), *(x if x is None else x.dtype for x in tensors)
 
-    What none of them has begun is left to the caller.
-    """
-    kind = (id(kernel), *_options(how).items(), *(x if x is None else x.dtype for x in tensors))
-    if kind not in _kinds:
-        _kinds.add(kind)
-        compiles.new = True
-    for job in pending.pop(id(kernel), ()):
-        if not job.cancel() and (error := job.exception()):
-            _log.debug("%s could not be compiled ahead", kernel.__name__, exc_info=error)
+
+def note(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> None:
+    """That a kernel is about to be compiled, or was; waits for a thread that compiles it, if one has begun to."""
+    kind = kind_of(kernel, tensors, how)
+    if recorded.now and kind not in _noted:
+        _noted.add(kind)
+        recorded.compiled = True
+    job = pending.pop(kind, None)
+    if job and not job.cancel() and (error := job.exception()):
+        _log.debug("%s could not be compiled ahead", kernel.__name__, exc_info=error)
 
 
 def _first_run(kernel: Any, tensors: Sequence[Tensor | None], how: Launch) -> Callable[..., object]:

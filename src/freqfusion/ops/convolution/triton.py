@@ -83,7 +83,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tenso
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     weight = weight.permute(0, 2, 3, 1).contiguous()
-    launch(_convolution, (x, weight, bias, out), _prepare, dilation)
+    launch(_convolution, (x, weight, bias.contiguous(), out), _prepare, dilation)
     return out
 
 

@@ -127,7 +127,8 @@ def normalized_similarity(
     >>> tuple(normalized_similarity(x, one, zero, groups=2).shape)
     (1, 12, 3, 3)
     """
-    if x.shape[1] // groups in TOGETHER and choose("normalized_similarity", None, x) == "triton":
+    fits = x.shape[1] // groups in TOGETHER and weight.shape == bias.shape == (x.shape[1],)
+    if fits and choose("normalized_similarity", None, x) == "triton":
         return _joined(x, weight, bias, groups, epsilon)[0]
     normalized = F.group_norm(x, groups, weight, bias, epsilon)
     return torch.cat((normalized, local_similarity(normalized)), dim=1)

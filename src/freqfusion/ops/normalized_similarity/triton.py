@@ -104,6 +104,7 @@ def normalized_similarity(
     saved = torch.empty((batch, PLANES, height, width), dtype=torch.float32, device=x.device)
     sums = _summed(x)
     kernel, prepare = FORWARD
+    weight, bias = weight.contiguous(), bias.contiguous()
     tensors = (x, joined[:, channels:], saved, sums, weight, bias, joined[:, :channels])
     launch(kernel, tensors, prepare, DILATION, EPSILON, channels // groups, epsilon)
     return joined, sums, saved
@@ -125,7 +126,8 @@ def normalized_similarity_backward(
     together = channels // groups
     grad = grad.contiguous(memory_format=layout(x))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
-    in_weight, in_bias = torch.empty_like(weight), torch.empty_like(bias)
+    weight = weight.contiguous()
+    in_weight, in_bias = (torch.empty(channels, dtype=y.dtype, device=y.device) for y in (weight, bias))
     normalized, plus = joined[:, :channels], grad[:, :channels]
     programs = backward_programs(normalized, together, out, plus, x)
     parts = torch.empty((batch, programs, 2, channels), dtype=torch.float32, device=x.device)
