@@ -125,6 +125,37 @@ def test_weights_of_another_dtype() -> None:
 
 
 @triton
+def test_weights_that_do_not_lie_side_by_side() -> None:
+    x, weight, bias = arguments((2, 16, 5, 7))
+    strided = (
+        torch.randn(32, device=DEVICE)[::2].requires_grad_(),
+        bias.detach()[:1].expand(16).requires_grad_(),
+    )
+    assert_agrees((x, *strided), 2, TOLERANCE[F32])
+    with use_backend("triton"), pytest.raises(RuntimeError, match="weight"):
+        normalized_similarity(x, weight[:8], bias, 2)
+
+
+@triton
+def test_a_bad_value_spoils_its_group_of_its_image() -> None:
+    """And of that all it says about gradients: a huge number in place of NaN would pass for one."""
+    for bad in (float("nan"), float("inf")):
+        x, weight, bias = arguments((2, 8, 4, 5))
+        x.data[1, 1, 2, 3] = bad
+        with use_backend("triton"):
+            joined = normalized_similarity(x, weight, bias, 2)
+            in_x, in_weight, in_bias = torch.autograd.grad(joined.sum(), (x, weight, bias))
+        spoilt = torch.zeros(2, 8, dtype=torch.bool)
+        spoilt[1, :4] = True
+        assert torch.equal(joined[:, :8].isnan().all((2, 3)).cpu(), spoilt)
+        assert bool(joined[0].isfinite().all())
+        assert bool(in_x[0].isfinite().all())
+        assert bool(in_x[1].isnan().all())  # all pixels have cosines with spoilt ones
+        assert bool(in_weight.isnan().all())
+        assert bool(in_bias.isnan().all())
+
+
+@triton
 def test_second_derivatives() -> None:
     inputs = arguments((1, 8, 3, 4))
 

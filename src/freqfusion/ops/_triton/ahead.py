@@ -39,7 +39,7 @@ def _work() -> None:
                 continue
             try:
                 function()
-            except Exception as error:
+            except BaseException as error:  # or who waits for it would wait for ever
                 job.set_exception(error)
             else:
                 job.set_result(None)

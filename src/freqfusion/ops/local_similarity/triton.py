@@ -42,9 +42,8 @@ from freqfusion.ops._triton.tiles import (
 def _inverse(squares, epsilon):
     """One over a vector's length, negative where the length is below the floor: there it changes the cosines."""
     length = tl.sqrt_rn(squares)
-    inverse = tl.div_rn(
-        1.0, tl.where(length < epsilon, epsilon, length)
-    )  # which NaN stays, unlike by a maximum
+    floored = tl.where(length < epsilon, epsilon, length)  # a maximum would lose NaN
+    inverse = tl.div_rn(1.0, floored)
     return tl.where(length > epsilon, inverse, -inverse)
 
 
