@@ -18,12 +18,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from freqfusion._cores import available_cores
 from freqfusion._files import write_atomically
 from freqfusion.cli._lightning import CommandLine, UsageError, report_usage_error
 from freqfusion.comparison import page, race
 from freqfusion.comparison.race import Job, Slot
 from freqfusion.comparison.runs import Comparison, compare_runs, is_complete
-from freqfusion.tasks.image_data import CACHE_VARIABLE, available_cores
+from freqfusion.tasks.image_data import CACHE_VARIABLE
 
 SETTINGS = "settings.txt"
 CACHE = ".cache"

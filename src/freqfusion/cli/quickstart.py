@@ -66,8 +66,8 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     for package in PACKAGES:
         require(package, "train")
+    from freqfusion._cores import available_cores
     from freqfusion.cli._race import run_race
-    from freqfusion.tasks.image_data import available_cores
 
     return run_race(
         METHODS,

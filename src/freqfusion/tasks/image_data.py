@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from freqfusion._cores import available_cores
 from freqfusion._settings import check_settings
 from freqfusion._text import readable
 from freqfusion.data import BadSampleError, Kind, create_dataset, list_datasets
@@ -188,11 +189,6 @@ class _EvalBatches:
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.loader)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers(cores: int) -> int:

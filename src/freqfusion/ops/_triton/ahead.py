@@ -7,7 +7,6 @@ has no time for, is compiled when it is launched, as without it.
 """
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
+from freqfusion._cores import available_cores
 from freqfusion.ops._triton import launch
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-THREADS = max(1, min(3, CORES - 1))
+THREADS = max(1, min(3, available_cores() - 1))
 """At most at a time. One core is left for the forward pass, which compiles too; more than three find little to do."""
 
 _log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def rehearse(
     args: tuple[Any, ...],
     out: Any,
 ) -> None:
-    """Start to compile what a derivative launches, if the gradients lie as the results do.
+    """Start to compile what a derivative launches, where the gradients lie as the results do; raises nothing.
 
     Args:
         derivative: the operator's, of a context and the gradients of its results.

@@ -30,9 +30,8 @@ def mean_of_groups(value, real, TOGETHER: tl.constexpr):
     groups: tl.constexpr = value.shape[0] // TOGETHER
     mean = tl.sum(tl.reshape(value, (groups, TOGETHER)), axis=1) / TOGETHER
     mean = tl.reshape(tl.broadcast_to(mean[:, None], (groups, TOGETHER)), (groups * TOGETHER,))
-    return tl.where(
-        real, mean, 0.0
-    )  # without it the compiler exchanges whole tiles for the mean among threads
+    # without this the compiler exchanges a whole tile of the mean among threads
+    return tl.where(real, mean, 0.0)
 
 
 @triton.jit
@@ -83,9 +82,9 @@ def derivative(
     value, grad, x, sums, grad_sums, weight, image, c, channels, pixels, epsilon, x_b, x_c,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The gradient in ``value`` (c, pixels), a part of ``x``, of which ``grad`` is that in the normalised map.
+    """The gradient in ``value``, some channels and pixels of ``x``, from ``grad``, that in the normalised map.
 
-    ``grad_sums``, as ``sums``, are those of ``grad`` and of ``grad`` times ``x - k``.
+    ``grad_sums``, of the shape of ``sums``, are those of ``grad`` and of ``grad`` times ``x - k``.
     """
     mean, scale, origin = statistics(x, sums, image, c, channels, pixels, epsilon, x_b, x_c, TOGETHER)
     first, second = sums_of(grad_sums, image, c, channels)

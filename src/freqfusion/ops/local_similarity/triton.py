@@ -49,7 +49,7 @@ def _inverse(squares, epsilon):
 
 @triton.jit
 def _value(loaded, known, NORMALIZE: tl.constexpr):
-    """Some channels; if NORMALIZE as the normalised map has them, of which ``known`` is the :func:`affine`."""
+    """Some channels; if NORMALIZE, normalised by ``known`` (see :func:`affine`) and rounded as their map is."""
     value = loaded.to(tl.float32)
     if NORMALIZE:
         mean, scale, shift = known
@@ -479,7 +479,7 @@ def _tiles(
         x: the map.
         block: channels that a program takes at once where the pixels of a row lie side by side.
         rows: of a tile there.
-        together: channels of a group that is normalised, of which a program takes all at once, or 0.
+        together: channels per normalised group, which a program takes whole; 0 if none is normalised.
         like: maps that are read or written in the same way.
     """
     channels, width = x.shape[1], x.shape[-1]
