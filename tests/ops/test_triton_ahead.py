@@ -23,6 +23,7 @@ from freqfusion.ops import (
 )
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
+from freqfusion.ops.resample.directed import directed_resample
 
 REASON = available_backends()["triton"]
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "triton is there")
@@ -48,6 +49,10 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         ((2, 16, 6, 8), (16,), (16,)),
     ),
     "resample": (lambda x, offsets: resample(x, offsets, 2), ((2, 8, 6, 8), (2, 4, 12, 16))),
+    "directed_resample": (
+        lambda x, fine, coarse: directed_resample(x, fine, coarse, 2, (3, 4)),
+        ((2, 8, 6, 8), (2, 8, 6, 8), (2, 32, 3, 4)),
+    ),
 }
 
 

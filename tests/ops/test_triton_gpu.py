@@ -9,6 +9,7 @@ from torch import Tensor
 from freqfusion import FreqFusion
 from freqfusion.ops import available_backends, carafe, explain, local_similarity, resample, use_backend
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
+from freqfusion.ops.resample.directed import directed_resample
 from support import assert_close
 
 REASON = available_backends()["triton"]
@@ -91,6 +92,27 @@ def test_rounding_of_the_reassembly(
         actual = values_and_gradients(function, inputs)
     for name, value, wanted in zip(("out", "grad 0", "grad 1"), actual, expected, strict=True):
         assert float((value - wanted).norm() / wanted.norm()) < bound, name
+
+
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sampling_where_two_resolutions_say(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """In the 2-norm: at a whole position, where rounding decides the side, the derivative in a prediction jumps."""
+    torch.manual_seed(0)
+    inputs = tuple(
+        torch.randn(2, channels, *size, device="cuda").to(dtype).contiguous(memory_format=layout)
+        for channels, size in ((256, (200, 336)), (16, (200, 336)), (64, (100, 168)))
+    )
+
+    def function(*maps: Tensor) -> Tensor:
+        return directed_resample(*maps, 4, (100, 168))
+
+    with use_backend("torch"):
+        expected = values_and_gradients(function, tuple(tensor.float() for tensor in inputs))
+    with use_backend("triton"):
+        actual = values_and_gradients(function, inputs)
+    for index, (value, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert float((value.float() - wanted).norm() / wanted.norm()) < 1e-2, index
 
 
 def test_it_is_what_a_gpu_gets() -> None:

@@ -16,7 +16,6 @@ from freqfusion.fusion.base import Convolution
 from freqfusion.ops._backends import needs_composite
 from freqfusion.ops._checks import is_channels_last
 from freqfusion.ops.convolution.op import convolution
-from freqfusion.ops.resize import shuffle
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -81,13 +80,3 @@ class _Compress(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             in_weight = torch.bmm(grad, x.flatten(2).transpose(1, 2)).sum(0)
         return in_x, in_weight, in_bias
-
-
-def pixel_shuffle(x: Tensor) -> Tensor:
-    """:func:`~freqfusion.ops.resize.shuffle` by two that keeps channels innermost, as torch's does on a CPU alone."""
-    if not (wanted(x) and is_channels_last(x)):
-        return shuffle(x, 2)
-    batch, channels, height, width = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(batch, height, width, channels // 4, 2, 2)
-    x = x.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
-    return x.permute(0, 3, 1, 2)

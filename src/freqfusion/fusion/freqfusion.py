@@ -14,7 +14,8 @@ from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
-from freqfusion.ops.resize import resize
+from freqfusion.ops.resample.directed import directed_offsets, directed_resample
+from freqfusion.ops.resize import resize, shuffle
 
 DirectionFeat = Literal["sim_concat", "sim"]
 Init = Literal["paper", "official"]
@@ -105,34 +106,34 @@ class OffsetGenerator(nn.Module):
             hr_feat: ``(B, in_channels, H, W)`` compressed fine map.
             lr_feat: ``(B, in_channels, h, w)`` compressed coarse map.
         """
-        size = hr_feat.shape[2:]
-        concat = self.direction_feat == "sim_concat"
-        if concat:
+        fine, coarse = self._predictions(hr_feat, lr_feat)
+        if self.direct_scale is None:
+            return (resize(shuffle(coarse, 2), fine.shape[2:], "nearest") + fine) * 0.25
+        return directed_offsets(fine, coarse)
+
+    def _predictions(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions and, unless they are fixed, magnitudes as :func:`directed_resample` takes them."""
+        if self.direction_feat == "sim_concat":
             hr_feat = hr_direction = _with_similarity(hr_feat, self.norm_hr)
             lr_feat = lr_direction = _with_similarity(lr_feat, self.norm_lr)
         else:
             if self.norm_hr is not None and self.norm_lr is not None:
                 hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
             hr_direction, lr_direction = local_similarity(hr_feat), local_similarity(lr_feat)
-
-        def to_fine(predicted: Tensor) -> Tensor:
-            return resize(_nhwc.pixel_shuffle(predicted), size, "nearest")
-
         if self.direct_scale is None or self.hr_direct_scale is None:
-            return (to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)) * 0.25
-        if concat:
+            return self.hr_offset(hr_direction), self.offset(lr_direction)
+        if self.direction_feat == "sim_concat":
             coarse = _convolve_both(lr_feat, self.offset, self.direct_scale)
-            fine = _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale)
-            direction, magnitude = (to_fine(coarse) + fine).chunk(2, dim=1)
-        else:
-            direction = to_fine(self.offset(lr_direction)) + self.hr_offset(hr_direction)
-            magnitude = to_fine(self.direct_scale(lr_feat)) + self.hr_direct_scale(hr_feat)
-        return direction * magnitude.sigmoid()
+            return _convolve_both(hr_feat, self.hr_offset, self.hr_direct_scale), coarse
+        coarse = torch.cat((self.offset(lr_direction), self.direct_scale(lr_feat)), dim=1)
+        return torch.cat((self.hr_offset(hr_direction), self.hr_direct_scale(hr_feat)), dim=1), coarse
 
     def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
         """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``."""
-        offsets = self.offsets(hr_feat, lr_feat)
-        return resample(feat_to_sample, offsets, self.groups, unit_size=tuple(lr_feat.shape[2:]))
+        unit_size = tuple(lr_feat.shape[2:])
+        if self.direct_scale is None:
+            return resample(feat_to_sample, self.offsets(hr_feat, lr_feat), self.groups, unit_size)
+        return directed_resample(feat_to_sample, *self._predictions(hr_feat, lr_feat), self.groups, unit_size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "init_pos", None)

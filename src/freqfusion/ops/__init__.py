@@ -10,6 +10,7 @@ from freqfusion.ops.local_similarity.op import local_similarity
 from freqfusion.ops.normalize_kernels.naive import normalize_kernels_naive
 from freqfusion.ops.normalize_kernels.op import normalize_kernels
 from freqfusion.ops.normalized_similarity import op as _normalized  # noqa: F401  enters its operator
+from freqfusion.ops.resample import directed as _directed  # noqa: F401  enters its operator
 from freqfusion.ops.resample.naive import resample_naive
 from freqfusion.ops.resample.op import resample
 from freqfusion.ops.window_similarity.naive import window_similarity_naive

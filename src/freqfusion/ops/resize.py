@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freqfusion.ops._checks import is_exporting, refuse_torchscript
+from freqfusion.ops._checks import is_channels_last, is_exporting, refuse_torchscript
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool = False) -> Tensor:
@@ -51,6 +51,8 @@ def shuffle(x: Tensor, factor: int) -> Tensor:
 
     There ``(B, C * factor**3, d, h, w)`` becomes ``(B, C, d * factor, h * factor, w * factor)``.
     """
+    if x.ndim == 4 and x.device.type != "cpu" and is_channels_last(x):
+        return _shuffle_last(x, factor)
     # the gradient of torch's has a wrong shape for an empty batch
     if x.ndim == 4 and (torch.compiler.is_compiling() or len(x)):
         return F.pixel_shuffle(x, factor)
@@ -60,6 +62,15 @@ def shuffle(x: Tensor, factor: int) -> Tensor:
     x = x.reshape(batch, channels, *[factor] * dims, *size)
     x = x.permute(0, 1, *(axis for inner in range(2, 2 + dims) for axis in (inner + dims, inner)))
     return x.reshape(batch, channels, *(side * factor for side in size))
+
+
+def _shuffle_last(x: Tensor, factor: int) -> Tensor:
+    """:func:`shuffle` that keeps channels innermost, as torch's does on a CPU alone."""
+    batch, channels, height, width = x.shape
+    channels //= factor**2
+    x = x.permute(0, 2, 3, 1).reshape(batch, height, width, channels, factor, factor)
+    x = x.permute(0, 1, 4, 2, 5, 3).reshape(batch, factor * height, factor * width, channels)
+    return x.permute(0, 3, 1, 2)
 
 
 def fit(x: Tensor, size: Sequence[int]) -> Tensor:

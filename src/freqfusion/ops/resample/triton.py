@@ -62,14 +62,43 @@ def _lower(kept, slope):
 
 
 @triton.jit
+def _prediction(fine, coarse, i, j, valid, number, f_c, s_c, s_h, s_w):
+    """Of positions, what both resolutions say in the channel ``number`` after that of ``fine`` and ``coarse``."""
+    number = tl.cast(number, tl.int64)
+    mine = tl.load(fine + number * f_c, mask=valid, other=0.0).to(tl.float32)
+    at = coarse + (4 * number + (i % 2 * 2 + j % 2)) * s_c
+    at += (i // 2).to(tl.int64) * s_h + (j // 2).to(tl.int64) * s_w
+    return mine + tl.load(at, mask=valid, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _displacement(
+    offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED: tl.constexpr
+):  # fmt: skip
+    """Of positions along x and y; if DIRECTED, also the directions and the sizes that these are products of."""
+    at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
+    if DIRECTED:
+        direction_x = _prediction(at, coarse, i, j, valid, 0, f_c, s_c, s_h, s_w)
+        direction_y = _prediction(at, coarse, i, j, valid, groups, f_c, s_c, s_h, s_w)
+        size_x = tl.sigmoid(_prediction(at, coarse, i, j, valid, 2 * groups, f_c, s_c, s_h, s_w))
+        size_y = tl.sigmoid(_prediction(at, coarse, i, j, valid, 3 * groups, f_c, s_c, s_h, s_w))
+        dx = direction_x * size_x
+        dy = direction_y * size_y
+    else:
+        dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
+        direction_x = dx
+        direction_y = dy
+        size_x = dx
+        size_y = dy
+    return dx, dy, direction_x, direction_y, size_x, size_y
+
+
+@triton.jit
 def _neighbours(
-    offsets, i, j, valid, groups, h, w, height, width, unit_height, unit_width, f_c, f_h, f_w, x_h, x_w,
-    WIDE: tl.constexpr,
+    dx, dy, i, j, valid, h, w, height, width, unit_height, unit_width, x_h, x_w, WIDE: tl.constexpr
 ):  # fmt: skip
     """Of positions: where their upper left neighbour lies, what the others share, where these exist, derivatives."""
-    at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
-    dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
     column, slope_x = _place(j, dx, width, w, unit_width)
     row, slope_y = _place(i, dy, height, h, unit_height)
     left, share_x = _lower(column, slope_x)
@@ -100,9 +129,9 @@ def _program_tile(
 
 @compiled
 def _forward_last(
-    x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
-    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, o_b, o_c, o_h, o_w,
-    ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    x, offsets, coarse, out, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, o_b, o_c, o_h, o_w,
+    DIRECTED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """A tile of positions and BC channels of one group."""
@@ -118,9 +147,14 @@ def _forward_last(
     c = (program % blocks * BC + tl.arange(0, BC))[:, None]
     i, j, group, image = _program_tile(program // blocks, groups, height, width, TH, TW, RUN, True)
     valid = (i < height) & (j < width)
+    offsets += image * f_b + group * f_c
+    if DIRECTED:
+        coarse += image * s_b + 4 * group * s_c
+    dx, dy, _, _, _, _ = _displacement(
+        offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
+    )  # fmt: skip
     at, share_x, share_y, right, below, _, _ = _neighbours(
-        offsets + image * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
-        f_c, f_h, f_w, x_h, x_w, WIDE,
+        dx, dy, i, j, valid, h, w, height, width, unit_height, unit_width, x_h, x_w, WIDE
     )  # fmt: skip
     if WIDE:
         i = i.to(tl.int64)
@@ -147,9 +181,9 @@ def _forward_last(
 
 @compiled
 def _forward_rows(
-    x, offsets, out, channels, groups, h, w, height, width, unit_height, unit_width,
-    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, o_b, o_c, o_h, o_w,
-    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+    x, offsets, coarse, out, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, o_b, o_c, o_h, o_w,
+    DIRECTED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     blocks = (channels + BLOCK_C - 1) // BLOCK_C
@@ -164,9 +198,14 @@ def _forward_rows(
     batch = (program // groups).to(tl.int64)
 
     valid = j < width
+    offsets += batch * f_b + group * f_c
+    if DIRECTED:
+        coarse += batch * s_b + 4 * group * s_c
+    dx, dy, _, _, _, _ = _displacement(
+        offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
+    )  # fmt: skip
     at, share_x, share_y, right, below, _, _ = _neighbours(
-        offsets + batch * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
-        f_c, f_h, f_w, x_h, x_w, True,
+        dx, dy, i, j, valid, h, w, height, width, unit_height, unit_width, x_h, x_w, True
     )  # fmt: skip
     stored = (c < channels)[:, None] & valid[None, :]
     c = (group * channels + c)[:, None]
@@ -184,11 +223,18 @@ def _forward_rows(
     tl.store(out + at, value.to(out.dtype.element_ty), mask=stored)
 
 
+@triton.jit
+def _store_both(fine, coarse, value, valid):
+    tl.store(fine, value.to(fine.dtype.element_ty), mask=valid)
+    tl.store(coarse, value.to(coarse.dtype.element_ty), mask=valid)
+
+
 @compiled
 def _backward_offsets(
-    x, offsets, grad, out, channels, groups, h, w, height, width, unit_height, unit_width,
-    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
-    LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    x, offsets, coarse, grad, out, in_coarse, channels, groups, h, w, height, width, unit_height, unit_width,
+    x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    r_b, r_c, r_h, r_w,
+    DIRECTED: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """A tile of positions and all channels of one group."""
@@ -202,9 +248,14 @@ def _backward_offsets(
         g_w = aligned(g_w, ALIGN)
     i, j, group, image = _program_tile(tl.program_id(0), groups, height, width, TH, TW, RUN, LAST)
     valid = (i < height) & (j < width)
+    offsets += image * f_b + group * f_c
+    if DIRECTED:
+        coarse += image * s_b + 4 * group * s_c
+    dx, dy, direction_x, direction_y, size_x, size_y = _displacement(
+        offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
+    )  # fmt: skip
     at, share_x, share_y, right, below, slope_x, slope_y = _neighbours(
-        offsets + image * f_b + group * f_c, i, j, valid, groups, h, w, height, width, unit_height, unit_width,
-        f_c, f_h, f_w, x_h, x_w, WIDE,
+        dx, dy, i, j, valid, h, w, height, width, unit_height, unit_width, x_h, x_w, WIDE
     )  # fmt: skip
     x += image * x_b + group * channels * x_c
     grad += image * g_b + group * channels * g_c
@@ -252,10 +303,23 @@ def _backward_offsets(
     if LAST:
         along_x = tl.sum(along_x, axis=0)
         along_y = tl.sum(along_y, axis=0)
+    along_x *= slope_x
+    along_y *= slope_y
     place = out + image * o_b + group * o_c + (i.to(tl.int64) * o_h + j.to(tl.int64) * o_w)
-    tl.store(place, (along_x * slope_x).to(out.dtype.element_ty), mask=valid)
-    place += tl.cast(groups, tl.int64) * o_c
-    tl.store(place, (along_y * slope_y).to(out.dtype.element_ty), mask=valid)
+    step = tl.cast(groups, tl.int64) * o_c
+    if DIRECTED:
+        sub = in_coarse + image * r_b + (4 * group + (i % 2 * 2 + j % 2)) * r_c
+        sub += (i // 2).to(tl.int64) * r_h + (j // 2).to(tl.int64) * r_w
+        step_coarse = tl.cast(groups, tl.int64) * (4 * r_c)
+        _store_both(place, sub, along_x * size_x, valid)
+        _store_both(place + step, sub + step_coarse, along_y * size_y, valid)
+        along_x *= direction_x * size_x * (1 - size_x)
+        along_y *= direction_y * size_y * (1 - size_y)
+        _store_both(place + 2 * step, sub + 2 * step_coarse, along_x, valid)
+        _store_both(place + 3 * step, sub + 3 * step_coarse, along_y, valid)
+    else:
+        tl.store(place, along_x.to(out.dtype.element_ty), mask=valid)
+        tl.store(place + step, along_y.to(out.dtype.element_ty), mask=valid)
 
 
 FAR = tl.constexpr(1 << 29)
@@ -268,9 +332,9 @@ SEARCHED = 64
 
 @compiled
 def _landing(
-    offsets, places, boxes, row_boxes, groups, h, w, height, width, unit_height, unit_width,
-    f_b, f_c, f_h, f_w, tile_rows, tile_columns,
-    SH: tl.constexpr, SW: tl.constexpr, CHUNK: tl.constexpr,
+    offsets, coarse, places, boxes, row_boxes, groups, h, w, height, width, unit_height, unit_width,
+    f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, tile_rows, tile_columns,
+    DIRECTED: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Where one row of tiles of SH x SW positions lands: see :func:`resample_backward_x` for what it writes."""
     K: tl.constexpr = SH * SW
@@ -280,6 +344,8 @@ def _landing(
     group = (program % groups).to(tl.int64)
     image = (program // groups).to(tl.int64)
     offsets += image * f_b + group * f_c
+    if DIRECTED:
+        coarse += image * s_b + 4 * group * s_c
     first = program.to(tl.int64) * tile_rows + tile_row
     places += first * tile_columns * (2 * K)
     boxes += first * tile_columns * 4
@@ -291,9 +357,9 @@ def _landing(
         i = tile_row * SH + (k // SW)[None, :] + 0 * t[:, None]
         j = t[:, None] * SW + (k % SW)[None, :]
         valid = (i < height) & (j < width)
-        at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
-        dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-        dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
+        dx, dy, _, _, _, _ = _displacement(
+            offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
+        )  # fmt: skip
         column, slope_x = _place(j, dx, width, w, unit_width)
         row, slope_y = _place(i, dy, height, h, unit_height)
         known = (slope_x == slope_x) & (slope_y == slope_y)
@@ -475,20 +541,32 @@ def _of_tiles(planes: int, height: int, width: int, channels: int, chosen: Confi
     return planes * tiles * triton.cdiv(channels, chosen["BC"])
 
 
-def resample(x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int) -> Tensor:
-    """As :func:`freqfusion.ops.resample`."""
+def resample(
+    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, coarse: Tensor | None = None
+) -> Tensor:
+    """As :func:`freqfusion.ops.resample`.
+
+    With ``coarse`` as :func:`freqfusion.ops.resample.directed.directed_resample`, whose ``fine`` are the ``offsets``
+    then, here and in what follows.
+    """
     out = torch.empty(
         (*x.shape[:2], *offsets.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
     if out.numel():
         last = is_last(x, out)
         kernel, prepare = (_forward_last, _last_launch) if last else (_forward_rows, _rows_launch)
-        launch(kernel, (x, offsets, out), prepare, groups, unit_height, unit_width)
+        launch(kernel, (x, offsets, coarse, out), prepare, groups, unit_height, unit_width)
     return out
 
 
 def _last_launch(
-    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    coarse: Tensor | None,
+    out: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
 ) -> Launch:
     batch, channels, height, width = out.shape
     channels //= groups
@@ -496,14 +574,25 @@ def _last_launch(
     size = tile_of_last(channels, align)
     return Launch(
         partial(_of_tiles, batch * groups, height, width, channels),
-        _forward_numbers(x, offsets, out, groups, unit_height, unit_width),
+        _forward_numbers(x, offsets, coarse, out, groups, unit_height, unit_width),
         [size | {"num_warps": 4}],
-        {"ALIGN": align, "WIDE": is_wide(x, out), "EVEN": channels % size["BC"] == 0},
+        {
+            "DIRECTED": coarse is not None,
+            "ALIGN": align,
+            "WIDE": is_wide(x, out),
+            "EVEN": channels % size["BC"] == 0,
+        },
     )
 
 
 def _rows_launch(
-    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    coarse: Tensor | None,
+    out: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
 ) -> Launch:
     batch, channels, height, width = out.shape
 
@@ -517,15 +606,25 @@ def _rows_launch(
             for block, columns in ((8, 64), (16, 64), (8, 128), (64, 8))
         ]
     )
-    numbers = _forward_numbers(x, offsets, out, groups, unit_height, unit_width)
-    return Launch(programs, numbers, choices, {})
+    numbers = _forward_numbers(x, offsets, coarse, out, groups, unit_height, unit_width)
+    return Launch(programs, numbers, choices, {"DIRECTED": coarse is not None})
 
 
 def _forward_numbers(
-    x: Tensor, offsets: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    coarse: Tensor | None,
+    out: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
 ) -> list[int]:
     sizes = (x.shape[1] // groups, groups, *x.shape[-2:], *out.shape[-2:], unit_height, unit_width)
-    return [*sizes, *x.stride(), *offsets.stride(), *out.stride()]
+    return [*sizes, *x.stride(), *offsets.stride(), *_strides(coarse), *out.stride()]
+
+
+def _strides(x: Tensor | None) -> Sequence[int]:
+    return (0, 0, 0, 0) if x is None else x.stride()
 
 
 def resample_backward_offsets(
@@ -534,13 +633,33 @@ def resample_backward_offsets(
     """Derivative of :func:`resample` in ``offsets``, of their dtype."""
     out = torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
     if out.numel():
-        tensors = (x, offsets, grad, out)
+        tensors = (x, offsets, None, grad, out, None)
         launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width)
     return out
 
 
+def directed_backward(
+    x: Tensor, fine: Tensor, coarse: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of :func:`resample` in all three maps: that in ``x`` as of :func:`resample_backward_x`."""
+    in_fine, in_coarse = torch.empty_like(fine), torch.empty_like(coarse)
+    if grad.numel():
+        tensors = (x, fine, coarse, grad, in_fine, in_coarse)
+        launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width)
+    in_x = resample_backward_x(fine, grad, x.shape[2:], groups, unit_height, unit_width, coarse)
+    return in_x, in_fine, in_coarse
+
+
 def _offsets_launch(
-    x: Tensor, offsets: Tensor, grad: Tensor, out: Tensor, groups: int, unit_height: int, unit_width: int
+    x: Tensor,
+    offsets: Tensor,
+    coarse: Tensor | None,
+    grad: Tensor,
+    out: Tensor,
+    in_coarse: Tensor | None,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
 ) -> Launch:
     (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     channels //= groups
@@ -554,14 +673,29 @@ def _offsets_launch(
     sizes = (channels, groups, h, w, height, width, unit_height, unit_width)
     return Launch(
         lambda chosen: _of_tiles(batch * groups, height, width, 1, chosen),
-        [*sizes, *x.stride(), *offsets.stride(), *grad.stride(), *out.stride()],
+        [
+            *(*sizes, *x.stride(), *offsets.stride(), *_strides(coarse)),
+            *(*grad.stride(), *out.stride(), *_strides(in_coarse)),
+        ],
         small([size]),
-        {"LAST": last, "ALIGN": align, "WIDE": is_wide(x, grad), "EVEN": channels % size["BC"] == 0},
+        {
+            "DIRECTED": coarse is not None,
+            "LAST": last,
+            "ALIGN": align,
+            "WIDE": is_wide(x, grad),
+            "EVEN": channels % size["BC"] == 0,
+        },
     )
 
 
 def resample_backward_x(
-    offsets: Tensor, grad: Tensor, coarse: Sequence[int], groups: int, unit_height: int, unit_width: int
+    offsets: Tensor,
+    grad: Tensor,
+    size: Sequence[int],
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    coarse: Tensor | None = None,
 ) -> Tensor:
     """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
 
@@ -570,20 +704,20 @@ def resample_backward_x(
     there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
     lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
     """
-    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], coarse
+    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], size
     out = torch.empty(
         (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
     )
     if out.numel() == 0:
         return out
-    size = _gather_size(grad, out, groups)
-    rows, columns = triton.cdiv(height, size["SH"]), triton.cdiv(width, size["SW"])
-    planes, positions = batch * groups, size["SH"] * size["SW"]
+    tiles = _gather_size(grad, out, groups)
+    rows, columns = triton.cdiv(height, tiles["SH"]), triton.cdiv(width, tiles["SW"])
+    planes, positions = batch * groups, tiles["SH"] * tiles["SW"]
     places = torch.empty((planes, rows, columns, 2, positions), dtype=torch.float32, device=grad.device)
     boxes = torch.empty((planes, rows, 4, columns), dtype=torch.int32, device=grad.device)
     row_boxes = torch.empty((planes, 2, rows), dtype=torch.int32, device=grad.device)
-    rest = (groups, h, w, unit_height, unit_width, size["SH"], size["SW"])
-    launch(_landing, (offsets, places, boxes, row_boxes), _landing_launch, *rest)
+    rest = (groups, h, w, unit_height, unit_width, tiles["SH"], tiles["SW"])
+    launch(_landing, (offsets, coarse, places, boxes, row_boxes), _landing_launch, *rest)
     launch(_gather, (places, boxes, row_boxes, grad, out), _gather_launch, groups)
     return out
 
@@ -611,6 +745,7 @@ def _gather_alignment(grad: Tensor, out: Tensor, groups: int) -> int:
 
 def _landing_launch(
     offsets: Tensor,
+    coarse: Tensor | None,
     places: Tensor,
     boxes: Tensor,
     row_boxes: Tensor,
@@ -626,9 +761,9 @@ def _landing_launch(
     sizes = (groups, h, w, *offsets.shape[-2:], unit_height, unit_width)
     return Launch(
         lambda _: planes * rows,
-        [*sizes, *offsets.stride(), rows, columns],
+        [*sizes, *offsets.stride(), *_strides(coarse), rows, columns],
         [{"SH": rows_of_tile, "SW": columns_of_tile, "num_warps": 8}],
-        {"CHUNK": SEARCHED},
+        {"DIRECTED": coarse is not None, "CHUNK": SEARCHED},
     )
 
 
@@ -669,6 +804,13 @@ def cases() -> Iterator[Case]:
         resample(x, offsets, groups, 100, 168)
         resample_backward_offsets(x, offsets, grad, groups, 100, 168)
         resample_backward_x(offsets, grad, (200, width), groups, 100, 168)
+        if width % 2 == 0:
+            fine, coarse = (
+                torch.empty((2, n * groups, *sides), dtype=dtype, memory_format=order)
+                for n, sides in ((4, (200, width)), (16, (100, width // 2)))
+            )
+            resample(x, fine, groups, 100, 168, coarse)
+            directed_backward(x, fine, coarse, grad, groups, 100, 168)
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for order in (torch.contiguous_format, torch.channels_last):
