@@ -11,8 +11,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from fast_interpreter import replace_language_once
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton and freqfusion are imported
+    replace_language_once()
 
 
 @pytest.fixture

@@ -142,17 +142,18 @@ def tiny_detection(
     return module, datamodule
 
 
-if __name__ == "__main__":  # training by two processes
+def train_in_two(root: Path, out: Path) -> None:
     from freqfusion.training import create_trainer
 
-    network, objects = tiny_detection(Path(sys.argv[1]), data={"batch_size": 2, "val_split": "val"})
+    network, objects = tiny_detection(root, data={"batch_size": 2, "val_split": "val"})
     trainer = create_trainer(
-        sys.argv[2],
-        accelerator="cpu",
-        strategy="ddp",
-        devices=2,
-        max_epochs=1,
-        enable_progress_bar=False,
+        out, accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, enable_progress_bar=False
     )
     trainer.fit(network, objects)
     trainer.validate(network, objects, verbose=False)
+
+
+if __name__ == "__main__":
+    from two_processes import run_in_two
+
+    sys.exit(run_in_two(lambda: train_in_two(Path(sys.argv[1]), Path(sys.argv[2]))))

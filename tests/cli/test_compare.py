@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from freqfusion.cli.main import main
+from freqfusion.comparison import race
 from freqfusion.fusion import catalog
 from run_folders import write_run
 from tiny_objects import SMALL_DETECTOR, write_coco
+from tiny_training import RunHere
 
 METHOD = """
 import torch.nn.functional as F
@@ -133,7 +135,8 @@ def test_missing_data_is_said_before_any_run(tmp_path, capsys):
     assert not (tmp_path / "race").exists()
 
 
-def test_a_race_of_another_task(tmp_path, capsys):
+def test_a_race_of_another_task(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(race.subprocess, "Popen", RunHere)
     root = write_coco(tmp_path)
     options = {**SMALL_DETECTOR, "rpn_pre_nms_top_n": [200, 200], "rpn_post_nms_top_n": [64, 64]}
     recipe = {
@@ -198,7 +201,7 @@ def test_a_race_that_is_out_of_time_says_what_is_left(tmp_path, capsys):
     assert not (tmp_path / "race" / "report.html").exists()
 
 
-def test_ctrl_c_ends_the_runs_and_the_line_goes_on(tmp_path):
+def test_ctrl_c_ends_the_runs_and_the_line_goes_on(tmp_path, monkeypatch):
     words = ["compare", "--preset", "tiny", "--methods", "bilinear", "--seeds", "1", *SHORT]
     command = [sys.executable, "-m", "freqfusion", *words, "--out", str(tmp_path / "race")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -212,5 +215,6 @@ def test_ctrl_c_ends_the_runs_and_the_line_goes_on(tmp_path):
     assert process.stderr.read().strip() == "freqfusion compare: stopped"
     with pytest.raises(ProcessLookupError):  # nothing of it is left
         os.killpg(process.pid, 0)
+    monkeypatch.setattr(race.subprocess, "Popen", RunHere)
     assert main(command[3:]) == 0
     assert (tmp_path / "race" / "report.html").is_file()

@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,23 +28,44 @@ def keep_checkpoint(module: Any, data: Any, folder: Path) -> Path:
     return folder / "last.ckpt"
 
 
+class Trained(NamedTuple):
+    """Where its pictures and its checkpoint are, and what it found at its last validation."""
+
+    data: Path
+    checkpoint: Path
+    results: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Pictures, and a Mask R-CNN that has learnt to see them."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A Mask R-CNN over FreqFusion that has learnt to see some pictures."""
     folder = tmp_path_factory.mktemp("objects")
     torch.manual_seed(0)
-    module, data = tiny_detection(write_coco(folder / "data"), warmup_steps=10, milestones=[0.5])
+    module, data = tiny_detection(write_coco(folder / "data"), warmup_steps=10, milestones=[0.8])
     trainer = create_trainer(
-        folder / "run", accelerator="cpu", max_epochs=80, limit_val_batches=0, enable_progress_bar=False
+        folder / "run",
+        accelerator="cpu",
+        max_epochs=100,
+        check_val_every_n_epoch=100,
+        enable_progress_bar=False,
     )
     trainer.fit(module, data)
-    return folder / "data", folder / "run" / "last.ckpt"
+    return Trained(folder / "data", folder / "run" / "last.ckpt", module.results)
+
+
+def test_a_detector_learns(trained: Trained) -> None:
+    """Boxes and masks of what it was trained on come out, with every class."""
+    results = trained.results
+    assert results["mask_ap"] > 0.9
+    assert results["box_ap"] > 0.9
+    assert results["box_ap50"] == pytest.approx(1.0)
+    assert min(results["mask_ap_per_class"]) > 0.85
 
 
 def test_what_was_found_before_a_stop_is_kept(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, checkpoint = trained
+    data, checkpoint, _ = trained
     add, seen = ObjectWriter.add, []
 
     def stop(self: Any, picture: Any, image: Any) -> None:
@@ -61,10 +82,8 @@ def test_what_was_found_before_a_stop_is_kept(
     assert {each["image_id"] for each in content["annotations"]} == {1, 2}
 
 
-def test_boxes_and_masks(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, checkpoint = trained
+def test_boxes_and_masks(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, checkpoint, _ = trained
     out = tmp_path / "out"
     pattern = str(data / "train" / "*.png")
     assert (
@@ -96,9 +115,9 @@ def test_boxes_and_masks(
     assert sum(int(row["objects"]) for row in rows) == found
 
 
-def test_a_folder_of_save_pretrained(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_folder_of_save_pretrained(trained: Trained, tmp_path: Path) -> None:
     """The same results as from the checkpoint, and the classes by the names that were saved."""
-    data, checkpoint = trained
+    data, checkpoint, _ = trained
     module, classes, _ = load_checkpoint(checkpoint)
     save_pretrained(module.network, tmp_path / "model", classes=classes)
     results = []
@@ -157,9 +176,9 @@ def test_panoptic_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_options_of_another_task(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, checkpoint = trained
+    data, checkpoint, _ = trained
     words = ["predict", str(data), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
     for option, message in (
         (["--window", "64"], "--window does not apply to this network's task, objects and segments"),

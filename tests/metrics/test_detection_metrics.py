@@ -445,12 +445,11 @@ def test_absent_evaluator_is_named_with_the_install_line(monkeypatch: pytest.Mon
 TWO_PROCESSES = """
 import sys
 import torch
+import torch.distributed as dist
+from freqfusion.metrics import CocoMetric
 from test_detection_metrics import check_equal, scenes
 
 def work(rank, store):
-    import torch.distributed as dist
-    from freqfusion.metrics import CocoMetric
-
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
     truth, detections = scenes(5)
     metric, whole = CocoMetric(truth, iou_types=("bbox", "segm")), CocoMetric(truth, iou_types=("bbox", "segm"))
@@ -468,10 +467,11 @@ def work(rank, store):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, args=(sys.argv[1],), nprocs=2)
+    torch.multiprocessing.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked, so that they start fast")
 def test_two_processes_exchange_their_results(tmp_path: Path) -> None:
     script = tmp_path / "two_processes.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{TWO_PROCESSES}")

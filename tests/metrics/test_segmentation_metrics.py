@@ -251,11 +251,10 @@ def test_boundary_width_is_a_share_of_the_diagonal(share: float, size: tuple[int
 TWO_PROCESSES = """
 import json, sys
 import torch
+import torch.distributed as dist
+from freqfusion.metrics import SegmentationMetrics
 
 def work(rank, store, out):
-    import torch.distributed as dist
-    from freqfusion.metrics import SegmentationMetrics
-
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, 3, (5, 9, 7), generator=generator)
@@ -272,10 +271,11 @@ def work(rank, store, out):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, args=(sys.argv[1], sys.argv[2]), nprocs=2)
+    torch.multiprocessing.start_processes(work, args=(sys.argv[1], sys.argv[2]), nprocs=2, start_method="fork")
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked, so that they start fast")
 def test_two_processes_sum_their_counts(tmp_path: Path) -> None:
     script = tmp_path / "two_processes.py"
     script.write_text(TWO_PROCESSES)

@@ -16,7 +16,7 @@ from freqfusion.data.cache import SampleCache
 from freqfusion.data.synthetic import SyntheticScenes
 from freqfusion.tasks import SegmentationData
 from freqfusion.tasks.image_data import CACHE_VARIABLE
-from tiny_training import read_history, tiny_fit
+from tiny_training import RunHere, read_history, tiny_fit
 
 
 @pytest.fixture
@@ -105,17 +105,6 @@ def test_other_processes_find_what_was_shared(tmp_path: Path, monkeypatch: pytes
         assert not SegmentationData(**{**options, **change}).cached("train")[0]["image"].any()
 
 
-class Here:
-    """In place of a process of its own, so that what it costs to start one is saved."""
-
-    def __init__(self, command: list[str], **options: Any) -> None:
-        assert options["env"][CACHE_VARIABLE] == os.environ[CACHE_VARIABLE]
-        self.code = main(command[3:])
-
-    def poll(self) -> int:
-        return self.code
-
-
 def test_a_race_decodes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs need no pictures: these are taken away when the first one starts."""
     out, root = tmp_path / "race", write_folder(tmp_path / "data")
@@ -128,8 +117,12 @@ def test_a_race_decodes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             path.write_bytes(b"no picture")
         start(*args)
 
+    def popen(command: list[str], **options: Any) -> RunHere:
+        assert options["env"][CACHE_VARIABLE] == os.environ[CACHE_VARIABLE]
+        return RunHere(command)
+
     monkeypatch.setattr(race, "_start", watched)
-    monkeypatch.setattr(race.subprocess, "Popen", Here)
+    monkeypatch.setattr(race.subprocess, "Popen", popen)
     monkeypatch.setattr("freqfusion.comparison.page.write_comparison", lambda *args, **options: [])
     line = ["compare", "--preset", "tiny", "--methods", "bilinear", "nearest", "--seeds", "1", "--jobs", "1"]
     line += ["--data.dataset", "folder", "--data.root", str(root), "--data.dataset_options", "null"]

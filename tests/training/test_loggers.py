@@ -171,7 +171,7 @@ def test_objects(tmp_path: Path) -> None:
 
 def test_shards_of_two_processes_write_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run_script("sharded", tmp_path, "logged")
+    run_script("logged", tmp_path)
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
     events = read_events(tmp_path / "tensorboard")
     check_rows(rows_of(events), tmp_path)

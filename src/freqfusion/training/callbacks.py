@@ -87,6 +87,7 @@ class History(Callback):
         self._step = 0
         self._seconds = 0.0
         self._since = 0.0  # when the clock was started or last read
+        self._drawn: dict[str, list[tuple[float, float]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -171,7 +172,9 @@ class History(Callback):
                 self._labels[column]: [(step, 100 * value) for step, value in self.curve(column)]
                 for column in self._headline
             }
-            learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
+            if percent != self._drawn:
+                learning_curve(percent, self.folder / CURVE, title="Validation", y_label="%")
+                self._drawn = percent
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:
         return {
