@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -136,6 +137,21 @@ def odd_pictures(folder):
     Image.fromarray(rgb[:, :1]).save(folder / "column.bmp")
     expected["column"] = rgb[:, :1]
     return expected
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_bar_is_the_terminals_alone(tmp_path, checkpoint, capsys, monkeypatch, terminal):
+    """What is printed can go to a file without it."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", checkpoint, tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert "1 of 1 images predicted" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out)
+    assert "predicting" not in out
+    assert ("predicting" in err) == terminal
 
 
 def test_pictures_of_every_odd_kind(tmp_path, checkpoint):

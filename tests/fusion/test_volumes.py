@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from freqfusion.fusion import CARAFE3d, DySample3d, FreqFusion, FreqFusion3d, create_fusion, list_fusions
 from freqfusion.fusion.freqfusion import OffsetGenerator
-from freqfusion.ops.resize import shuffle
+from freqfusion.ops.resize import _shuffle_last, shuffle
 from freqfusion.testing import check_fusion
 from support import assert_close
 
@@ -182,6 +182,14 @@ def test_shuffle() -> None:
     assert out.shape == (2, 3, 4, 2, 6)
     for channel, (d, i, j) in enumerate(torch.cartesian_prod(*[torch.arange(2)] * 3).tolist()):
         assert torch.equal(out[:, :, d::2, i::2, j::2], x[:, channel::8])
+
+
+def test_shuffle_of_channels_last() -> None:
+    """As torch does it on a CPU alone; elsewhere it would change the layout."""
+    x = torch.randn(2, 18, 3, 5).contiguous(memory_format=torch.channels_last)
+    out = _shuffle_last(x, 3)
+    assert torch.equal(out, torch.nn.functional.pixel_shuffle(x, 3))
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_sizes_of_the_modules() -> None:

@@ -37,6 +37,12 @@ def test_zero_offsets_are_the_identity(size: tuple[int, int]) -> None:
     assert_close("out", out, x, 1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_result_lies_as_the_map(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 8, 5, 7).contiguous(memory_format=layout)
+    assert resample(x, torch.randn(2, 4, 9, 13), 2).is_contiguous(memory_format=layout)
+
+
 def test_zero_offsets_interpolate() -> None:
     x = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     out = resample(x, torch.zeros(1, 2, 10, 14, dtype=torch.float64))

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import rich
 
-from tiny_training import tiny_fit
+from freqfusion.drawing import figures
+from tiny_training import read_history, tiny_fit
+
+
+def test_a_curve_is_drawn_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(figures, "learning_curve", lambda curves, *_, **__: drawn.append(len(curves["mIoU"])))
+    tiny_fit(tmp_path, "plain", max_epochs=2, log_steps=3)
+    assert drawn == [1, 2]
+    assert [row["step"] for row in read_history(tmp_path)][-1] == "10"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -9,6 +9,7 @@ from freqfusion._optional import require
 from freqfusion._spread import spread
 from freqfusion._text import readable
 from freqfusion.cli._arguments import CommandParser, image_size, whole_number
+from freqfusion.cli._progress import progress_bar
 
 if TYPE_CHECKING:
     from freqfusion.analysis.measure import FeatureStudy
@@ -108,8 +109,6 @@ def _print(study: "FeatureStudy") -> None:
 
 
 def _saved(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
-    from rich.progress import track
-
     from freqfusion.analysis.measure import FeatureStudy
     from freqfusion.analysis.saved_features import read_features
 
@@ -117,15 +116,14 @@ def _saved(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     indices = spread(len(saved), args.limit)
     pictures = spread(len(indices), args.pictures)
     study = FeatureStudy(saved.classes, saved.palette)
-    for place, index in enumerate(track(indices, "measuring")):
-        study.add(saved[index], show=place in pictures)
+    with progress_bar("measuring") as bar:
+        for place, index in enumerate(bar.track(indices)):
+            study.add(saved[index], show=place in pictures)
     return study, "saved features"
 
 
 def _trained(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     require("lightning", "train")
-    from rich.progress import track
-
     from freqfusion.analysis.measure import FeatureStudy
     from freqfusion.analysis.subjects import load_subject, observe, open_data, tell_apart
     from freqfusion.benchmarks.cost import choose_device
@@ -138,6 +136,7 @@ def _trained(args: argparse.Namespace) -> "tuple[FeatureStudy, str]":
     pictures = spread(len(indices), args.pictures)
     study = FeatureStudy(data.classes, data.palette)
     observed = observe(subjects, data, split, indices, choose_device(args.device))
-    for place, observation in enumerate(track(observed, "measuring", total=len(indices))):
-        study.add(observation, show=place in pictures)
+    with progress_bar("measuring") as bar:
+        for place, observation in enumerate(bar.track(observed, len(indices))):
+            study.add(observation, show=place in pictures)
     return study, f"the data set {data.hparams['dataset']} ({split})"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from freqfusion._optional import require
 from freqfusion._spread import spread
 from freqfusion.cli._arguments import CommandParser, image_size, whole_number
+from freqfusion.cli._progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +111,6 @@ def run(argv: list[str]) -> int:
 
 def _features(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a missing package are answered at once.
-    from rich.progress import track
-
     from freqfusion.analysis.upsampled import cells_of, draw_strip, observe_maps, write_upsampled
     from freqfusion.benchmarks.cost import choose_device
     from freqfusion.drawing.figures import save_png
@@ -132,19 +131,20 @@ def _features(args: argparse.Namespace) -> None:
     notes = [] if args.weights else [f"{args.model} has random weights; give it its own with --weights."]
     upsamplers: dict[str, FeatureUpsampler] = {}
     observed = []
-    for place, record in enumerate(track(records, "upsampling")):
-        image = _read(record, args.resize).to(device)
-        coarse = extract_features(encoder, image, args.layers)
-        if not upsamplers:
-            upsamplers = _upsamplers(args, encoder, coarse.shape[1])
-            notes += _random(args.files, upsamplers)
-            for note in notes:
-                print(f"freqfusion features: warning: {note}", file=sys.stderr)
-        maps = _maps(args, record, image, coarse, upsamplers)
-        one = observe_maps(record.name.as_posix(), image[0], maps, cells)
-        save_png(args.out / "pictures" / f"{record.name}.png", draw_strip(one))
-        if place in shown:
-            observed.append(one)
+    with progress_bar("upsampling") as bar:
+        for place, record in enumerate(bar.track(records)):
+            image = _read(record, args.resize).to(device)
+            coarse = extract_features(encoder, image, args.layers)
+            if not upsamplers:
+                upsamplers = _upsamplers(args, encoder, coarse.shape[1])
+                notes += _random(args.files, upsamplers)
+                for note in notes:
+                    print(f"freqfusion features: warning: {note}", file=sys.stderr)
+            maps = _maps(args, record, image, coarse, upsamplers)
+            one = observe_maps(record.name.as_posix(), image[0], maps, cells)
+            save_png(args.out / "pictures" / f"{record.name}.png", draw_strip(one))
+            if place in shown:
+                observed.append(one)
     write_upsampled(observed, args.out, args.model, notes, args.command)
     print(f"{len(records)} images; the page is {args.out / 'report.html'}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from freqfusion._optional import require
 from freqfusion._settings import check_settings
 from freqfusion.cli._arguments import CommandParser, whole_number
+from freqfusion.cli._progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,6 @@ def run(argv: list[str]) -> int:
 def _predict(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a missing package are answered at once.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from freqfusion.data import BadSampleError
     from freqfusion.prediction.inputs import open_source
@@ -114,12 +114,9 @@ def _predict(args: argparse.Namespace) -> None:
     output = _output(args, module.to(_device(args.device)))
     console = Console()
     done = seen = 0
-    progress = Progress(
-        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
     try:
-        with progress:
-            for picture in progress.track(source.pictures, total=source.count):
+        with progress_bar("predicting") as bar:
+            for picture in bar.track(source.pictures, source.count):
                 seen += 1
                 try:
                     _add(output, picture)
@@ -127,7 +124,7 @@ def _predict(args: argparse.Namespace) -> None:
                     if not args.skip_bad:
                         before = f"; {done} images before it are in {args.out}" if done else ""
                         raise ValueError(f"{error} (--skip-bad leaves such images out){before}") from error
-                    progress.console.print(f"left out: {error}", style="yellow", markup=False)
+                    console.print(f"left out: {error}", style="yellow", markup=False)
                     continue
                 done += 1
     except (KeyboardInterrupt, ValueError):

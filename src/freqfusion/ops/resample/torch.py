@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from freqfusion.ops._checks import accumulation_dtype
+from freqfusion.ops._checks import accumulation_dtype, layout
 from freqfusion.ops._sampling import grid_sample
 
 
@@ -30,4 +30,5 @@ def resample(x: Tensor, offsets: Tensor, groups: int, unit_size: Sequence[int]) 
     grid = _grid(x, offsets, groups, unit_size)
     planes = x.to(grid.dtype).reshape(batch * groups, channels // groups, *size)
     sampled = grid_sample(planes, grid, padding_mode="border")
-    return sampled.reshape(batch, channels, *offsets.shape[2:]).to(x.dtype)
+    sampled = sampled.reshape(batch, channels, *offsets.shape[2:]).to(x.dtype)
+    return sampled.contiguous(memory_format=layout(x))
