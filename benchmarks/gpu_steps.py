@@ -19,6 +19,7 @@ from freqfusion import FreqFusion
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, use_backend
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
+from freqfusion.ops.resample.directed import directed_resample
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -62,6 +63,12 @@ OPERATORS = {
         lambda x, offsets: resample(x, offsets, 4, (HEIGHT // 2, WIDTH // 2)),
         (16, HEIGHT, WIDTH),
         (8, HEIGHT, WIDTH),
+    ),
+    "directed resample": (
+        lambda x, fine, coarse: directed_resample(x, fine, coarse, 2, (HEIGHT, WIDTH)),
+        (16, 2 * HEIGHT, 2 * WIDTH),
+        (8, 2 * HEIGHT, 2 * WIDTH),
+        (32, HEIGHT, WIDTH),
     ),
 }
 
