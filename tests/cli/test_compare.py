@@ -48,7 +48,7 @@ def extension(tmp_path_factory, monkeypatch):
     return path
 
 
-def test_a_method_of_ones_own_from_registration_to_page(extension, tmp_path, capsys):
+def test_a_method_of_ones_own_from_registration_to_page(extension, tmp_path, capsys, monkeypatch):
     line = ["compare", "--import", str(extension), "--preset", "tiny", "--methods", "bilinear", "doubled"]
     line += ["--out", str(tmp_path / "race"), *SHORT]
     assert main([*line, "--seeds", "1"]) == 0
@@ -67,6 +67,7 @@ def test_a_method_of_ones_own_from_registration_to_page(extension, tmp_path, cap
         assert (tmp_path / "race" / name).stat().st_size > 100
 
     # another seed: the first is kept as it is
+    monkeypatch.setattr(race.subprocess, "Popen", RunHere)
     stamp = (tmp_path / "race" / "doubled" / "seed_0" / "metrics.csv").stat().st_mtime_ns
     assert main([*line, "--seeds", "2", "--leaders", "1", "--no-images"]) == 0
     assert (tmp_path / "race" / "doubled" / "seed_0" / "metrics.csv").stat().st_mtime_ns == stamp

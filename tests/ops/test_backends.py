@@ -121,7 +121,8 @@ FOLDERS = {path.parent.name for path in Path(ops.__file__).parent.glob("*/op.py"
 
 def test_every_operator_has_a_folder_with_its_oracle() -> None:
     inner = {"convolution", "normalized_similarity"}  # whose oracles are torch's own and others here
-    assert {"carafe_from_logits", *FOLDERS} == set(_backends.OPERATORS)  # which has kernels of the reassembly
+    variants = {"carafe_from_logits", "directed_resample"}  # by kernels of the reassembly and the resampling
+    assert variants | FOLDERS == set(_backends.OPERATORS)
     assert inner < FOLDERS
     for name in FOLDERS - inner:
         assert getattr(ops, name) is getattr(import_module(f"freqfusion.ops.{name}.op"), name)
@@ -133,7 +134,7 @@ def test_every_operator_has_a_folder_with_its_oracle() -> None:
 def test_what_an_operator_cannot_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "REASON", "")
     monkeypatch.setattr(_triton, "cannot_run_on", lambda device: "")
-    known, maps = _backends.OPERATORS[name], (X, KERNELS)
+    known, maps = _backends.OPERATORS[name], (X, KERNELS, KERNELS)
     limited = known._replace(cannot=lambda backend, *tensors: f"{backend} has no kernel for {len(tensors)}")
     monkeypatch.setitem(_backends.OPERATORS, name, limited)
     expected = {
