@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from freqfusion.cli import _race
 from freqfusion.cli import quickstart as command
 from freqfusion.cli.main import main
 from freqfusion.comparison import race
@@ -22,6 +23,7 @@ def outcome(tmp_path_factory):
     folders = [tmp_path_factory.mktemp("quickstart") / name for name in ("first", "second")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "VAL_SCENES", 8)
+        patch.setattr(_race, "available_cores", lambda: 2)  # one thread for each run, as this process has
         patch.setenv("COLUMNS", "80")
         words = ["quickstart", "--minutes", "0.013", "--seed", "2", "--out"]
         assert main([*words, str(folders[0])]) == 0
