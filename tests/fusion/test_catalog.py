@@ -239,3 +239,13 @@ def test_a_registered_method_takes_the_type_of_no_other(monkeypatch: pytest.Monk
     register_fusion("a function", lambda hr_channels, lr_channels: DySample(hr_channels, lr_channels))
     assert catalog.class_name("mine") == "mine"
     assert len({catalog.class_name(name) for name in list_fusions()}) == len(METHODS) + 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_under_vmap(name: str) -> None:
+    """Of a batch of inputs as of one after the other."""
+    fusion = create_fusion(name, 16, 16).eval()
+    hr, lr = torch.randn(2, 1, 16, 8, 8), torch.randn(2, 1, 16, 4, 4)
+    mapped = torch.func.vmap(lambda hr, lr: fusion(hr, lr).lr_feat)(hr, lr)
+    for index in range(2):
+        torch.testing.assert_close(mapped[index], fusion(hr[index], lr[index]).lr_feat)

@@ -157,6 +157,9 @@ def _innermost(x: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(x: Tensor) -> bool:
+    """Whether channels lie innermost; of a tensor inside of ``torch.func.vmap`` nobody knows, and False is said."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
     return x.is_contiguous(memory_format=_innermost(x)) and not x.is_contiguous()
 
 
