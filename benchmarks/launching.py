@@ -7,6 +7,7 @@ torch's own computation is a few of the microseconds. ``python benchmarks/launch
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -61,7 +62,7 @@ def measure(layout: torch.memory_format) -> tuple[dict[str, float], dict[str, in
         with torch.no_grad():
             timed(forward, times["inference"])
         results = timed(forward, times["forward"])
-        timed(lambda results=results: backward(results), times["backward"])  # type: ignore[misc]
+        timed(partial(backward, results), times["backward"])
     with Computing() as computing:
         results = forward()
     with Computing() as both:

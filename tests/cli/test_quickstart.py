@@ -19,7 +19,7 @@ from tiny_training import RunHere
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """Two runs of five steps with the same seed, of which the second trains in this process: their folders."""
+    """The folders of two runs of five steps with the same seed; the second trains in this process."""
     folders = [tmp_path_factory.mktemp("quickstart") / name for name in ("first", "second")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "VAL_SCENES", 8)

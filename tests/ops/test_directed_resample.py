@@ -220,6 +220,25 @@ def test_opcheck() -> None:
         assert set(results.values()) == {"SUCCESS"}, results
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=triton)])
+def test_wrong_maps_are_refused(backend: str) -> None:
+    """A kernel would read beyond them."""
+    x, fine, coarse = maps(4, 2, (3, 4))
+    with use_backend(backend):
+        for wrong, groups, message in (
+            ((x, fine[:, :7], coarse), 2, "fine must have 8 channels for 2 groups, got 7"),
+            ((x, fine, coarse[:, :16]), 2, "coarse must have 32 channels for 2 groups, got 16"),
+            ((x, fine, coarse), 3, "groups"),
+            ((x, fine[:1], coarse), 2, "batch"),
+            ((x, fine, coarse[:1]), 2, "batch"),
+            ((x[..., :0], fine, coarse), 2, "empty"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                directed_resample(*wrong, groups, UNIT)
+        with pytest.raises(TypeError, match="fine"):
+            directed_resample(x, fine.long(), coarse, 2, UNIT)
+
+
 @triton
 def test_explains_what_it_cannot() -> None:
     x, fine, coarse = maps(4, 2, (3, 4))

@@ -75,6 +75,7 @@ def foreseen(monkeypatch: pytest.MonkeyPatch) -> list[Launched]:
     monkeypatch.setattr(_autograd, "recorded", Always())
     monkeypatch.setattr(launch, "pending", {})
     monkeypatch.setattr(ahead, "_compile", lambda *call: found.append(noted(*call[:3])))
+    monkeypatch.setattr(ahead, "PARSES_IN_THREADS", True)  # which this does not
     return found
 
 
@@ -155,6 +156,19 @@ def test_on_a_gpu_the_launcher_is_made_too(monkeypatch: pytest.MonkeyPatch) -> N
     ahead._compile(None, (), None, torch.device("cuda:1"))
     assert made == [("source", "metadata")]
     assert on == [torch.device("cuda:1")]
+
+
+def test_where_python_cannot_parse_in_threads_nothing_is_rehearsed(
+    foreseen: list[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a SystemError would end the forward pass."""
+    from freqfusion.ops._triton import ahead
+
+    monkeypatch.setattr(ahead, "PARSES_IN_THREADS", False)
+    x, kernels = torch.zeros(2, 8, 6, 8), torch.zeros(2, 9, 12, 16, requires_grad=True)
+    launched_by(lambda: carafe(x, kernels, 3))
+    finished()
+    assert foreseen == []
 
 
 def test_where_tensors_are_filled_nothing_is_rehearsed(foreseen: list[Launched]) -> None:

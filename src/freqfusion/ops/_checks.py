@@ -157,7 +157,7 @@ def _innermost(x: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether channels lie innermost; of a tensor inside of ``torch.func.vmap`` nobody knows, and False is said."""
+    """Whether channels lie innermost; False inside ``torch.func.vmap``, where a tensor does not tell."""
     if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return x.is_contiguous(memory_format=_innermost(x)) and not x.is_contiguous()

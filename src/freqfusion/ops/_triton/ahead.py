@@ -7,6 +7,7 @@ has no time for, is compiled when it is launched, as without it.
 """
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,10 @@ from freqfusion.ops._triton import launch
 
 THREADS = max(1, min(3, available_cores() - 1))
 """At most at a time. One core is left for the forward pass, which compiles too; more than three find little to do."""
+
+PARSES_IN_THREADS = not ((3, 11) <= sys.version_info < (3, 11, 8) or (3, 12) <= sys.version_info < (3, 12, 2))
+"""Whether threads may parse Python, as Triton does when it compiles: in those releases one of two that do may get a
+SystemError, see https://github.com/python/cpython/issues/106905."""
 
 _log = logging.getLogger(__name__)
 _jobs: deque[tuple[Future[None], Callable[[], None]]] = deque()
@@ -83,6 +88,8 @@ def rehearse(
 ) -> None:
     """Start to compile what a derivative launches, where the gradients lie as the results do; raises nothing.
 
+    Nothing is compiled ahead where Python cannot parse in threads.
+
     Args:
         derivative: the operator's, of a context and the gradients of its results.
         setup_context: fills that context from ``args`` and ``out``.
@@ -90,6 +97,8 @@ def rehearse(
         args: of the operator.
         out: its result or results.
     """
+    if not PARSES_IN_THREADS:
+        return
     fills = getattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     if torch.are_deterministic_algorithms_enabled() and fills:
         return  # tensors of the size of the maps would be filled

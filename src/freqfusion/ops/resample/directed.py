@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose
-from freqfusion.ops._checks import layout
+from freqfusion.ops._checks import check_filled, check_groups, check_map, check_pair, layout
 from freqfusion.ops.resample.naive import resample_naive
 from freqfusion.ops.resample.op import kernels_for, resample
 from freqfusion.ops.resize import resize, shuffle
@@ -99,14 +99,18 @@ def directed_resample(
     Args:
         x: ``(B, C, *, *)``, floating point; or a volume.
         fine: ``(B, 4 * groups, H, W)``: directions along x of each group, then along y; then, of their magnitudes
-            likewise, the arguments of a sigmoid. Of a volume ``6 * groups`` channels.
+            likewise, the arguments of a sigmoid. For a volume ``(B, 6 * groups, D, H, W)``.
         coarse: ``(B, 16 * groups, h, w)``: the same of four sub-pixels, as :func:`torch.nn.functional.pixel_shuffle`
-            takes them. Of a volume ``48 * groups`` channels.
+            takes them. For a volume ``(B, 48 * groups, d, h, w)``, of eight.
         groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
         unit_size: as of :func:`freqfusion.ops.resample`.
 
     Returns:
         ``(B, C, H, W)`` of the dtype of ``x``.
+
+    Raises:
+        TypeError: for integer tensors.
+        ValueError: for wrong rank, channels, groups, batch or device, and an empty ``x``.
 
     Source: Chen et al., TPAMI 2024, offset generator.
 
@@ -114,6 +118,18 @@ def directed_resample(
     >>> torch.equal(directed_resample(x, fine, coarse, 1, (1, 1)), x)
     True
     """
+    check_map("x", x, (2, 3))
+    check_filled("x", x)
+    groups = check_groups("x", x.shape[1], groups)
+    dims = x.ndim - 2
+    for name, predicted, subpixels in (("fine", fine, 1), ("coarse", coarse, 2**dims)):
+        check_map(name, predicted, (2, 3))
+        check_pair("x", x, name, predicted)
+        channels = 2 * dims * groups * subpixels
+        if predicted.shape[1] != channels:
+            raise ValueError(
+                f"{name} must have {channels} channels for {groups} groups, got {predicted.shape[1]}"
+            )
     if choose("directed_resample", None, x, fine, coarse) == "triton":
         return _directed(x, fine, coarse, groups, unit_size)
     return resample(x, directed_offsets(fine, coarse), groups, unit_size)

@@ -75,23 +75,23 @@ def _prediction(fine, coarse, i, j, valid, number, f_c, s_c, s_h, s_w):
 def _displacement(
     offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED: tl.constexpr
 ):  # fmt: skip
-    """Of positions along x and y; if DIRECTED, also the directions and the sizes that these are products of."""
+    """Of positions along x and y; if DIRECTED, also the directions and the magnitudes that these are products of."""
     at = offsets + i.to(tl.int64) * f_h + j.to(tl.int64) * f_w
     if DIRECTED:
         direction_x = _prediction(at, coarse, i, j, valid, 0, f_c, s_c, s_h, s_w)
         direction_y = _prediction(at, coarse, i, j, valid, groups, f_c, s_c, s_h, s_w)
-        size_x = tl.sigmoid(_prediction(at, coarse, i, j, valid, 2 * groups, f_c, s_c, s_h, s_w))
-        size_y = tl.sigmoid(_prediction(at, coarse, i, j, valid, 3 * groups, f_c, s_c, s_h, s_w))
-        dx = direction_x * size_x
-        dy = direction_y * size_y
+        magnitude_x = tl.sigmoid(_prediction(at, coarse, i, j, valid, 2 * groups, f_c, s_c, s_h, s_w))
+        magnitude_y = tl.sigmoid(_prediction(at, coarse, i, j, valid, 3 * groups, f_c, s_c, s_h, s_w))
+        dx = direction_x * magnitude_x
+        dy = direction_y * magnitude_y
     else:
         dx = tl.load(at, mask=valid, other=0.0).to(tl.float32)
         dy = tl.load(at + tl.cast(groups, tl.int64) * f_c, mask=valid, other=0.0).to(tl.float32)
         direction_x = dx
         direction_y = dy
-        size_x = dx
-        size_y = dy
-    return dx, dy, direction_x, direction_y, size_x, size_y
+        magnitude_x = dx
+        magnitude_y = dy
+    return dx, dy, direction_x, direction_y, magnitude_x, magnitude_y
 
 
 @triton.jit
@@ -251,7 +251,7 @@ def _backward_offsets(
     offsets += image * f_b + group * f_c
     if DIRECTED:
         coarse += image * s_b + 4 * group * s_c
-    dx, dy, direction_x, direction_y, size_x, size_y = _displacement(
+    dx, dy, direction_x, direction_y, magnitude_x, magnitude_y = _displacement(
         offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
     )  # fmt: skip
     at, share_x, share_y, right, below, slope_x, slope_y = _neighbours(
@@ -311,10 +311,10 @@ def _backward_offsets(
         sub = in_coarse + image * r_b + (4 * group + (i % 2 * 2 + j % 2)) * r_c
         sub += (i // 2).to(tl.int64) * r_h + (j // 2).to(tl.int64) * r_w
         step_coarse = tl.cast(groups, tl.int64) * (4 * r_c)
-        _store_both(place, sub, along_x * size_x, valid)
-        _store_both(place + step, sub + step_coarse, along_y * size_y, valid)
-        along_x *= direction_x * size_x * (1 - size_x)
-        along_y *= direction_y * size_y * (1 - size_y)
+        _store_both(place, sub, along_x * magnitude_x, valid)
+        _store_both(place + step, sub + step_coarse, along_y * magnitude_y, valid)
+        along_x *= direction_x * magnitude_x * (1 - magnitude_x)
+        along_y *= direction_y * magnitude_y * (1 - magnitude_y)
         _store_both(place + 2 * step, sub + 2 * step_coarse, along_x, valid)
         _store_both(place + 3 * step, sub + 3 * step_coarse, along_y, valid)
     else:
@@ -546,8 +546,8 @@ def resample(
 ) -> Tensor:
     """As :func:`freqfusion.ops.resample`.
 
-    With ``coarse`` as :func:`freqfusion.ops.resample.directed.directed_resample`, whose ``fine`` are the ``offsets``
-    then, here and in what follows.
+    With ``coarse``, as :func:`freqfusion.ops.resample.directed.directed_resample`; then ``offsets`` are its ``fine``,
+    here and below.
     """
     out = torch.empty(
         (*x.shape[:2], *offsets.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
@@ -560,13 +560,7 @@ def resample(
 
 
 def _last_launch(
-    x: Tensor,
-    offsets: Tensor,
-    coarse: Tensor | None,
-    out: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
+    x: Tensor, offsets: Tensor, coarse: Tensor | None, out: Tensor, groups: int, *unit: int
 ) -> Launch:
     batch, channels, height, width = out.shape
     channels //= groups
@@ -574,7 +568,7 @@ def _last_launch(
     size = tile_of_last(channels, align)
     return Launch(
         partial(_of_tiles, batch * groups, height, width, channels),
-        _forward_numbers(x, offsets, coarse, out, groups, unit_height, unit_width),
+        _forward_numbers(x, offsets, coarse, out, groups, *unit),
         [size | {"num_warps": 4}],
         {
             "DIRECTED": coarse is not None,
@@ -586,13 +580,7 @@ def _last_launch(
 
 
 def _rows_launch(
-    x: Tensor,
-    offsets: Tensor,
-    coarse: Tensor | None,
-    out: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
+    x: Tensor, offsets: Tensor, coarse: Tensor | None, out: Tensor, groups: int, *unit: int
 ) -> Launch:
     batch, channels, height, width = out.shape
 
@@ -606,20 +594,14 @@ def _rows_launch(
             for block, columns in ((8, 64), (16, 64), (8, 128), (64, 8))
         ]
     )
-    numbers = _forward_numbers(x, offsets, coarse, out, groups, unit_height, unit_width)
+    numbers = _forward_numbers(x, offsets, coarse, out, groups, *unit)
     return Launch(programs, numbers, choices, {"DIRECTED": coarse is not None})
 
 
 def _forward_numbers(
-    x: Tensor,
-    offsets: Tensor,
-    coarse: Tensor | None,
-    out: Tensor,
-    groups: int,
-    unit_height: int,
-    unit_width: int,
+    x: Tensor, offsets: Tensor, coarse: Tensor | None, out: Tensor, groups: int, *unit: int
 ) -> list[int]:
-    sizes = (x.shape[1] // groups, groups, *x.shape[-2:], *out.shape[-2:], unit_height, unit_width)
+    sizes = (x.shape[1] // groups, groups, *x.shape[-2:], *out.shape[-2:], *unit)
     return [*sizes, *x.stride(), *offsets.stride(), *_strides(coarse), *out.stride()]
 
 
@@ -641,7 +623,10 @@ def resample_backward_offsets(
 def directed_backward(
     x: Tensor, fine: Tensor, coarse: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of :func:`resample` in all three maps: that in ``x`` as of :func:`resample_backward_x`."""
+    """Derivatives of :func:`resample` in all three maps, of their dtypes and layouts but for that in ``x``.
+
+    It is as of :func:`resample_backward_x`.
+    """
     in_fine, in_coarse = torch.empty_like(fine), torch.empty_like(coarse)
     if grad.numel():
         tensors = (x, fine, coarse, grad, in_fine, in_coarse)
