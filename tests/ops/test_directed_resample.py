@@ -1,6 +1,7 @@
 """Sampling where two resolutions say: the composed form, and Triton's kernels against float64."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -174,17 +175,28 @@ def test_a_bad_prediction_spoils_its_positions() -> None:
 
 @triton
 def test_what_is_left_to_torch_adds_nothing() -> None:
-    """It allocates and views, so nothing depends on an order."""
-    inputs = maps(8, 2, (2, 4), layout=LAST)
+    """It allocates, views and takes minima of integers, so nothing depends on an order."""
+    inputs, amin = maps(8, 2, (2, 4), layout=LAST), Tensor.amin
+    minima: list[torch.dtype] = []
+
+    def noted(x: Tensor, axis: int) -> Tensor:
+        minima.append(x.dtype)
+        return amin(x, axis)
+
     with use_backend("triton"):
         out = directed_resample(*inputs, 2, UNIT)
         cotangent = torch.randn(out.shape, device=DEVICE).contiguous(memory_format=LAST)
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        with (
+            profile(activities=[ProfilerActivity.CPU]) as profiled,
+            mock.patch.object(Tensor, "amin", noted),
+        ):
             torch.autograd.grad(out, inputs, cotangent)
     names = {event.name for event in profiled.events() or () if event.name.startswith("aten::")}
     allowed = ("empty", "empty_like", "empty_strided", "new_empty", "copy_", "detach", "set_")
+    views_and_minima = ("slice", "as_strided", "amin", "fill_")
     assert "aten::empty" in names
-    assert names <= {f"aten::{name}" for name in allowed}
+    assert names <= {f"aten::{name}" for name in (*allowed, *views_and_minima)}
+    assert minima == [torch.int32]
 
 
 @triton

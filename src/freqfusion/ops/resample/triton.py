@@ -17,6 +17,7 @@ with the naive form.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import prod
 
 import torch
 import triton
@@ -229,15 +230,79 @@ def _store_both(fine, coarse, value, valid):
     tl.store(coarse, value.to(coarse.dtype.element_ty), mask=valid)
 
 
+FAR = tl.constexpr(1 << 29)
+"""Beyond any row or column."""
+
+
+@triton.jit
+def _least(value, TH: tl.constexpr, TW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr):
+    """Of each tile of SH x SW positions among TH x TW."""
+    value = tl.min(tl.reshape(value, (TH // SH, SH, TW // SW, SW)), axis=3)
+    return tl.min(value, axis=1)
+
+
+@triton.jit
+def _land(
+    places, boxes, plane, i, j, valid, dx, dy, h, w, height, width, unit_height, unit_width,
+    TH: tl.constexpr, TW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+):  # fmt: skip
+    """Write where TH x TW positions land, in tiles of SH x SW: see :func:`_landing_maps`."""
+    tile_rows = (height + SH - 1) // SH
+    tile_columns = (width + SW - 1) // SW
+    first = plane * tile_rows
+    column, slope_x = _place(j, dx, width, w, unit_width)
+    row, slope_y = _place(i, dy, height, h, unit_height)
+    known = (slope_x == slope_x) & (slope_y == slope_y)
+    at = ((first + i // SH) * tile_columns + j // SW) * (2 * SH * SW) + (i % SH * SW + j % SW)
+    exists = (i // SH < tile_rows) & (j // SW < tile_columns)
+    # beyond the output a position lies far from all pixels
+    tl.store(places + at, tl.where(valid, row, -1.0 * FAR), mask=exists)
+    tl.store(places + at + SH * SW, tl.where(known, column, -1.0 - column), mask=exists)
+
+    last_row = tl.where(known, tl.ceil(row), row + 1).to(tl.int32)
+    last_column = tl.where(known, tl.ceil(column), column + 1).to(tl.int32)
+    t = tl.arange(0, TH // SH)[:, None] + tl.min(i, axis=0) // SH
+    u = tl.arange(0, TW // SW)[None, :] + tl.min(j, axis=0) // SW
+    at = boxes + (first + t) * (4 * tile_columns) + u
+    exists = (t < tile_rows) & (u < tile_columns)
+    box = _least(tl.where(valid, tl.floor(row).to(tl.int32), FAR), TH, TW, SH, SW)
+    tl.store(at, box, mask=exists)
+    box = _least(tl.where(valid, -last_row, FAR), TH, TW, SH, SW)
+    tl.store(at + tile_columns, box, mask=exists)
+    box = _least(tl.where(valid, tl.floor(column).to(tl.int32), FAR), TH, TW, SH, SW)
+    tl.store(at + 2 * tile_columns, box, mask=exists)
+    box = _least(tl.where(valid, -last_column, FAR), TH, TW, SH, SW)
+    tl.store(at + 3 * tile_columns, box, mask=exists)
+
+
+@compiled
+def _landing(
+    offsets, places, boxes, groups, h, w, height, width, unit_height, unit_width, f_b, f_c, f_h, f_w,
+    SH: tl.constexpr, SW: tl.constexpr,
+):  # fmt: skip
+    """Where a tile of positions lands, if no kernel beside needs it."""
+    i, j, group, image = _program_tile(tl.program_id(0), groups, height, width, SH, SW, 0, False)
+    valid = (i < height) & (j < width)
+    dx, dy, _, _, _, _ = _displacement(
+        offsets + image * f_b + group * f_c, offsets, i, j, valid, groups, f_c, f_h, f_w, 0, 0, 0, False
+    )  # fmt: skip
+    _land(
+        places, boxes, image * groups + group, i, j, valid, dx, dy, h, w, height, width, unit_height, unit_width,
+        SH, SW, SH, SW,
+    )  # fmt: skip
+
+
 @compiled
 def _backward_offsets(
-    x, offsets, coarse, grad, out, in_coarse, channels, groups, h, w, height, width, unit_height, unit_width,
+    x, offsets, coarse, grad, out, in_coarse, places, boxes,
+    channels, groups, h, w, height, width, unit_height, unit_width,
     x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
     r_b, r_c, r_h, r_w,
-    DIRECTED: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+    DIRECTED: tl.constexpr, LANDS: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    EVEN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr,
 ):  # fmt: skip
-    """A tile of positions and all channels of one group."""
+    """A tile of positions and all channels of one group. If LANDS, also where they land."""
     if LAST:
         channels = aligned(channels, ALIGN)
         x_b = aligned(x_b, ALIGN)
@@ -257,6 +322,11 @@ def _backward_offsets(
     at, share_x, share_y, right, below, slope_x, slope_y = _neighbours(
         dx, dy, i, j, valid, h, w, height, width, unit_height, unit_width, x_h, x_w, WIDE
     )  # fmt: skip
+    if LANDS:
+        _land(
+            places, boxes, image * groups + group, i, j, valid, dx, dy, h, w, height, width, unit_height, unit_width,
+            TH, TW, SH, SW,
+        )  # fmt: skip
     x += image * x_b + group * channels * x_c
     grad += image * g_b + group * channels * g_c
     c = tl.arange(0, BC)
@@ -322,66 +392,8 @@ def _backward_offsets(
         tl.store(place + step, along_y.to(out.dtype.element_ty), mask=valid)
 
 
-FAR = tl.constexpr(1 << 29)
-"""Beyond any row or column."""
-
-
 SEARCHED = 64
 """Boxes of tiles that are looked through at once."""
-
-
-@compiled
-def _landing(
-    offsets, coarse, places, boxes, row_boxes, groups, h, w, height, width, unit_height, unit_width,
-    f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, tile_rows, tile_columns,
-    DIRECTED: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Where one row of tiles of SH x SW positions lands: see :func:`resample_backward_x` for what it writes."""
-    K: tl.constexpr = SH * SW
-    program = tl.program_id(0)
-    tile_row = program % tile_rows
-    program //= tile_rows
-    group = (program % groups).to(tl.int64)
-    image = (program // groups).to(tl.int64)
-    offsets += image * f_b + group * f_c
-    if DIRECTED:
-        coarse += image * s_b + 4 * group * s_c
-    first = program.to(tl.int64) * tile_rows + tile_row
-    places += first * tile_columns * (2 * K)
-    boxes += first * tile_columns * 4
-    k = tl.arange(0, K)
-    top = tl.full((CHUNK,), FAR, tl.int32)
-    bottom = tl.full((CHUNK,), -FAR, tl.int32)
-    for start in tl.range(0, tile_columns, CHUNK):
-        t = start + tl.arange(0, CHUNK)
-        i = tile_row * SH + (k // SW)[None, :] + 0 * t[:, None]
-        j = t[:, None] * SW + (k % SW)[None, :]
-        valid = (i < height) & (j < width)
-        dx, dy, _, _, _, _ = _displacement(
-            offsets, coarse, i, j, valid, groups, f_c, f_h, f_w, s_c, s_h, s_w, DIRECTED
-        )  # fmt: skip
-        column, slope_x = _place(j, dx, width, w, unit_width)
-        row, slope_y = _place(i, dy, height, h, unit_height)
-        known = (slope_x == slope_x) & (slope_y == slope_y)
-        exists = t < tile_columns
-        at = places + t.to(tl.int64)[:, None] * (2 * K) + k[None, :]
-        # beyond the output a position lies far from all pixels
-        tl.store(at, tl.where(valid, row, -1.0 * FAR), mask=exists[:, None])
-        tl.store(at + K, tl.where(known, column, -1.0 - column), mask=exists[:, None])
-        first_row = tl.min(tl.where(valid, tl.floor(row).to(tl.int32), FAR), axis=1)
-        last_row = tl.max(tl.where(valid, tl.where(known, tl.ceil(row), row + 1).to(tl.int32), -FAR), axis=1)
-        first_column = tl.min(tl.where(valid, tl.floor(column).to(tl.int32), FAR), axis=1)
-        last_column = tl.where(known, tl.ceil(column), column + 1).to(tl.int32)
-        last_column = tl.max(tl.where(valid, last_column, -FAR), axis=1)
-        tl.store(boxes + t, first_row, mask=exists)
-        tl.store(boxes + tile_columns + t, last_row, mask=exists)
-        tl.store(boxes + 2 * tile_columns + t, first_column, mask=exists)
-        tl.store(boxes + 3 * tile_columns + t, last_column, mask=exists)
-        top = tl.minimum(top, first_row)
-        bottom = tl.maximum(bottom, last_row)
-    row_boxes += program.to(tl.int64) * (2 * tile_rows) + tile_row
-    tl.store(row_boxes, tl.min(top, axis=0))
-    tl.store(row_boxes + tile_rows, tl.max(bottom, axis=0))
 
 
 @triton.jit
@@ -470,9 +482,9 @@ def _gather(
     last_row = -1
     for start in tl.range(0, tile_rows, CHUNK):
         n = start + tl.arange(0, CHUNK)
-        above = tl.load(row_boxes + n, mask=n < tile_rows, other=FAR)
-        under = tl.load(row_boxes + tile_rows + n, mask=n < tile_rows, other=-FAR)
-        first, last, _ = _hit((above < top + TH) & (under >= top), n, tile_rows)
+        above = tl.load(row_boxes + 2 * n, mask=n < tile_rows, other=FAR)
+        under = tl.load(row_boxes + 2 * n + 1, mask=n < tile_rows, other=FAR)
+        first, last, _ = _hit((above < top + TH) & (under <= -top), n, tile_rows)
         first_row = tl.minimum(first_row, first)
         last_row = tl.maximum(last_row, last)
     for row in range(first_row, last_row + 1):
@@ -484,10 +496,10 @@ def _gather(
             n = start + tl.arange(0, CHUNK)
             exists = n < tile_columns
             y0 = tl.load(row_of_boxes + n, mask=exists, other=FAR)
-            y1 = tl.load(row_of_boxes + tile_columns + n, mask=exists, other=-FAR)
+            y1 = tl.load(row_of_boxes + tile_columns + n, mask=exists, other=FAR)
             x0 = tl.load(row_of_boxes + 2 * tile_columns + n, mask=exists, other=FAR)
-            x1 = tl.load(row_of_boxes + 3 * tile_columns + n, mask=exists, other=-FAR)
-            hit = (y0 < top + TH) & (y1 >= top) & (x0 < left + TW) & (x1 >= left)
+            x1 = tl.load(row_of_boxes + 3 * tile_columns + n, mask=exists, other=FAR)
+            hit = (y0 < top + TH) & (y1 <= -top) & (x0 < left + TW) & (x1 <= -left)
             first, last, more = _hit(hit, n, tile_columns)
             first_column = tl.minimum(first_column, first)
             last_column = tl.maximum(last_column, last)
@@ -501,7 +513,7 @@ def _gather(
                 y1 = tl.load(box + tile_columns)
                 x0 = tl.load(box + 2 * tile_columns)
                 x1 = tl.load(box + 3 * tile_columns)
-                lands = (y0 < top + TH) & (y1 >= top) & (x0 < left + TW) & (x1 >= left)
+                lands = (y0 < top + TH) & (y1 <= -top) & (x0 < left + TW) & (x1 <= -left)
             if lands:
                 at = places + (tl.cast(row, tl.int64) * tile_columns + column) * (2 * K) + k
                 place_x = tl.load(at + K)
@@ -615,8 +627,8 @@ def resample_backward_offsets(
     """Derivative of :func:`resample` in ``offsets``, of their dtype."""
     out = torch.empty(offsets.shape, dtype=offsets.dtype, device=x.device)
     if out.numel():
-        tensors = (x, offsets, None, grad, out, None)
-        launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width)
+        tensors = (x, offsets, None, grad, out, None, None, None)
+        launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width, None)
     return out
 
 
@@ -628,11 +640,13 @@ def directed_backward(
     It is as of :func:`resample_backward_x`.
     """
     in_fine, in_coarse = torch.empty_like(fine), torch.empty_like(coarse)
-    if grad.numel():
-        tensors = (x, fine, coarse, grad, in_fine, in_coarse)
-        launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width)
-    in_x = resample_backward_x(fine, grad, x.shape[2:], groups, unit_height, unit_width, coarse)
-    return in_x, in_fine, in_coarse
+    in_x = _empty_as(grad, x.shape)
+    if grad.numel() == 0:
+        return in_x.zero_(), in_fine.zero_(), in_coarse.zero_()
+    maps, tile = _landing_maps(grad, in_x, groups), _positions_tile(grad, in_x, groups)
+    tensors = (x, fine, coarse, grad, in_fine, in_coarse, *maps)
+    launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width, tile)
+    return _gathered(in_x, *maps, grad, groups), in_fine, in_coarse
 
 
 def _offsets_launch(
@@ -642,20 +656,25 @@ def _offsets_launch(
     grad: Tensor,
     out: Tensor,
     in_coarse: Tensor | None,
+    places: Tensor | None,
+    boxes: Tensor | None,
     groups: int,
     unit_height: int,
     unit_width: int,
+    landing: tuple[int, int] | None,
 ) -> Launch:
     (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     channels //= groups
     last = is_last(x, grad)
     align = alignment(True, channels, x, grad) if last else 1
     if last:
-        values = 1024 if x.dtype == torch.float32 else 2048
-        size = tile_of_last(channels, align, values) | {"num_warps": 4}
+        values = 512 if align < 4 else 1024 if x.dtype == torch.float32 else 2048
+        block = min(values // 32, max(16, triton.next_power_of_2(channels)))
+        size = {"TH": 4, "TW": 8, "BC": block, "RUN": 0, "num_warps": 4}
     else:
         size = {"TH": 4, "TW": 16, "BC": 8, "RUN": 1, "num_warps": 4}
     sizes = (channels, groups, h, w, height, width, unit_height, unit_width)
+    rows, columns = landing or (1, 1)
     return Launch(
         lambda chosen: _of_tiles(batch * groups, height, width, 1, chosen),
         [
@@ -665,44 +684,58 @@ def _offsets_launch(
         small([size]),
         {
             "DIRECTED": coarse is not None,
+            "LANDS": landing is not None,
             "LAST": last,
             "ALIGN": align,
             "WIDE": is_wide(x, grad),
             "EVEN": channels % size["BC"] == 0,
+            "SH": rows,
+            "SW": columns,
         },
     )
 
 
 def resample_backward_x(
-    offsets: Tensor,
-    grad: Tensor,
-    size: Sequence[int],
-    groups: int,
-    unit_height: int,
-    unit_width: int,
-    coarse: Tensor | None = None,
+    offsets: Tensor, grad: Tensor, size: Sequence[int], groups: int, unit_height: int, unit_width: int
 ) -> Tensor:
     """Derivative of :func:`resample` in ``x`` ``(B, C, h, w)``, of the dtype and layout of ``grad``.
 
-    It is the same in every run. For it, positions are cut into tiles of ``K`` (``rows`` x ``columns`` of them), and
-    kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y, then along x,
-    there minus one minus the place where an offset is NaN; the first and last row, first and last column where a tile
-    lands ``(rows, 4, columns)``; and those two rows for all tiles of a row ``(2, rows)``.
+    It is the same in every run.
     """
-    (batch, channels), (height, width), (h, w) = grad.shape[:2], offsets.shape[-2:], size
-    out = torch.empty(
-        (batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(grad)
-    )
-    if out.numel() == 0:
-        return out
-    tiles = _gather_size(grad, out, groups)
-    rows, columns = triton.cdiv(height, tiles["SH"]), triton.cdiv(width, tiles["SW"])
-    planes, positions = batch * groups, tiles["SH"] * tiles["SW"]
+    out = _empty_as(grad, (*grad.shape[:2], *size))
+    if grad.numel() == 0:
+        return out.zero_()
+    maps, tile = _landing_maps(grad, out, groups), _positions_tile(grad, out, groups)
+    launch(_landing, (offsets, *maps), _landing_launch, groups, *size, unit_height, unit_width, *tile)
+    return _gathered(out, *maps, grad, groups)
+
+
+def _empty_as(grad: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
+
+
+def _positions_tile(grad: Tensor, out: Tensor, groups: int) -> tuple[int, int]:
+    size = _gather_size(grad, out, groups)
+    return size["SH"], size["SW"]
+
+
+def _landing_maps(grad: Tensor, out: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """For where positions land, which are cut into tiles of ``K`` (``rows`` x ``columns`` of them).
+
+    Kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y, then along x,
+    there minus one minus the place where an offset is NaN; and the first row where a tile lands, minus the last one,
+    the first column and minus the last one ``(rows, 4, columns)``, int32.
+    """
+    tile = _positions_tile(grad, out, groups)
+    rows, columns = (triton.cdiv(side, step) for side, step in zip(grad.shape[2:], tile, strict=True))
+    planes, positions = grad.shape[0] * groups, tile[0] * tile[1]
     places = torch.empty((planes, rows, columns, 2, positions), dtype=torch.float32, device=grad.device)
-    boxes = torch.empty((planes, rows, 4, columns), dtype=torch.int32, device=grad.device)
-    row_boxes = torch.empty((planes, 2, rows), dtype=torch.int32, device=grad.device)
-    rest = (groups, h, w, unit_height, unit_width, tiles["SH"], tiles["SW"])
-    launch(_landing, (offsets, coarse, places, boxes, row_boxes), _landing_launch, *rest)
+    return places, torch.empty((planes, rows, 4, columns), dtype=torch.int32, device=grad.device)
+
+
+def _gathered(out: Tensor, places: Tensor, boxes: Tensor, grad: Tensor, groups: int) -> Tensor:
+    """``out``, filled; whole rows of tiles are looked through first."""
+    row_boxes = boxes[:, :, :2].amin(3)
     launch(_gather, (places, boxes, row_boxes, grad, out), _gather_launch, groups)
     return out
 
@@ -730,10 +763,8 @@ def _gather_alignment(grad: Tensor, out: Tensor, groups: int) -> int:
 
 def _landing_launch(
     offsets: Tensor,
-    coarse: Tensor | None,
     places: Tensor,
     boxes: Tensor,
-    row_boxes: Tensor,
     groups: int,
     h: int,
     w: int,
@@ -742,13 +773,13 @@ def _landing_launch(
     rows_of_tile: int,
     columns_of_tile: int,
 ) -> Launch:
-    planes, rows, columns = places.shape[:3]
     sizes = (groups, h, w, *offsets.shape[-2:], unit_height, unit_width)
+    programs = prod(places.shape[:3])
     return Launch(
-        lambda _: planes * rows,
-        [*sizes, *offsets.stride(), *_strides(coarse), rows, columns],
-        [{"SH": rows_of_tile, "SW": columns_of_tile, "num_warps": 8}],
-        {"DIRECTED": coarse is not None, "CHUNK": SEARCHED},
+        lambda _: programs,
+        [*sizes, *offsets.stride()],
+        [{"SH": rows_of_tile, "SW": columns_of_tile, "num_warps": 1}],
+        {},
     )
 
 
