@@ -97,6 +97,33 @@ def test_a_forward_pass_is_at_most_twenty_operators(nhwc):
     assert 10 < computing.count <= 20
 
 
+@pytest.mark.skipif(bool(available_backends()["triton"]), reason="Triton is not there")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_sums_of_its_normalisations_come_from_convolutions(nhwc, monkeypatch, layout):
+    """Those of both maps; not if another map was put in the place of theirs."""
+    from freqfusion.ops.normalized_similarity import triton
+
+    torch.manual_seed(0)
+    taken, take = [], triton._summed
+    monkeypatch.setattr(triton, "_summed", lambda x: taken.append(x.shape) or take(x))
+    fusion = FreqFusion(16, 16, compressed_channels=16, feature_resample_group=2).half()
+    torch.nn.init.normal_(fusion.dysampler.hr_offset.weight, std=0.3)
+    hr, lr = (torch.randn(1, 16, *size).half().contiguous(memory_format=layout) for size in ((6, 8), (3, 4)))
+    with use_backend("triton"):
+        found = fusion(hr, lr)[2]
+        assert taken == []
+        generator = fusion.dysampler
+        monkeypatch.setattr(generator, "takes_sums", False)
+        assert_close("coarse", found.float(), fusion(hr, lr)[2].float(), 2e-3)
+        assert len(taken) == 2
+        monkeypatch.setattr(generator, "takes_sums", True)
+        generator.register_forward_pre_hook(lambda module, inputs: (-2 * inputs[0], *inputs[1:]))
+        found = fusion(hr, lr)[2]
+        assert len(taken) == 3
+        monkeypatch.setattr(generator, "takes_sums", False)
+        assert_close("coarse", found.float(), fusion(hr, lr)[2].float(), 2e-3)
+
+
 def test_narrow_maps_have_their_channels_innermost(nhwc):
     fusion = FreqFusion(6, 4, compressed_channels=16, feature_resample_group=2)
     seen = {}

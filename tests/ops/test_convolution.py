@@ -50,7 +50,7 @@ def test_agrees_with_float64(shape: tuple[int, ...], outputs: int, kernel_size: 
     exact = tuple(tensor.detach().cpu().double().requires_grad_() for tensor in inputs)
     expected = F.conv2d(*exact, padding=dilation * (kernel_size // 2), dilation=dilation)
     with use_backend("triton"):
-        actual = convolution(*inputs, dilation)
+        actual = convolution(*inputs, dilation)[0]
     assert actual.dtype == F16
     assert outputs == 1 or actual.is_contiguous(memory_format=LAST)
     assert error(actual, expected) < 5e-4
@@ -63,11 +63,31 @@ def test_agrees_with_float64(shape: tuple[int, ...], outputs: int, kernel_size: 
 
 
 @triton
+@pytest.mark.parametrize(("shape", "outputs"), [((2, 16, 5, 7), 9), ((1, 40, 1, 2), 1), ((3, 8, 8, 9), 25)])
+@pytest.mark.parametrize("dtype", [F16, torch.bfloat16])
+def test_sums_of_what_it_reads(shape: tuple[int, ...], outputs: int, dtype: torch.dtype) -> None:
+    """Counted from the first pixel of each image, for a normalisation of channels far from zero."""
+    x, weight, bias = arguments(shape, outputs, dtype=dtype)
+    x = (x.detach() + 300).requires_grad_()
+    with use_backend("triton"):
+        out, sums = convolution(x, weight, bias, summing=True)
+        alone, nothing = convolution(x, weight, bias)
+    assert nothing is None
+    assert torch.equal(out, alone)
+    assert sums is not None
+    assert not sums.requires_grad
+    away = (x - x[:, :, :1, :1].detach()).detach().cpu().double()
+    expected = torch.stack((away.sum((2, 3)), away.square().sum((2, 3))), 1)
+    assert sums.shape == expected.shape
+    torch.testing.assert_close(sums.cpu().double(), expected, rtol=1e-6, atol=1e-3)
+
+
+@triton
 def test_a_bias_of_float32_is_added_before_rounding() -> None:
     x, weight, _ = arguments((1, 8, 4, 4), 2)
     bias = torch.tensor([1000.0, 0.0], device=DEVICE, requires_grad=True)
     with use_backend("triton"):
-        out = convolution(x, weight / 100, bias)
+        out = convolution(x, weight / 100, bias)[0]
     expected = F.conv2d(x.double(), (weight / 100).double(), bias.double(), padding=1)
     assert error(out, expected.cpu()) < 5e-4
     out.sum().backward()
@@ -81,7 +101,7 @@ def test_a_bad_value_reaches_its_neighbours_alone() -> None:
     x = x.detach()
     x[0, 3, 2, 4] = float("inf")
     with use_backend("triton"):
-        bad = ~convolution(x, weight, bias)[0].isfinite().all(0)
+        bad = ~convolution(x, weight, bias)[0][0].isfinite().all(0)
     assert bad.nonzero().tolist() == [[i, j] for i in (1, 2, 3) for j in (3, 4, 5)]
 
 
@@ -103,7 +123,7 @@ def test_torch_serves_elsewhere(change, why: str) -> None:
     bias = torch.zeros(len(weight), device=DEVICE)
     with use_backend("triton"):
         found = explain("convolution", x, weight) if x.numel() else None
-        out = convolution(x, weight, bias)
+        out = convolution(x, weight, bias)[0]
     if found is not None:
         assert found.backend == "torch"
         assert why in found.cannot["triton"]
@@ -114,8 +134,11 @@ def test_torch_serves_elsewhere(change, why: str) -> None:
 def test_opcheck() -> None:
     inputs = arguments((1, 8, 3, 4), 3)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    results = torch.library.opcheck(torch.ops.freqfusion.convolution.default, (*inputs, 1), test_utils=tests)
-    assert set(results.values()) == {"SUCCESS"}, results
+    for summing in (False, True):
+        results = torch.library.opcheck(
+            torch.ops.freqfusion.convolution.default, (*inputs, 1, summing), test_utils=tests
+        )
+        assert set(results.values()) == {"SUCCESS"}, results
 
 
 def test_second_derivatives() -> None:
@@ -124,4 +147,4 @@ def test_second_derivatives() -> None:
         torch.randn(shape, dtype=torch.float64, requires_grad=True)
         for shape in ((1, 2, 3, 4), (2, 2, 3, 3), (2,))
     )
-    assert torch.autograd.gradgradcheck(convolution, inputs)
+    assert torch.autograd.gradgradcheck(lambda *inputs: convolution(*inputs)[0], inputs)

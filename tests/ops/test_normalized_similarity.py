@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freqfusion.ops import available_backends, explain, local_similarity, use_backend
+from freqfusion.ops.convolution.op import convolution
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
 
 REASON = available_backends()["triton"]
@@ -117,6 +118,25 @@ def test_the_same_in_every_run_of_any_batch() -> None:
 
 
 @triton
+def test_sums_that_are_known_are_not_taken_again() -> None:
+    """They are what a convolution has of the map; of others the results would be wrong."""
+    x, weight, bias = arguments((2, 16, 5, 7), F16, LAST)
+    kernel = torch.zeros(3, 16, 3, 3, device=DEVICE, dtype=F16)
+    with use_backend("triton"):
+        _, sums = convolution(x, kernel, kernel.new_zeros(3), summing=True)
+        assert sums is not None
+        expected = normalized_similarity(x, weight, bias, 2)
+        found = normalized_similarity(x, weight, bias, 2, sums=sums)
+        wrong = normalized_similarity(x, weight, bias, 2, sums=2 * sums)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert error(wrong[:, :16], expected.detach().cpu().double()[:, :16]) > 0.1
+    grad = torch.randn(expected.shape, device=DEVICE).to(F16)
+    of_expected = torch.autograd.grad(expected, (x, weight, bias), grad)
+    for value, right in zip(torch.autograd.grad(found, (x, weight, bias), grad), of_expected, strict=True):
+        assert error(value, right.cpu().double()) < TOLERANCE[F16]
+
+
+@triton
 def test_weights_of_another_dtype() -> None:
     """As under autocast: the map in half precision, the parameters in float32."""
     x, weight, bias = arguments((2, 16, 5, 7), F16, LAST)
@@ -180,10 +200,11 @@ def test_opcheck() -> None:
     x, weight, bias = arguments((1, 8, 2, 3), F32, LAST)
     operators = torch.ops.freqfusion
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    results = torch.library.opcheck(
-        operators.normalized_similarity.default, (x, weight, bias, 1, 1e-5), test_utils=tests
-    )
-    assert set(results.values()) == {"SUCCESS"}, results
+    for sums in (None, torch.ones(1, 2, 8, device=DEVICE)):
+        results = torch.library.opcheck(
+            operators.normalized_similarity.default, (x, weight, bias, sums, 1, 1e-5), test_utils=tests
+        )
+        assert set(results.values()) == {"SUCCESS"}, results
 
 
 @triton

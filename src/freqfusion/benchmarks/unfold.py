@@ -60,7 +60,9 @@ class UnfoldOffsetGenerator(OffsetGenerator):
 class UnfoldFreqFusion(FreqFusion):
     """FreqFusion step by step, nothing merged; all options and parameters are those of its base class."""
 
-    def _kernels_enhanced(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _kernels_enhanced(
+        self, hr: Tensor, lr: Tensor, known: object
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         highpass_logits: Tensor | None = None
         if self.content_encoder2 is not None:
             of_hr: Tensor = self.content_encoder2(hr)

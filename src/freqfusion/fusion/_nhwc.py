@@ -42,10 +42,12 @@ def compress(convolution: Convolution, x: Tensor) -> Tensor:
     return out
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    """A convolution with an odd kernel that keeps the size."""
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int, summing: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """A convolution with an odd kernel that keeps the size; and sums of ``x``, see :func:`convolution`."""
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return convolution(x.to(dtype), weight.to(dtype), bias, dilation)
+    return convolution(x.to(dtype), weight.to(dtype), bias, dilation, summing and dtype == x.dtype)
 
 
 class _Compress(torch.autograd.Function):

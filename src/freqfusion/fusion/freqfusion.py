@@ -22,6 +22,8 @@ Init = Literal["paper", "official"]
 PaddingMode = Literal["zeros", "reflect"]
 UpsampleMode = Literal["nearest", "bilinear"]
 
+Sums = tuple[Tensor, Tensor]
+"""A map, and sums of it: see :func:`freqfusion.ops.convolution.op.convolution`."""
 SIMILARITY_CHANNELS = 8
 """A 3x3 neighbourhood without its centre, of an image."""
 
@@ -70,6 +72,7 @@ class OffsetGenerator(nn.Module):
             )
         self.groups = groups
         self.direction_feat = direction_feat
+        self.takes_sums = norm and direction_feat == "sim_concat"
         neighbours = 3**spatial_dims - 1
         features = in_channels + neighbours
         direction_in = neighbours if direction_feat == "sim" else features
@@ -106,16 +109,16 @@ class OffsetGenerator(nn.Module):
             hr_feat: ``(B, in_channels, H, W)`` compressed fine map.
             lr_feat: ``(B, in_channels, h, w)`` compressed coarse map.
         """
-        fine, coarse = self._predictions(hr_feat, lr_feat)
+        fine, coarse = self._predictions(hr_feat, lr_feat, ())
         if self.direct_scale is None:
             return (resize(shuffle(coarse, 2), fine.shape[2:], "nearest") + fine) * 0.25
         return directed_offsets(fine, coarse)
 
-    def _predictions(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor]:
+    def _predictions(self, hr_feat: Tensor, lr_feat: Tensor, known: Sequence[Sums]) -> tuple[Tensor, Tensor]:
         """Directions and, unless they are fixed, magnitudes as :func:`directed_resample` takes them."""
         if self.direction_feat == "sim_concat":
-            hr_feat = hr_direction = _with_similarity(hr_feat, self.norm_hr)
-            lr_feat = lr_direction = _with_similarity(lr_feat, self.norm_lr)
+            hr_feat = hr_direction = _with_similarity(hr_feat, self.norm_hr, known)
+            lr_feat = lr_direction = _with_similarity(lr_feat, self.norm_lr, known)
         else:
             if self.norm_hr is not None and self.norm_lr is not None:
                 hr_feat, lr_feat = self.norm_hr(hr_feat), self.norm_lr(lr_feat)
@@ -128,12 +131,18 @@ class OffsetGenerator(nn.Module):
         coarse = torch.cat((self.offset(lr_direction), self.direct_scale(lr_feat)), dim=1)
         return torch.cat((self.hr_offset(hr_direction), self.hr_direct_scale(hr_feat)), dim=1), coarse
 
-    def forward(self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor) -> Tensor:
-        """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``."""
+    def forward(
+        self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor, known: Sequence[Sums] = ()
+    ) -> Tensor:
+        """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``.
+
+        The sums that its normalisation needs are taken from those that are ``known``, if they are.
+        """
         unit_size = tuple(lr_feat.shape[2:])
         if self.direct_scale is None:
             return resample(feat_to_sample, self.offsets(hr_feat, lr_feat), self.groups, unit_size)
-        return directed_resample(feat_to_sample, *self._predictions(hr_feat, lr_feat), self.groups, unit_size)
+        fine, coarse = self._predictions(hr_feat, lr_feat, known)
+        return directed_resample(feat_to_sample, fine, coarse, self.groups, unit_size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "init_pos", None)
@@ -311,14 +320,15 @@ class FreqFusion(Fusion):
 
     def _fuse(self, hr_feat: Tensor, lr_feat: Tensor) -> FusedFeatures:
         size = hr_feat.shape[2:]
-        compressed_hr, compressed_lr, lowpass, highpass_logits = self.predict(hr_feat, lr_feat)
+        known: list[Sums] | None = [] if self.dysampler is not None and self.dysampler.takes_sums else None
+        compressed_hr, compressed_lr, lowpass, highpass_logits = self._predict(hr_feat, lr_feat, known)
         fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
         fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
         fused_hr = hr_feat
         if highpass_logits is not None:
             fused_hr = self._sharpen(hr_feat, highpass_logits, self.hr_residual)
         if self.dysampler is not None:
-            fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr)
+            fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr, known or ())
         return FusedFeatures(lowpass, fused_hr, fused_lr)
 
     def predict(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -332,6 +342,11 @@ class FreqFusion(Fusion):
             ``(B, compressed_channels, H, W)`` and ``(B, compressed_channels, h, w)``; low-pass kernels
             ``(B, up_group * lowpass_kernel**2, H, W)``; logits ``(B, up_group * highpass_kernel**2, H, W)`` or None.
         """
+        return self._predict(hr_feat, lr_feat, None)
+
+    def _predict(
+        self, hr_feat: Tensor, lr_feat: Tensor, known: list[Sums] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         hr, lr = (
             _compress(self.hr_channel_compressor, hr_feat),
             _compress(self.lr_channel_compressor, lr_feat),
@@ -340,19 +355,21 @@ class FreqFusion(Fusion):
             return hr, lr, *self._kernels_from_sum(hr, lr)
         if not self.comp_feat_upsample:
             return hr, lr, *self._kernels_from_both(hr, lr)
-        hr, lowpass, highpass_logits = self._kernels_enhanced(hr, lr)
+        hr, lowpass, highpass_logits = self._kernels_enhanced(hr, lr, known)
         return hr, lr, lowpass, highpass_logits
 
-    def _kernels_enhanced(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _kernels_enhanced(
+        self, hr: Tensor, lr: Tensor, known: list[Sums] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Enhanced initial fusion: sharpened fine map, low-pass kernels and high-pass logits."""
         highpass_logits: Tensor | None = None
         if self.content_encoder2 is not None:
             highpass_logits = _convolve(self.content_encoder2, hr)  # of the map before it is sharpened
             hr = self._sharpen(hr, highpass_logits, residual=True)
-            coarse_lowpass, coarse_highpass = self._coarse_logits(lr, self.content_encoder2)
+            coarse_lowpass, coarse_highpass = self._coarse_logits(lr, self.content_encoder2, known)
         else:
-            coarse_lowpass = _convolve(self.content_encoder, lr)
-        lowpass_logits = _convolve(self.content_encoder, hr)
+            coarse_lowpass = _convolve(self.content_encoder, lr, known)
+        lowpass_logits = _convolve(self.content_encoder, hr, known)
         lowpass_logits, _ = self._add_low_pass(lowpass_logits, coarse_lowpass, lowpass_logits)
         if highpass_logits is None:
             return hr, self._lowpass_kernels(lowpass_logits), None
@@ -362,10 +379,12 @@ class FreqFusion(Fusion):
         assert lowpass is not None
         return hr, lowpass, highpass_logits
 
-    def _coarse_logits(self, lr: Tensor, highpass_encoder: Convolution) -> tuple[Tensor, Tensor]:
+    def _coarse_logits(
+        self, lr: Tensor, highpass_encoder: Convolution, known: list[Sums] | None
+    ) -> tuple[Tensor, Tensor]:
         """Coarse logits of the low-pass and of the high-pass, ``(B, up_group * kernel**2, h, w)`` each."""
         if is_channels_last(lr):  # results that lie side by side are worth a second pass over a small map
-            return _convolve(self.content_encoder, lr), _convolve(highpass_encoder, lr)
+            return _convolve(self.content_encoder, lr, known), _convolve(highpass_encoder, lr)
         both = _convolve_both(lr, self.content_encoder, highpass_encoder)
         lowpass, highpass = both.split((self.content_encoder.out_channels, highpass_encoder.out_channels), 1)
         return lowpass, highpass
@@ -480,9 +499,13 @@ def _compress(layer: Convolution, x: Tensor) -> Tensor:
     return compressed
 
 
-def _convolve(layer: Convolution, x: Tensor) -> Tensor:
+def _convolve(layer: Convolution, x: Tensor, known: list[Sums] | None = None) -> Tensor:
+    """``layer(x)``; where sums of ``x`` are at hand then, ``known`` gets them."""
     if _nhwc.wanted(x) and _is_plain(layer):
-        return _nhwc.convolve(x, layer.weight, _bias(layer), layer.dilation[0])
+        out, sums = _nhwc.convolve(x, layer.weight, _bias(layer), layer.dilation[0], known is not None)
+        if known is not None and sums is not None:
+            known.append((x, sums))
+        return out
     convolved: Tensor = layer(x)
     return convolved
 
@@ -493,15 +516,16 @@ def _convolve_both(x: Tensor, first: Convolution, second: Convolution) -> Tensor
         return torch.cat((first(x), second(x)), dim=1)
     weight, bias = torch.cat((first.weight, second.weight)), torch.cat((_bias(first), _bias(second)))
     if _nhwc.wanted(x):
-        return _nhwc.convolve(x, weight, bias, first.dilation[0])
+        return _nhwc.convolve(x, weight, bias, first.dilation[0])[0]
     convolve = F.conv2d if x.ndim == 4 else F.conv3d
     return convolve(x, weight, bias, padding=first.padding, dilation=first.dilation)
 
 
-def _with_similarity(x: Tensor, norm: nn.GroupNorm | None) -> Tensor:
+def _with_similarity(x: Tensor, norm: nn.GroupNorm | None, known: Sequence[Sums]) -> Tensor:
     """``x``, normalised if there is a ``norm``, and its similarities, ``(B, C + 8, H, W)`` or 26 more of a volume."""
     if norm is not None and _is_plain(norm):
-        joined = normalized_similarity(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        sums = next((sums for of, sums in known if of is x), None)
+        joined = normalized_similarity(x, norm.weight, norm.bias, norm.num_groups, norm.eps, sums)
     else:
         x = x if norm is None else norm(x)
         joined = torch.cat((x, local_similarity(x)), dim=1)

@@ -83,7 +83,11 @@ def _carafe_from_logits_backward(
 
 @register_flop_formula(torch.ops.freqfusion.convolution)
 def _convolution(
-    x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **options: Any
+    x: Sequence[int],
+    weight: Sequence[int],
+    *rest: Any,
+    out_shape: tuple[Sequence[int], Sequence[int]],
+    **options: Any,
 ) -> int:
     """As torch counts its own."""
-    return 2 * prod(weight[1:]) * prod(out_shape)
+    return 2 * prod(weight[1:]) * prod(out_shape[0])

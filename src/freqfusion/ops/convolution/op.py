@@ -31,23 +31,32 @@ OPERATORS["convolution"] = Operator(2, ("triton",), _cannot)
 
 
 @registered("freqfusion::convolution")
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    return kernels_for("triton").convolution(x, weight, bias, dilation)
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int, summing: bool
+) -> tuple[Tensor, Tensor]:
+    """The result; and sums of ``x`` if ``summing``, else nothing."""
+    return kernels_for("triton").convolution(x, weight, bias, dilation, summing)
 
 
 @_convolution.register_fake
-def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, summing: bool) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    sums = (x.shape[0], 2, x.shape[1]) if summing else (0, 2, x.shape[1])
+    return out, x.new_empty(sums, dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.dilation = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, ctx.dilation, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight)
     ctx.bias_dtype = bias.dtype
 
 
-def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _derivative(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     x, weight = ctx.saved_tensors
     needed = ctx.needs_input_grad
     pair, padding = [ctx.dilation] * 2, [ctx.dilation * (weight.shape[2] // 2)] * 2
@@ -57,13 +66,15 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     in_bias = None
     if needed[2]:
         in_bias = grad.sum((0, 2, 3), dtype=ctx.bias_dtype)
-    return in_x, in_weight, in_bias, None
+    return in_x, in_weight, in_bias, None, None
 
 
 _convolution.register_autograd(_derivative, setup_context=_save)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, summing: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """A convolution that keeps the size: stride 1, borders of zeros.
 
     Args:
@@ -71,14 +82,17 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> T
         weight: ``(D, C, k, k)`` with an odd ``k``, of the dtype of ``x``.
         bias: ``(D,)``; float32 too, which is added before the result is rounded.
         dilation: distance of adjacent taps in pixels.
+        summing: whether ``x`` will be normalised too, which begins with sums of what is read here anyway.
 
     Returns:
-        ``(B, D, H, W)`` of the dtype and layout of ``x``.
+        ``(B, D, H, W)`` of the dtype and layout of ``x``; and, if ``summing`` costs little, the sums that
+        :func:`freqfusion.ops.normalized_similarity.op.normalized_similarity` takes, which have no gradient.
 
-    >>> convolution(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 3, 3), torch.zeros(1))
+    >>> convolution(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 3, 3), torch.zeros(1))[0]
     tensor([[[[2., 3., 2.]]]])
     """
     if choose("convolution", None, x, weight) == "triton":
-        return _convolution(x, weight, bias, dilation)
+        out, sums = _convolution(x, weight, bias, dilation, summing)
+        return out, sums if summing else None
     padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, bias.to(x.dtype), padding=padding, dilation=dilation)
+    return F.conv2d(x, weight, bias.to(x.dtype), padding=padding, dilation=dilation), None

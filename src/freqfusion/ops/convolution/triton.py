@@ -28,13 +28,17 @@ UNIT = 8
 
 @compiled
 def _convolution(
-    x, weight, bias, out, channels, outputs, height, width, x_b, x_h, x_w, o_b, o_h, o_w,
+    x, weight, bias, out, parts, channels, outputs, height, width, summing, x_b, x_h, x_w, o_b, o_h, o_w,
     K: tl.constexpr, DILATION: tl.constexpr, UNIT: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """TH x TW pixels; ``channels`` and the strides of ``x`` count in units."""
+    """TH x TW pixels; ``channels`` and the strides of ``x`` count in units.
+
+    If ``summing``, ``parts`` receive what these pixels add to the ``sums`` of :mod:`freqfusion.ops._triton.groups`.
+    """
     channels = channels * UNIT
     program = tl.program_id(0)
+    parts += program.to(tl.int64) * (2 * channels)
     tiles = (width + TW - 1) // TW
     j0 = program % tiles * TW
     program //= tiles
@@ -61,8 +65,18 @@ def _convolution(
         total = tl.dot(value, tl.trans(taken), total)
     total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     at = out + image * o_b + (i * o_h + j * o_w)[:, None] + n[None, :]
-    stored = ((i < height) & (j < width))[:, None] & (n < outputs)[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=stored)
+    valid = ((i < height) & (j < width))[:, None]
+    tl.store(at, total.to(out.dtype.element_ty), mask=valid & (n < outputs)[None, :])
+    if summing != 0:
+        here = x + ((i * x_h + j * x_w) * UNIT)[:, None]
+        for start in tl.range(0, channels, BC):
+            c = start + tl.arange(0, BC)
+            real = c < channels
+            origin = tl.load(x + c, mask=real, other=0.0).to(tl.float32)[None, :]
+            value = tl.load(here + c[None, :], mask=valid & real[None, :], other=0.0).to(tl.float32)
+            value = tl.where(valid, value - origin, 0.0)
+            tl.store(parts + c, tl.sum(value, axis=0), mask=real)
+            tl.store(parts + channels + c, tl.sum(value * value, axis=0), mask=real)
 
 
 def _serves(x: Tensor) -> bool:
@@ -74,34 +88,52 @@ def _serves(x: Tensor) -> bool:
     return not torch.version.hip and capability(x.device) >= 80
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int, summing: bool
+) -> tuple[Tensor, Tensor]:
     """As :func:`freqfusion.ops.convolution.op.convolution`; where the kernel does not serve, torch's."""
+    batch, channels, height, width = x.shape
     if not _serves(x):
         padding = dilation * (weight.shape[-1] // 2)
         out = F.conv2d(x, weight, bias.to(x.dtype), padding=padding, dilation=dilation)
-        return out.contiguous(memory_format=torch.channels_last)
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+        value = x.float() - x[:, :, :1, :1].float() if summing else x[:0].float()
+        sums = torch.stack((value.sum((2, 3)), (value * value).sum((2, 3))), 1)
+        return out.contiguous(memory_format=torch.channels_last), sums
+    shape = (batch, weight.shape[0], height, width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    tiles = (batch, _tiles(height, width, _tile(channels))) if summing else (0,)
+    parts = torch.empty((*tiles, 2, channels), dtype=torch.float32, device=x.device)
     weight = weight.permute(0, 2, 3, 1).contiguous()
-    launch(_convolution, (x, weight, bias.contiguous(), out), _prepare, dilation)
-    return out
+    launch(_convolution, (x, weight, bias.contiguous(), out, parts), _prepare, dilation)
+    return out, parts.sum(1) if summing else parts
 
 
-def _prepare(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dilation: int) -> Launch:
+def _tile(channels: int) -> Configuration:
+    if INTERPRETED:
+        return {"TH": 4, "TW": 4, "BN": 32, "BC": 16}
+    return {"TH": 8, "TW": 16, "BN": 32, "BC": 32 if channels <= 32 else 64}
+
+
+def _tiles(height: int, width: int, chosen: Configuration) -> int:
+    return triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
+
+
+def _prepare(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, parts: Tensor, dilation: int) -> Launch:
     batch, channels, height, width = x.shape
     outputs, kernel_size = weight.shape[:2]
-    block = 32 if channels <= 32 else 64
-    tile = {"TH": 8, "TW": 16, "BN": 32, "BC": block}
-    if INTERPRETED:
-        tile |= {"TH": 4, "TW": 4, "BC": 16}
-
-    def programs(chosen: Configuration) -> int:
-        return batch * triton.cdiv(height, chosen["TH"]) * triton.cdiv(width, chosen["TW"])
-
+    tile, summing = _tile(channels), int(parts.numel() > 0)
     strides = (x.stride(axis) // UNIT for axis in (0, 2, 3))
     return Launch(
-        programs,
-        [channels // UNIT, outputs, height, width, *strides, *(out.stride(axis) for axis in (0, 2, 3))],
+        lambda chosen: batch * _tiles(height, width, chosen),
+        [
+            channels // UNIT,
+            outputs,
+            height,
+            width,
+            summing,
+            *strides,
+            *(out.stride(axis) for axis in (0, 2, 3)),
+        ],
         [tile | {"num_warps": 4, "num_stages": 3}, tile | {"num_warps": 8, "num_stages": 3}],
         {"K": kernel_size, "DILATION": dilation, "UNIT": UNIT},
     )
@@ -111,7 +143,7 @@ def cases() -> Iterator[Case]:
     def call(channels: int, outputs: int, dtype: torch.dtype) -> None:
         x = torch.empty((2, channels, 200, 336), dtype=dtype, memory_format=torch.channels_last)
         weight = torch.empty((outputs, channels, 3, 3), dtype=dtype)
-        convolution(x, weight, torch.empty(outputs), 1)
+        convolution(x, weight, torch.empty(outputs), 1, True)
 
     for dtype in (torch.bfloat16, torch.float16):
         for channels, outputs in ((64, 9), (72, 16), (24, 25)):

@@ -34,10 +34,10 @@ OPERATORS["normalized_similarity"] = Operator(1, ("triton",), _cannot)
 
 @registered("freqfusion::normalized_similarity")
 def _joined(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float
+    x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor | None, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The map and its similarities; sums for the statistics, and what the similarity keeps."""
-    return kernels_for("triton").normalized_similarity(x, weight, bias, groups, epsilon)
+    """The map and its similarities; sums for the statistics, unless they are known; what the similarity keeps."""
+    return kernels_for("triton").normalized_similarity(x, weight, bias, sums, groups, epsilon)
 
 
 @registered("freqfusion::normalized_similarity_backward")
@@ -57,12 +57,14 @@ def _joined_backward(
 
 
 @_joined.register_fake
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, known: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, *sides = x.shape
     joined = torch.empty(
         (batch, channels + 8, *sides), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
-    sums = x.new_empty((batch, 2, channels), dtype=torch.float32)
+    sums = x.new_empty((batch if known is None else 0, 2, channels), dtype=torch.float32)
     return joined, sums, x.new_empty((batch, 5, *sides), dtype=torch.float32)
 
 
@@ -72,17 +74,18 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tens
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, *ctx.rest = inputs
+    x, weight, bias, known, *ctx.rest = inputs
     joined, sums, saved = output
     ctx.mark_non_differentiable(sums, saved)
     ctx.set_materialize_grads(False)
+    sums = sums if known is None else known
     ctx.save_for_backward(x, weight, bias, joined, sums, saved)
 
 
 def _derivative(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 5
-    return *_joined_backward(*ctx.saved_tensors, grad, *ctx.rest), None, None
+        return (None,) * 6
+    return *_joined_backward(*ctx.saved_tensors, grad, *ctx.rest), None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -107,7 +110,7 @@ _joined_backward.register_autograd(_backward_derivative, setup_context=_save_bac
 
 
 def normalized_similarity(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float = 1e-5
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float = 1e-5, sums: Tensor | None = None
 ) -> Tensor:
     """The map after group normalisation, and the similarity of its pixels to their neighbours, joined.
 
@@ -117,6 +120,7 @@ def normalized_similarity(
         bias: ``(C,)``.
         groups: of the channels that are normalised together.
         epsilon: added to their variance.
+        sums: of ``x``, if they are known: see :func:`freqfusion.ops.convolution.op.convolution`.
 
     Returns:
         ``(B, C + 8, H, W)``, or 26 channels more of a volume: first the map.
@@ -129,6 +133,6 @@ def normalized_similarity(
     """
     fits = x.shape[1] // groups in TOGETHER and weight.shape == bias.shape == (x.shape[1],)
     if fits and choose("normalized_similarity", None, x) == "triton":
-        return _joined(x, weight, bias, groups, epsilon)[0]
+        return _joined(x, weight, bias, sums, groups, epsilon)[0]
     normalized = F.group_norm(x, groups, weight, bias, epsilon)
     return torch.cat((normalized, local_similarity(normalized)), dim=1)

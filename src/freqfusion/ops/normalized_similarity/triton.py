@@ -89,23 +89,24 @@ def _sums_launch(x: Tensor, parts: Tensor, length: int) -> Launch:
 
 
 def normalized_similarity(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float
+    x: Tensor, weight: Tensor, bias: Tensor, known: Tensor | None, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`freqfusion.ops.normalized_similarity.op.normalized_similarity`, and what the backward pass needs.
 
     Returns:
-        The map, in the layout of ``x``; the ``sums`` of :mod:`freqfusion.ops._triton.groups`; ``saved`` of
-        :func:`freqfusion.ops.local_similarity.triton.local_similarity`.
+        The map, in the layout of ``x``; the ``sums`` of :mod:`freqfusion.ops._triton.groups`, or nothing if they are
+        ``known``; ``saved`` of :func:`freqfusion.ops.local_similarity.triton.local_similarity`.
     """
     batch, channels, height, width = x.shape
     joined = torch.empty(
         (batch, channels + 8, height, width), dtype=x.dtype, device=x.device, memory_format=layout(x)
     )
     saved = torch.empty((batch, PLANES, height, width), dtype=torch.float32, device=x.device)
-    sums = _summed(x)
+    sums = _summed(x) if known is None else x.new_empty((0, 2, channels), dtype=torch.float32)
     kernel, prepare = FORWARD
     weight, bias = weight.contiguous(), bias.contiguous()
-    tensors = (x, joined[:, channels:], saved, sums, weight, bias, joined[:, :channels])
+    statistics = sums if known is None else known
+    tensors = (x, joined[:, channels:], saved, statistics, weight, bias, joined[:, :channels])
     launch(kernel, tensors, prepare, DILATION, EPSILON, channels // groups, epsilon)
     return joined, sums, saved
 
@@ -143,7 +144,7 @@ def cases() -> Iterator[Case]:
     def call(dtype: torch.dtype, order: torch.memory_format, channels: int) -> None:
         x = torch.empty((2, channels, 200, 336), dtype=dtype, memory_format=order)
         weight = torch.empty(channels, dtype=dtype)
-        joined, sums, saved = normalized_similarity(x, weight, weight, channels // 8, 1e-5)
+        joined, sums, saved = normalized_similarity(x, weight, weight, None, channels // 8, 1e-5)
         normalized_similarity_backward(x, weight, weight, joined, sums, saved, joined, channels // 8, 1e-5)
 
     for dtype in (torch.bfloat16, torch.float32):
