@@ -74,9 +74,9 @@ def measure(layout: torch.memory_format) -> tuple[dict[str, float], dict[str, in
 def main() -> None:
     torch.set_num_threads(1)
     with (
-        mock.patch.object(_triton, "cannot_run_on", return_value=""),
-        mock.patch.object(_nhwc, "wanted", return_value=True),
-        mock.patch.object(launch, "_first_run", return_value=lambda *tensors: None),
+        mock.patch.object(_triton, "cannot_run_on", lambda device: ""),
+        mock.patch.object(_nhwc, "wanted", lambda x: True),
+        mock.patch.object(launch, "_first_run", lambda *how: lambda *tensors: None),
         use_backend("triton"),
     ):
         for name, layout in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
