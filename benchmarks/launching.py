@@ -71,12 +71,25 @@ def measure(layout: torch.memory_format) -> tuple[dict[str, float], dict[str, in
     return medians, {"forward": computing.count, "backward": both.count}
 
 
+def _nothing(device: torch.device) -> str:
+    return ""
+
+
+def _always(x: Tensor) -> bool:
+    return True
+
+
+def _prepared(*how: object) -> Callable[..., None]:
+    return lambda *tensors: None
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with (
-        mock.patch.object(_triton, "cannot_run_on", lambda device: ""),
-        mock.patch.object(_nhwc, "wanted", lambda x: True),
-        mock.patch.object(launch, "_first_run", lambda *how: lambda *tensors: None),
+        # functions, for a call of a mock takes as long as some launches
+        mock.patch.object(_triton, "cannot_run_on", _nothing),
+        mock.patch.object(_nhwc, "wanted", _always),
+        mock.patch.object(launch, "_first_run", _prepared),
         use_backend("triton"),
     ):
         for name, layout in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):

@@ -124,6 +124,31 @@ def test_the_sums_of_its_normalisations_come_from_convolutions(nhwc, monkeypatch
         assert_close("coarse", found.float(), fusion(hr, lr)[2].float(), 2e-3)
 
 
+@pytest.mark.skipif(bool(available_backends()["triton"]), reason="Triton is not there")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(6, 10), (5, 9)])
+def test_the_map_that_is_moved_has_its_channels_innermost(nhwc, monkeypatch, layout, size):
+    """Where the kernels compute at twice the size; results and gradients lie as the inputs all the same."""
+    torch.manual_seed(0)
+    fusion = FreqFusion(16, 16, compressed_channels=16, feature_resample_group=2).half()
+    torch.nn.init.normal_(fusion.dysampler.hr_offset.weight, std=0.1)
+    hr = torch.randn(2, 16, *size).half().contiguous(memory_format=layout)
+    lr = torch.randn(2, 16, 3, 5).half().contiguous(memory_format=layout)
+    moved = []
+    fusion.dysampler.register_forward_pre_hook(lambda module, inputs: moved.append(inputs[2]))
+    with use_backend("triton"):
+        found = values_and_gradients(fusion, hr, lr)
+    innermost = layout == torch.channels_last or size == (6, 10)
+    assert moved[0].is_contiguous(memory_format=torch.channels_last if innermost else torch.contiguous_format)
+    for x in found[:4]:
+        assert x.is_contiguous(memory_format=layout)
+    monkeypatch.setattr(_nhwc, "wanted", lambda x: False)
+    with use_backend("torch"):
+        expected = values_and_gradients(fusion.float(), hr.float(), lr.float())
+    for name, one, other in zip(("fine", "coarse", "in hr", "in lr"), found, expected, strict=False):
+        assert float((one.float() - other).norm() / other.norm()) < 5e-3, name
+
+
 def test_narrow_maps_have_their_channels_innermost(nhwc):
     fusion = FreqFusion(6, 4, compressed_channels=16, feature_resample_group=2)
     seen = {}

@@ -89,6 +89,26 @@ def test_agrees_with_float64(
 
 
 @triton
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+@pytest.mark.parametrize("dtype", [F32, F16])
+@pytest.mark.parametrize(
+    ("channels", "groups", "coarse"), [(16, 2, (2, 5)), (70, 1, (1, 4)), (64, 1, (3, 9)), (6, 3, (2, 2))]
+)
+def test_a_result_in_another_layout(
+    channels: int, groups: int, coarse: tuple[int, int], dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Its gradient too; the gradients of the maps lie as these do."""
+    inputs = maps(channels, groups, coarse, None, dtype, layout)
+    other = FIRST if layout == LAST else LAST
+    with use_backend("triton"):
+        actual = gradients(lambda: directed_resample(*inputs, groups, UNIT, other == LAST), inputs)
+    formats = (other, layout, layout, layout)
+    for value, wanted, memory in zip(actual, slow(inputs, groups), formats, strict=True):
+        assert value.is_contiguous(memory_format=memory)
+        assert error(value, wanted) <= LIMIT[dtype]
+
+
+@triton
 def test_a_map_of_another_size_and_dtype() -> None:
     """The coarse map itself, as without the low-pass; and in float32 with predictions in half precision."""
     _, fine, coarse = maps(4, 2, (3, 4), dtype=F16, layout=LAST)
@@ -113,6 +133,7 @@ def test_elsewhere_it_is_composed(fine: tuple[int, int], backend: str) -> None:
     with use_backend(backend):
         actual = directed_resample(x, of_fine, of_coarse, 2, UNIT)
         assert torch.equal(actual, resample(x, offsets, 2, UNIT))
+        assert directed_resample(x, of_fine, of_coarse, 2, UNIT, True).is_contiguous(memory_format=LAST)
 
 
 STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -225,10 +246,11 @@ def test_opcheck() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     grad = torch.randn(x.shape, device=DEVICE, requires_grad=True)
     for operator, tensors in (
-        (operators.directed_resample, (x, fine, coarse)),
-        (operators.directed_resample_backward, (x.detach(), fine.detach(), coarse.detach(), grad)),
+        (operators.directed_resample, (x, fine, coarse, 2, UNIT, True)),
+        (operators.directed_resample, (x, fine, coarse, 2, UNIT, False)),
+        (operators.directed_resample_backward, (x.detach(), fine.detach(), coarse.detach(), grad, 2, UNIT)),
     ):
-        results = torch.library.opcheck(operator.default, (*tensors, 2, UNIT), test_utils=tests)
+        results = torch.library.opcheck(operator.default, tensors, test_utils=tests)
         assert set(results.values()) == {"SUCCESS"}, results
 
 

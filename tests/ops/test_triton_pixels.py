@@ -303,7 +303,10 @@ ALLOWED = {
 
 
 def test_no_operator_of_torch_adds_in_any_order() -> None:
-    """What the kernels leave to torch is to allocate, copy and view; nothing that a GPU may do in another order."""
+    """What the kernels leave to torch is to allocate, copy and view; nothing that a GPU may do in another order.
+
+    And to find minima of integers, which are the same in any order: see test_directed_resample.py.
+    """
     x, logits = random_map((1, 8, 3, 4), layout=LAST), random_map((1, 9, 3, 4))
     offsets, grad = random_map((1, 2, 3, 4)), random_map((1, 8, 3, 4))
     for operator, inputs, cotangent in (
@@ -314,8 +317,11 @@ def test_no_operator_of_torch_adds_in_any_order() -> None:
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             fast_gradients(operator, inputs, cotangent)
         names = {event.name for event in profiled.events() or ()}
+        minima = {"amin", "slice", "fill_"} if operator is resample else set()
         assert "aten::empty" in names
-        assert {name.removeprefix("aten::") for name in names if name.startswith("aten::")} <= ALLOWED
+        assert {
+            name.removeprefix("aten::") for name in names if name.startswith("aten::")
+        } <= ALLOWED | minima
 
 
 @pytest.mark.gpu

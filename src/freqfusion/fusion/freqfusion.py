@@ -13,6 +13,7 @@ from freqfusion.fusion.base import Convolution, FusedFeatures, Fusion, convoluti
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample
 from freqfusion.ops._checks import check_groups, check_kernel_size, checked_options, is_channels_last
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
+from freqfusion.ops.carafe.op import carafe_channels_last
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
 from freqfusion.ops.resample.directed import directed_offsets, directed_resample
 from freqfusion.ops.resize import resize, shuffle
@@ -132,17 +133,23 @@ class OffsetGenerator(nn.Module):
         return torch.cat((self.hr_offset(hr_direction), self.hr_direct_scale(hr_feat)), dim=1), coarse
 
     def forward(
-        self, hr_feat: Tensor, lr_feat: Tensor, feat_to_sample: Tensor, known: Sequence[Sums] = ()
+        self,
+        hr_feat: Tensor,
+        lr_feat: Tensor,
+        feat_to_sample: Tensor,
+        known: Sequence[Sums] = (),
+        channels_last: bool | None = None,
     ) -> Tensor:
         """Resample ``feat_to_sample`` ``(B, C, *, *)``, at either size, to ``(B, C, H, W)``.
 
-        The sums that its normalisation needs are taken from those that are ``known``, if they are.
+        The sums that its normalisation needs are taken from those that are ``known``, if they are. With
+        ``channels_last``, channels lie innermost in the result or not, where magnitudes are predicted.
         """
         unit_size = tuple(lr_feat.shape[2:])
         if self.direct_scale is None:
             return resample(feat_to_sample, self.offsets(hr_feat, lr_feat), self.groups, unit_size)
         fine, coarse = self._predictions(hr_feat, lr_feat, known)
-        return directed_resample(feat_to_sample, fine, coarse, self.groups, unit_size)
+        return directed_resample(feat_to_sample, fine, coarse, self.groups, unit_size, channels_last)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "init_pos", None)
@@ -323,13 +330,27 @@ class FreqFusion(Fusion):
         known: list[Sums] | None = [] if self.dysampler is not None and self.dysampler.takes_sums else None
         compressed_hr, compressed_lr, lowpass, highpass_logits = self._predict(hr_feat, lr_feat, known)
         fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
-        fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
+        if self._reads_innermost(lr_feat, size):
+            rest = (self.lowpass_kernel, self.up_group, self.padding_mode)
+            fused_lr = carafe_channels_last(fused_lr, lowpass, *rest)
+        else:
+            fused_lr = self._reassemble(fused_lr, lowpass, self.lowpass_kernel)
         fused_hr = hr_feat
         if highpass_logits is not None:
             fused_hr = self._sharpen(hr_feat, highpass_logits, self.hr_residual)
         if self.dysampler is not None:
-            fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr, known or ())
+            last = is_channels_last(lr_feat)
+            fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr, known or (), last)
         return FusedFeatures(lowpass, fused_hr, fused_lr)
+
+    def _reads_innermost(self, lr_feat: Tensor, size: Sequence[int]) -> bool:
+        """Whether the map that is resampled has its channels innermost although ``lr_feat`` has not.
+
+        The kernel that reads four pixels for each of the result then reads them whole, and writes rows.
+        """
+        doubles = size[0] == 2 * lr_feat.shape[2] and size[1] == 2 * lr_feat.shape[3]
+        moves = self.dysampler is not None and self.dysampler.direct_scale is not None
+        return moves and doubles and lr_feat.dtype in _nhwc.HALF and _nhwc.wanted(lr_feat)
 
     def predict(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What the maps are fused by: both compressed maps (the fine one sharpened), kernels and high-pass logits.

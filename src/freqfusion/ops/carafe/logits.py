@@ -62,7 +62,7 @@ def _(
 
 @_from_logits_backward.register_fake
 def _(x: Tensor, logits: Tensor, window: Tensor | None, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(x))
     return grad_x, torch.empty_like(logits, memory_format=layout(logits))
 
 

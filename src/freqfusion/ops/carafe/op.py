@@ -62,10 +62,18 @@ def _reaching(
 
 @registered("freqfusion::carafe")
 def _carafe(
-    x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool, backend: str = "torch"
+    x: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
+    channels_last: bool = False,
 ) -> Tensor:
+    """In the layout of ``x``, unless ``channels_last``, which only Triton knows."""
     kernels, inner = _reaching(kernels, kernel_size, groups, reflect, x.shape[2:])
-    return kernels_for(backend).carafe(x, kernels, inner, groups, reflect)
+    memory = (torch.channels_last,) if channels_last else ()
+    return kernels_for(backend).carafe(x, kernels, inner, groups, reflect, *memory)
 
 
 @registered("freqfusion::carafe_backward_x")
@@ -128,9 +136,18 @@ def _carafe_backward(
 
 
 @_carafe.register_fake
-def _(x: Tensor, kernels: Tensor, *rest: Any) -> Tensor:
+def _(
+    x: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    backend: str = "torch",
+    channels_last: bool = False,
+) -> Tensor:
     shape = (*x.shape[:2], *kernels.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    memory = torch.channels_last if channels_last else layout(x)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory)
 
 
 @_carafe_backward_x.register_fake
@@ -157,7 +174,7 @@ def _(
 
 @_carafe_backward.register_fake
 def _(x: Tensor, kernels: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+    grad_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(x))
     return grad_x, torch.empty_like(kernels, memory_format=layout(kernels))
 
 
@@ -173,12 +190,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _carafe_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, kernels = ctx.saved_tensors
+    *rest, _ = ctx.rest
     need_x, need_kernels = ctx.needs_input_grad[:2]
-    if ctx.rest[-1] == "triton" and need_x and need_kernels:
-        return *_carafe_backward(x, kernels, grad, *ctx.rest[:-1]), *(None for _ in ctx.rest)
+    if rest[-1] == "triton" and need_x and need_kernels:
+        return *_carafe_backward(x, kernels, grad, *rest[:-1]), *(None for _ in ctx.rest)
     return (
-        _carafe_backward_x(kernels, grad, x.shape[2:], *ctx.rest) if need_x else None,
-        carafe_backward_kernels(x, grad, *ctx.rest, kernels.dtype) if need_kernels else None,
+        _carafe_backward_x(kernels, grad, x.shape[2:], *rest) if need_x else None,
+        carafe_backward_kernels(x, grad, *rest, kernels.dtype) if need_kernels else None,
         *(None for _ in ctx.rest),
     )
 
@@ -291,3 +309,12 @@ def carafe(
     if needs_composite(x, kernels):
         return carafe_naive(x, kernels, kernel_size, groups, padding_mode)
     return _carafe(x, kernels, kernel_size, groups, reflect, chosen)
+
+
+def carafe_channels_last(
+    x: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1, padding_mode: str = "zeros"
+) -> Tensor:
+    """:func:`carafe` of what that accepts; where Triton's kernels serve, its channels lie innermost."""
+    if choose("carafe", None, x, kernels) != "triton":
+        return carafe(x, kernels, kernel_size, groups, padding_mode)
+    return _carafe(x, kernels, kernel_size, groups, padding_mode == "reflect", "triton", True)

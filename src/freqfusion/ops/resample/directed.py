@@ -9,7 +9,14 @@ from torch import Tensor
 
 from freqfusion.ops._autograd import registered, second_derivative
 from freqfusion.ops._backends import OPERATORS, Operator, choose
-from freqfusion.ops._checks import check_filled, check_groups, check_map, check_pair, layout
+from freqfusion.ops._checks import (
+    check_filled,
+    check_groups,
+    check_map,
+    check_pair,
+    is_channels_last,
+    layout,
+)
 from freqfusion.ops.resample.naive import resample_naive
 from freqfusion.ops.resample.op import kernels_for, resample
 from freqfusion.ops.resize import resize, shuffle
@@ -29,8 +36,14 @@ OPERATORS["directed_resample"] = Operator(
 
 
 @registered("freqfusion::directed_resample")
-def _directed(x: Tensor, fine: Tensor, coarse: Tensor, groups: int, unit_size: Sequence[int]) -> Tensor:
-    return kernels_for("triton").resample(x, fine, groups, *unit_size, coarse)
+def _directed(
+    x: Tensor, fine: Tensor, coarse: Tensor, groups: int, unit_size: Sequence[int], channels_last: bool
+) -> Tensor:
+    return kernels_for("triton").resample(x, fine, groups, *unit_size, coarse, _format(channels_last))
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @registered("freqfusion::directed_resample_backward")
@@ -41,24 +54,26 @@ def _directed_backward(
 
 
 @_directed.register_fake
-def _(x: Tensor, fine: Tensor, *rest: Any) -> Tensor:
+def _(
+    x: Tensor, fine: Tensor, coarse: Tensor, groups: int, unit_size: Sequence[int], channels_last: bool
+) -> Tensor:
     shape = (*x.shape[:2], *fine.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(channels_last))
 
 
 @_directed_backward.register_fake
 def _(x: Tensor, fine: Tensor, coarse: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    in_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(grad))
+    in_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(x))
     return in_x, torch.empty_like(fine), torch.empty_like(coarse)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, fine, coarse, *ctx.rest = inputs
+    x, fine, coarse, *ctx.rest, _ = inputs
     ctx.save_for_backward(x, fine, coarse)
 
 
 def _derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_directed_backward(*ctx.saved_tensors, grad, *ctx.rest), None, None
+    return *_directed_backward(*ctx.saved_tensors, grad, *ctx.rest), None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -92,7 +107,12 @@ def directed_offsets(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def directed_resample(
-    x: Tensor, fine: Tensor, coarse: Tensor, groups: int, unit_size: Sequence[int]
+    x: Tensor,
+    fine: Tensor,
+    coarse: Tensor,
+    groups: int,
+    unit_size: Sequence[int],
+    channels_last: bool | None = None,
 ) -> Tensor:
     """:func:`freqfusion.ops.resample` by directions times magnitudes, each the sum of what two resolutions predict.
 
@@ -104,6 +124,7 @@ def directed_resample(
             takes them. For a volume ``(B, 48 * groups, d, h, w)``, of eight.
         groups: channel ``c`` of ``x`` moves by offsets ``c // (C // groups)``.
         unit_size: as of :func:`freqfusion.ops.resample`.
+        channels_last: whether channels lie innermost in the result; None for as in ``x``.
 
     Returns:
         ``(B, C, H, W)`` of the dtype of ``x``.
@@ -131,5 +152,13 @@ def directed_resample(
                 f"{name} must have {channels} channels for {groups} groups, got {predicted.shape[1]}"
             )
     if choose("directed_resample", None, x, fine, coarse) == "triton":
-        return _directed(x, fine, coarse, groups, unit_size)
-    return resample(x, directed_offsets(fine, coarse), groups, unit_size)
+        return _directed(
+            x,
+            fine,
+            coarse,
+            groups,
+            unit_size,
+            is_channels_last(x) if channels_last is None else channels_last,
+        )
+    out = resample(x, directed_offsets(fine, coarse), groups, unit_size)
+    return out if channels_last is None else out.contiguous(memory_format=_format(channels_last))

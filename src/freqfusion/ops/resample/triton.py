@@ -132,17 +132,20 @@ def _program_tile(
 def _forward_last(
     x, offsets, coarse, out, channels, groups, h, w, height, width, unit_height, unit_width,
     x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, o_b, o_c, o_h, o_w,
-    DIRECTED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
+    DIRECTED: tl.constexpr, ALIGN: tl.constexpr, OUT_LAST: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """A tile of positions and BC channels of one group."""
     channels = aligned(channels, ALIGN)
     x_b = aligned(x_b, ALIGN)
     x_h = aligned(x_h, ALIGN)
     x_w = aligned(x_w, ALIGN)
-    o_b = aligned(o_b, ALIGN)
-    o_h = aligned(o_h, ALIGN)
-    o_w = aligned(o_w, ALIGN)
+    o_b = aligned(o_b, ALIGN_OUT)
+    o_h = aligned(o_h, ALIGN_OUT)
+    if OUT_LAST:
+        o_w = aligned(o_w, ALIGN_OUT)
+    else:
+        o_c = aligned(o_c, ALIGN_OUT)
     program = tl.program_id(0)
     blocks = (channels + BC - 1) // BC
     c = (program % blocks * BC + tl.arange(0, BC))[:, None]
@@ -298,9 +301,9 @@ def _backward_offsets(
     channels, groups, h, w, height, width, unit_height, unit_width,
     x_b, x_c, x_h, x_w, f_b, f_c, f_h, f_w, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
     r_b, r_c, r_h, r_w,
-    DIRECTED: tl.constexpr, LANDS: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    EVEN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr,
-    SH: tl.constexpr, SW: tl.constexpr,
+    DIRECTED: tl.constexpr, LANDS: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr,
+    GRAD_LAST: tl.constexpr, ALIGN_GRAD: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, RUN: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
 ):  # fmt: skip
     """A tile of positions and all channels of one group. If LANDS, also where they land."""
     if LAST:
@@ -308,9 +311,12 @@ def _backward_offsets(
         x_b = aligned(x_b, ALIGN)
         x_h = aligned(x_h, ALIGN)
         x_w = aligned(x_w, ALIGN)
-        g_b = aligned(g_b, ALIGN)
-        g_h = aligned(g_h, ALIGN)
-        g_w = aligned(g_w, ALIGN)
+        g_b = aligned(g_b, ALIGN_GRAD)
+        g_h = aligned(g_h, ALIGN_GRAD)
+        if GRAD_LAST:
+            g_w = aligned(g_w, ALIGN_GRAD)
+        else:
+            g_c = aligned(g_c, ALIGN_GRAD)
     i, j, group, image = _program_tile(tl.program_id(0), groups, height, width, TH, TW, RUN, LAST)
     valid = (i < height) & (j < width)
     offsets += image * f_b + group * f_c
@@ -429,8 +435,8 @@ def _add_product(weights, values, total, PRECISION: tl.constexpr, WIDEN: tl.cons
 def _gather(
     places, boxes, row_boxes, grad, out, channels, groups, h, w, height, width,
     g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w, tile_rows, tile_columns,
-    LAST: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
-    WIDEN: tl.constexpr, CHUNK: tl.constexpr,
+    LAST: tl.constexpr, ALIGN: tl.constexpr, OUT_LAST: tl.constexpr, ALIGN_OUT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, SPLIT: tl.constexpr, WIDEN: tl.constexpr, CHUNK: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of TH x TW pixels of the map and BC channels of one group.
@@ -442,16 +448,19 @@ def _gather(
     M: tl.constexpr = TH * TW
     g_b = aligned(g_b, ALIGN)
     g_h = aligned(g_h, ALIGN)
-    o_b = aligned(o_b, ALIGN)
-    o_h = aligned(o_h, ALIGN)
     if LAST:
         channels = aligned(channels, ALIGN)
         g_w = aligned(g_w, ALIGN)
-        o_w = aligned(o_w, ALIGN)
     else:
         width = aligned(width, ALIGN)
         g_c = aligned(g_c, ALIGN)
-        o_c = aligned(o_c, ALIGN)
+    o_b = aligned(o_b, ALIGN_OUT)
+    o_h = aligned(o_h, ALIGN_OUT)
+    if OUT_LAST:
+        channels = aligned(channels, ALIGN_OUT)
+        o_w = aligned(o_w, ALIGN_OUT)
+    else:
+        o_c = aligned(o_c, ALIGN_OUT)
     program = tl.program_id(0)
     blocks = (channels + BC - 1) // BC
     c = program % blocks * BC + tl.arange(0, BC)
@@ -554,18 +563,23 @@ def _of_tiles(planes: int, height: int, width: int, channels: int, chosen: Confi
 
 
 def resample(
-    x: Tensor, offsets: Tensor, groups: int, unit_height: int, unit_width: int, coarse: Tensor | None = None
+    x: Tensor,
+    offsets: Tensor,
+    groups: int,
+    unit_height: int,
+    unit_width: int,
+    coarse: Tensor | None = None,
+    memory: torch.memory_format | None = None,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.resample`.
+    """As :func:`freqfusion.ops.resample`; in the layout ``memory`` or that of ``x``.
 
     With ``coarse``, as :func:`freqfusion.ops.resample.directed.directed_resample`; then ``offsets`` are its ``fine``,
     here and below.
     """
-    out = torch.empty(
-        (*x.shape[:2], *offsets.shape[-2:]), dtype=x.dtype, device=x.device, memory_format=layout(x)
-    )
+    shape = (*x.shape[:2], *offsets.shape[-2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory or layout(x))
     if out.numel():
-        last = is_last(x, out)
+        last = is_last(x)
         kernel, prepare = (_forward_last, _last_launch) if last else (_forward_rows, _rows_launch)
         launch(kernel, (x, offsets, coarse, out), prepare, groups, unit_height, unit_width)
     return out
@@ -576,8 +590,11 @@ def _last_launch(
 ) -> Launch:
     batch, channels, height, width = out.shape
     channels //= groups
-    align = alignment(True, channels, x, out)
+    out_last = is_last(out)
+    align = alignment(True, channels, x, *([out] if out_last else []))
     size = tile_of_last(channels, align)
+    if not out_last:  # long rows
+        size |= {"TH": 2, "TW": size["TH"] * size["TW"] // 2}
     return Launch(
         partial(_of_tiles, batch * groups, height, width, channels),
         _forward_numbers(x, offsets, coarse, out, groups, *unit),
@@ -585,6 +602,8 @@ def _last_launch(
         {
             "DIRECTED": coarse is not None,
             "ALIGN": align,
+            "OUT_LAST": out_last,
+            "ALIGN_OUT": align if out_last else alignment(False, width, out),
             "WIDE": is_wide(x, out),
             "EVEN": channels % size["BC"] == 0,
         },
@@ -635,15 +654,12 @@ def resample_backward_offsets(
 def directed_backward(
     x: Tensor, fine: Tensor, coarse: Tensor, grad: Tensor, groups: int, unit_height: int, unit_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of :func:`resample` in all three maps, of their dtypes and layouts but for that in ``x``.
-
-    It is as of :func:`resample_backward_x`.
-    """
+    """Derivatives of :func:`resample` in all three maps, of their layouts and dtypes; that in ``x`` of ``grad``'s."""
     in_fine, in_coarse = torch.empty_like(fine), torch.empty_like(coarse)
-    in_x = _empty_as(grad, x.shape)
+    in_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=layout(x))
     if grad.numel() == 0:
         return in_x.zero_(), in_fine.zero_(), in_coarse.zero_()
-    maps, tile = _landing_maps(grad, in_x, groups), _positions_tile(grad, in_x, groups)
+    maps, tile = _landing_maps(grad, groups), _positions_tile(grad, groups)
     tensors = (x, fine, coarse, grad, in_fine, in_coarse, *maps)
     launch(_backward_offsets, tensors, _offsets_launch, groups, unit_height, unit_width, tile)
     return _gathered(in_x, *maps, grad, groups), in_fine, in_coarse
@@ -665,16 +681,17 @@ def _offsets_launch(
 ) -> Launch:
     (batch, channels, h, w), (height, width) = x.shape, offsets.shape[-2:]
     channels //= groups
-    last = is_last(x, grad)
-    align = alignment(True, channels, x, grad) if last else 1
+    last, grad_last = is_last(x), is_last(grad)
+    align = alignment(True, channels, x, *([grad] if grad_last else [])) if last else 1
+    rows, columns = landing or (2, 16)
     if last:
         values = 512 if align < 4 else 1024 if x.dtype == torch.float32 else 2048
         block = min(values // 32, max(16, triton.next_power_of_2(channels)))
-        size = {"TH": 4, "TW": 8, "BC": block, "RUN": 0, "num_warps": 4}
+        tile = (4, 8) if grad_last else (rows, columns)
+        size = {"TH": tile[0], "TW": tile[1], "BC": block, "RUN": 0, "num_warps": 4}
     else:
         size = {"TH": 4, "TW": 16, "BC": 8, "RUN": 1, "num_warps": 4}
     sizes = (channels, groups, h, w, height, width, unit_height, unit_width)
-    rows, columns = landing or (1, 1)
     return Launch(
         lambda chosen: _of_tiles(batch * groups, height, width, 1, chosen),
         [
@@ -687,6 +704,8 @@ def _offsets_launch(
             "LANDS": landing is not None,
             "LAST": last,
             "ALIGN": align,
+            "GRAD_LAST": grad_last,
+            "ALIGN_GRAD": align if grad_last else alignment(False, width, grad),
             "WIDE": is_wide(x, grad),
             "EVEN": channels % size["BC"] == 0,
             "SH": rows,
@@ -702,31 +721,28 @@ def resample_backward_x(
 
     It is the same in every run.
     """
-    out = _empty_as(grad, (*grad.shape[:2], *size))
+    shape = (*grad.shape[:2], *size)
+    out = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
     if grad.numel() == 0:
         return out.zero_()
-    maps, tile = _landing_maps(grad, out, groups), _positions_tile(grad, out, groups)
+    maps, tile = _landing_maps(grad, groups), _positions_tile(grad, groups)
     launch(_landing, (offsets, *maps), _landing_launch, groups, *size, unit_height, unit_width, *tile)
     return _gathered(out, *maps, grad, groups)
 
 
-def _empty_as(grad: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
-
-
-def _positions_tile(grad: Tensor, out: Tensor, groups: int) -> tuple[int, int]:
-    size = _gather_size(grad, out, groups)
+def _positions_tile(grad: Tensor, groups: int) -> tuple[int, int]:
+    size = _gather_size(grad, groups)
     return size["SH"], size["SW"]
 
 
-def _landing_maps(grad: Tensor, out: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def _landing_maps(grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """For where positions land, which are cut into tiles of ``K`` (``rows`` x ``columns`` of them).
 
     Kept for each image and group are: their places ``(rows, columns, 2, K)``, float32, first along y, then along x,
     there minus one minus the place where an offset is NaN; and the first row where a tile lands, minus the last one,
     the first column and minus the last one ``(rows, 4, columns)``, int32.
     """
-    tile = _positions_tile(grad, out, groups)
+    tile = _positions_tile(grad, groups)
     rows, columns = (triton.cdiv(side, step) for side, step in zip(grad.shape[2:], tile, strict=True))
     planes, positions = grad.shape[0] * groups, tile[0] * tile[1]
     places = torch.empty((planes, rows, columns, 2, positions), dtype=torch.float32, device=grad.device)
@@ -740,11 +756,11 @@ def _gathered(out: Tensor, places: Tensor, boxes: Tensor, grad: Tensor, groups: 
     return out
 
 
-def _gather_size(grad: Tensor, out: Tensor, groups: int) -> Configuration:
+def _gather_size(grad: Tensor, groups: int) -> Configuration:
     """Tiles of the map (``TH`` x ``TW`` pixels, ``BC`` channels) and of positions (``SH`` x ``SW``)."""
-    last, single = is_last(grad, out), grad.dtype == torch.float32
+    last, single = is_last(grad), grad.dtype == torch.float32
     # fewer registers where rows are read one by one
-    if not last and _gather_alignment(grad, out, groups) == 1:
+    if not last and _map_alignment(grad, groups) == 1:
         size = {"TH": 8, "TW": 8, "SH": 4, "SW": 8, "num_warps": 4}
     elif last:
         size = {"TH": 4, "TW": 4 if single else 16, "SH": 4, "SW": 8, "num_warps": 4}
@@ -756,9 +772,9 @@ def _gather_size(grad: Tensor, out: Tensor, groups: int) -> Configuration:
     return size
 
 
-def _gather_alignment(grad: Tensor, out: Tensor, groups: int) -> int:
-    last = is_last(grad, out)
-    return alignment(last, grad.shape[1] // groups if last else grad.shape[3], grad, out)
+def _map_alignment(x: Tensor, groups: int) -> int:
+    last = is_last(x)
+    return alignment(last, x.shape[1] // groups if last else x.shape[3], x)
 
 
 def _landing_launch(
@@ -791,8 +807,10 @@ def _gather_launch(
     channels //= groups
     bfloat16 = grad.dtype == torch.bfloat16
     constants = {
-        "LAST": is_last(grad, out),
-        "ALIGN": _gather_alignment(grad, out, groups),
+        "LAST": is_last(grad),
+        "ALIGN": _map_alignment(grad, groups),
+        "OUT_LAST": is_last(out),
+        "ALIGN_OUT": _map_alignment(out, groups),
         "WIDE": is_wide(grad, out),
         "PRECISION": "tf32x3" if grad.dtype == torch.float32 else "ieee",
         "SPLIT": bfloat16,
@@ -802,7 +820,7 @@ def _gather_launch(
     return Launch(
         partial(_of_tiles, planes, h, w, channels),
         [channels, groups, h, w, height, width, *grad.stride(), *out.stride(), rows, columns],
-        [_gather_size(grad, out, groups)],
+        [_gather_size(grad, groups)],
         constants,
     )
 

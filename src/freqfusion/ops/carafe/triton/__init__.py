@@ -90,9 +90,16 @@ def explain(x: Tensor, kernels: Tensor, groups: int, reflect: bool, normalize: b
     return f"forward: {forward}; gradient in x: {in_x}; in kernels: {in_kernels}"
 
 
-def carafe(x: Tensor, kernels: Tensor, kernel_size: int, groups: int, reflect: bool) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.torch.carafe`."""
-    return _forward(x, kernels, None, Call(kernel_size, groups, reflect))
+def carafe(
+    x: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    groups: int,
+    reflect: bool,
+    memory: torch.memory_format | None = None,
+) -> Tensor:
+    """As :func:`freqfusion.ops.carafe.torch.carafe`; in the layout ``memory`` or that of ``x``."""
+    return _forward(x, kernels, None, Call(kernel_size, groups, reflect), memory or layout(x))
 
 
 def carafe_from_logits(
@@ -117,7 +124,7 @@ def carafe_from_logits(
             logits = logits.contiguous(memory_format=layout(logits))
             kept = torch.empty_like(logits)
     call = Call(kernel_size, groups, reflect, True, gain, kept is not None)
-    out = _forward(x, logits, window, call, plus, kept)
+    out = _forward(x, logits, window, call, layout(x if plus is None else plus), plus, kept)
     return out, logits.new_empty(0) if kept is None else kept
 
 
@@ -126,16 +133,16 @@ def _forward(
     kernels: Tensor,
     window: Tensor | None,
     call: Call,
+    memory: torch.memory_format,
     plus: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """The reassembly in the layout of ``plus``, of whose strides the result is, or of ``x``.
+    """The reassembly in the layout ``memory``, which is that of ``plus``.
 
     ``kept``, of the strides of ``kernels``, receives the normalised ones.
     """
     fine = kernels.shape[2], kernels.shape[3]
-    memory_format = layout(x if plus is None else plus)
-    out = torch.empty((*x.shape[:2], *fine), dtype=x.dtype, device=x.device, memory_format=memory_format)
+    out = torch.empty((*x.shape[:2], *fine), dtype=x.dtype, device=x.device, memory_format=memory)
     if x.numel() == 0 or kernels.numel() == 0:
         return out
     chosen = for_forward(x, fine, call.kernel_size, call.groups, call.reflect, call.normalize).kernels
@@ -154,19 +161,23 @@ def carafe_backward_x(
     groups: int,
     reflect: bool,
     gain: int = 0,
+    memory: torch.memory_format | None = None,
 ) -> Tensor:
-    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`; of the high-pass difference with a ``gain``."""
-    h, w = size
+    """As :func:`freqfusion.ops.carafe.torch.carafe_backward_x`; of the high-pass difference with a ``gain``.
+
+    It is in the layout ``memory`` or that of ``grad``.
+    """
+    (h, w), memory = size, memory or layout(grad)
     if grad.numel() == 0:
-        return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=layout(grad))
+        return grad.new_zeros(*grad.shape[:2], h, w).contiguous(memory_format=memory)
     chosen = for_gradient_in_x(grad, (h, w), kernel_size).kernels
     if chosen is not sums:
         kernels = small(kernels)
     margin = kernel_size // 2 if reflect else 0
-    out = padded_gradient(grad, h, w, margin)
+    out = padded_gradient(grad, h, w, margin, memory)
     kernel, prepare = chosen.IN_X
     launch(kernel, (kernels, grad, out), prepare, Call(kernel_size, groups, reflect, gain=gain), margin)
-    return folded(out, grad, margin)
+    return folded(out, grad, margin, memory)
 
 
 def carafe_backward_kernels(
@@ -217,11 +228,11 @@ def _backward_kernels(
 def carafe_backward(
     x: Tensor, kernels: Tensor, grad: Tensor, kernel_size: int, groups: int, reflect: bool
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of :func:`carafe` in ``x`` and ``kernels``, of the dtypes of ``grad`` and ``kernels``."""
+    """Derivatives of :func:`carafe` in ``x`` and ``kernels``, as these lie; of the dtypes of ``grad`` and these."""
     if grad.numel() and _is_resident(x, grad, kernel_size):
         return bands.backward_both(x, kernels, None, grad, Call(kernel_size, groups, reflect))
     return (
-        carafe_backward_x(kernels, grad, x.shape[2:], kernel_size, groups, reflect),
+        carafe_backward_x(kernels, grad, x.shape[2:], kernel_size, groups, reflect, memory=layout(x)),
         carafe_backward_kernels(x, grad, kernel_size, groups, reflect, kernels.dtype, layout(kernels)),
     )
 
@@ -237,8 +248,9 @@ def carafe_from_logits_backward(
     reflect: bool,
     gain: int,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of :func:`carafe_from_logits` in ``x`` and ``logits``, of the dtypes of ``grad`` and ``logits``.
+    """Derivatives of :func:`carafe_from_logits` in ``x`` and ``logits``.
 
+    They are of the layouts of these, and of the dtypes of ``grad`` and ``logits``.
     ``more`` is a gradient in the kernels that were kept.
     """
     memory = layout(logits)
@@ -253,7 +265,8 @@ def carafe_from_logits_backward(
         _backward_kernels(x, grad, logits, window, grad_logits, applied, call, more)
     else:
         grad_logits.zero_()
-    return carafe_backward_x(applied, grad, x.shape[2:], kernel_size, groups, reflect, gain), grad_logits
+    rest = (kernel_size, groups, reflect, gain)
+    return carafe_backward_x(applied, grad, x.shape[2:], *rest, layout(x)), grad_logits
 
 
 _CASES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int], int, int | None, bool]] = {

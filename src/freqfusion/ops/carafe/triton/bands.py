@@ -894,7 +894,7 @@ def _kernels_launch(
     return Launch(
         partial(sizes.tiles, x.shape[0]),
         [*numbers, int(call.more), *x_map.strides, *g_map.strides, *k_map.strides, *o_map.strides],
-        _kernels_choices(sizes, x_map.last and g_map.last, wide, _has_wgmma(x)),
+        _kernels_choices(sizes, g_map.last, wide, _has_wgmma(x)),
         constants,
     )
 
@@ -940,9 +940,9 @@ def backward_both(
     call: Call,
     more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in ``x`` and in the kernels or logits, of their dtypes, at equal sizes in half precision."""
+    """Gradients in ``x`` and in the kernels or logits, as they lie and of their dtypes, in half precision."""
     margin = call.kernel_size // 2 if call.reflect else 0
-    out = padded_gradient(grad, x.shape[2], x.shape[3], margin)
+    out = padded_gradient(grad, x.shape[2], x.shape[3], margin, layout(x))
     raw = torch.empty(
         kernels.shape,
         dtype=torch.float32 if call.normalize else kernels.dtype,
@@ -957,7 +957,7 @@ def backward_both(
         raw += more
     if call.normalize:
         raw = normalize_kernels_backward(kernels, window, raw, call.kernel_size**2)
-    return folded(out, grad, margin), raw
+    return folded(out, grad, margin, layout(x)), raw
 
 
 def _both_launch(

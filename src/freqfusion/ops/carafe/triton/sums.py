@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqfusion.ops._checks import is_channels_last, layout
+from freqfusion.ops._checks import is_channels_last
 from freqfusion.ops._triton import INTERPRETED
 from freqfusion.ops._triton.launch import Configuration, Launch, capability
 from freqfusion.ops._triton.maps import Dense, dense
@@ -440,21 +440,21 @@ def small(kernels: Tensor) -> Tensor:
     return kernels if dense(kernels) else kernels.contiguous()
 
 
-def padded_gradient(grad: Tensor, h: int, w: int, margin: int) -> Tensor:
+def padded_gradient(grad: Tensor, h: int, w: int, margin: int, memory: torch.memory_format) -> Tensor:
     """An empty map for the gradient in ``x`` and a ``margin`` around it, float32 if there is one."""
     return torch.empty(
         (*grad.shape[:2], h + 2 * margin, w + 2 * margin),
         dtype=torch.float32 if margin else grad.dtype,
         device=grad.device,
-        memory_format=layout(grad),
+        memory_format=memory,
     )
 
 
-def folded(out: Tensor, grad: Tensor, margin: int) -> Tensor:
+def folded(out: Tensor, grad: Tensor, margin: int, memory: torch.memory_format) -> Tensor:
     """:func:`padded_gradient` as the gradient of ``x`` alone."""
     if not margin:
         return out
-    return fold_padding(out, margin, True).to(grad.dtype).contiguous(memory_format=layout(grad))
+    return fold_padding(out, margin, True).to(grad.dtype).contiguous(memory_format=memory)
 
 
 def _choices(x: Tensor, channels: int) -> list[Configuration]:
