@@ -330,7 +330,8 @@ class FreqFusion(Fusion):
         known: list[Sums] | None = [] if self.dysampler is not None and self.dysampler.takes_sums else None
         compressed_hr, compressed_lr, lowpass, highpass_logits = self._predict(hr_feat, lr_feat, known)
         fused_lr = lr_feat if self.semi_conv else self._interpolate(lr_feat, size)
-        if self._reads_innermost(lr_feat, size):
+        innermost = self._reads_innermost(lr_feat, size)
+        if innermost:
             rest = (self.lowpass_kernel, self.up_group, self.padding_mode)
             fused_lr = carafe_channels_last(fused_lr, lowpass, *rest)
         else:
@@ -339,7 +340,7 @@ class FreqFusion(Fusion):
         if highpass_logits is not None:
             fused_hr = self._sharpen(hr_feat, highpass_logits, self.hr_residual)
         if self.dysampler is not None:
-            last = is_channels_last(lr_feat)
+            last = is_channels_last(lr_feat) if innermost else None
             fused_lr = self.dysampler(compressed_hr, compressed_lr, fused_lr, known or (), last)
         return FusedFeatures(lowpass, fused_hr, fused_lr)
 
@@ -348,9 +349,10 @@ class FreqFusion(Fusion):
 
         The kernel that reads four pixels for each of the result then reads them whole, and writes rows.
         """
-        doubles = size[0] == 2 * lr_feat.shape[2] and size[1] == 2 * lr_feat.shape[3]
         moves = self.dysampler is not None and self.dysampler.direct_scale is not None
-        return moves and doubles and lr_feat.dtype in _nhwc.HALF and _nhwc.wanted(lr_feat)
+        if not moves or lr_feat.dtype not in _nhwc.HALF or not _nhwc.wanted(lr_feat):
+            return False
+        return size[0] == 2 * lr_feat.shape[2] and size[1] == 2 * lr_feat.shape[3]
 
     def predict(self, hr_feat: Tensor, lr_feat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What the maps are fused by: both compressed maps (the fine one sharpened), kernels and high-pass logits.

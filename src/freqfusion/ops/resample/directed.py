@@ -152,13 +152,7 @@ def directed_resample(
                 f"{name} must have {channels} channels for {groups} groups, got {predicted.shape[1]}"
             )
     if choose("directed_resample", None, x, fine, coarse) == "triton":
-        return _directed(
-            x,
-            fine,
-            coarse,
-            groups,
-            unit_size,
-            is_channels_last(x) if channels_last is None else channels_last,
-        )
+        last = is_channels_last(x) if channels_last is None else channels_last
+        return _directed(x, fine, coarse, groups, unit_size, last)
     out = resample(x, directed_offsets(fine, coarse), groups, unit_size)
     return out if channels_last is None else out.contiguous(memory_format=_format(channels_last))
