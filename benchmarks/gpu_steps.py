@@ -17,7 +17,9 @@ from torch import Tensor
 
 from freqfusion import FreqFusion
 from freqfusion.ops import carafe, local_similarity, normalize_kernels, resample, use_backend
+from freqfusion.ops._checks import is_channels_last
 from freqfusion.ops.carafe.logits import add_low_pass, carafe_from_logits
+from freqfusion.ops.carafe.op import carafe_channels_last
 from freqfusion.ops.normalized_similarity.op import normalized_similarity
 from freqfusion.ops.resample.directed import directed_resample
 
@@ -67,6 +69,15 @@ OPERATORS = {
     "directed resample": (
         lambda x, fine, coarse: directed_resample(x, fine, coarse, 2, (HEIGHT, WIDTH)),
         (16, 2 * HEIGHT, 2 * WIDTH),
+        (8, 2 * HEIGHT, 2 * WIDTH),
+        (32, HEIGHT, WIDTH),
+    ),
+    "carafe k5 and directed resample, channels innermost between": (
+        lambda x, k, fine, coarse: directed_resample(
+            carafe_channels_last(x, k, 5), fine, coarse, 2, (HEIGHT, WIDTH), is_channels_last(x)
+        ),
+        (16, HEIGHT, WIDTH),
+        (25, 2 * HEIGHT, 2 * WIDTH),
         (8, 2 * HEIGHT, 2 * WIDTH),
         (32, HEIGHT, WIDTH),
     ),

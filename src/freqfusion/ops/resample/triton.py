@@ -845,6 +845,9 @@ def cases() -> Iterator[Case]:
             )
             resample(x, fine, groups, 100, 168, coarse)
             directed_backward(x, fine, coarse, grad, groups, 100, 168)
+            other = torch.channels_last if order == torch.contiguous_format else torch.contiguous_format
+            out = resample(x, fine, groups, 100, 168, coarse, other)
+            directed_backward(x, fine, coarse, out, groups, 100, 168)
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for order in (torch.contiguous_format, torch.channels_last):

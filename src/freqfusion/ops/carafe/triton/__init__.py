@@ -317,6 +317,12 @@ def _run(
     rest = (kernel_size, groups, reflect)
     if gain is None:
         carafe_backward(x, kernels, grad, *rest) if backward else carafe(x, kernels, *rest)
+        if memory == torch.contiguous_format and dtype != torch.float32:
+            kernels, grad = (y.contiguous(memory_format=torch.channels_last) for y in (kernels, grad))
+            if backward:
+                carafe_backward(x, kernels, grad, *rest)
+            else:
+                carafe(x, kernels, *rest, torch.channels_last)
     elif backward:
         carafe_from_logits_backward(x, kernels, window, grad, more, *rest, gain)
     else:
